@@ -1,0 +1,175 @@
+"""The settings: edit the block below, or override any of them for one run, under its own name, in every script:
+
+    python train.py --upscale_factor 2 --kernel_sizes 9 5 5
+"""
+import argparse
+import ast
+import difflib
+import os
+import re
+import sys
+import types
+from pathlib import Path
+
+# ---------------------------------------------------------------- the block to edit (None: the recipe's own value)
+upscale_factor: int = 3  # how many times larger the output is: 2, 3, 4, ...
+mode: str = "train"  # what this file is set up for: "train" or "valid"
+resume: str = ""  # train: last.pth of a run to go on with, or any weights to start from
+exp_name: str = ""  # name of the run and its folder in results_dir; empty: from network and scale
+kernel_sizes: tuple[int, ...] = (9, 1, 5)  # the network: 9 1 5, 9 3 5 or 9 5 5
+channels: int = 1  # 1: luminance (Y), 3: RGB
+recipe: str = "fast"  # "fast", or "paper": the authors' training op for op
+train_set: str = "T91"  # "T91", "sample" (photographs that come with scikit-image) or a folder of images
+test_sets: tuple[str, ...] = ("Set5", "Set14")  # "Set5", "Set14", "sample" or folders of images
+model_path: str = ""  # valid, upscale, convert: weights of any known kind; empty: those that ship for this scale
+data_dir: str = "data"  # images, and the tensors that prepare_dataset.py makes of them
+results_dir: str = "results"  # where runs write
+source: str = ""  # prepare: local folder or archive with T91, Set5 and Set14, instead of the download
+protocol: str = "auto"  # valid: "y" (the paper's), "rgb" (MMagic's) or "auto" (by the network's channels)
+batch_size: int = None  # train: crops per step, over all processes
+steps: int = None  # train: optimizer steps
+learning_rate: float = None  # train: peak of the cosine schedule (fast), or of layers 1 and 2 (paper)
+crop_size: int = None  # train: side of the crops in pixels
+shrink: tuple[float, ...] = None  # train: also crops from the training images shrunk by these factors
+holdout: int = None  # train: training images held out to pick best.pth; 0: best.pth is the last
+select_by: str = "holdout"  # train: what picks best.pth: "holdout", or one of test_sets
+print_frequency: int = 100  # train: steps between updates of the progress bar
+valid_frequency: int = 1000  # train: steps between validations; each also saves last.pth
+precision: str = "auto"  # "fp32", "bf16" or "auto" (training, fast recipe: bf16 where the device is quick at it)
+device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", ...
+compile: bool = False  # train: torch.compile the network
+max_device_gb: float = 4.0  # train: a larger training set is streamed from disk instead of kept on the device
+num_workers: int = 2  # train: processes that make batches of a streamed set
+seed: int = 0  # decides initial weights and batches
+layout: str = "ours"  # convert: "ours", "lornatang", "plain" or "onnx"
+output: str = ""  # upscale: folder or file to write; convert: file to write
+overwrite: bool = False  # upscale, convert: replace files that exist
+compare: bool = False  # upscale: also write bicubic | SRCNN side by side
+# ----------------------------------------------------------------------------------------------- end of the block
+
+RECIPES = {
+    "fast": dict(batch_size=64, steps=12_000, learning_rate=3e-3, crop_size=48, shrink=(0.9, 0.8, 0.7, 0.6), holdout=5),
+    # The authors' Caffe solver and generate_train.m; 8e8 sub-images would be 6,250,000 steps
+    "paper": dict(batch_size=128, steps=1_000_000, learning_rate=1e-4, crop_size=33, shrink=(), holdout=0),
+}
+CHOICES = {"mode": ("train", "valid"), "recipe": tuple(RECIPES), "protocol": ("auto", "y", "rgb"), "channels": (1, 3),
+           "precision": ("auto", "fp32", "bf16"), "layout": ("ours", "lornatang", "plain", "onnx")}
+SMALLEST = {"upscale_factor": 2, "batch_size": 1, "steps": 1, "learning_rate": 0, "crop_size": 17, "holdout": 0,
+            "print_frequency": 1, "valid_frequency": 1, "max_device_gb": 0, "num_workers": 0, "seed": 0}
+_TYPES = dict(sys.modules[__name__].__annotations__)
+
+
+def load(mode=None, argv=None, positional=None) -> types.SimpleNamespace:
+    """The block's settings with the command line's on top, checked, and what follows from them.
+
+    Args:
+        mode: the script's own mode, "train" or "valid"; None: it has none.
+        argv: the command line without the program's name; None: this process's.
+        positional: name under which to return arguments that are no settings; None: there are none.
+
+    Returns a namespace of all settings plus ``exp_dir`` (results_dir/exp_name).
+    Raises ValueError, one line, for an unknown name, a wrong type or an impossible value.
+    """
+    parser = _Parser(prog=Path(sys.argv[0]).name, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter,
+                     description="Settings and their defaults, as in config.py:")
+    values, comments = globals(), _comments()
+    for name, kind in _TYPES.items():
+        default = values[name]
+        if name in RECIPES["fast"] and default is None:
+            shown = ", ".join(f"{recipe}: {preset[name]}" for recipe, preset in RECIPES.items())
+        else:
+            shown = repr(default)
+        how = {"nargs": "*"} if _is_tuple(kind) else {"nargs": "?", "const": "true"} if kind is bool else {}
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar=_label(kind),
+                            help=f"{comments.get(name, '')} [{shown}]".replace("%", "%%"), **how)
+    if positional:
+        parser.add_argument(positional, nargs="*", help="files, folders or patterns")
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        name = unknown[0].split("=")[0]
+        close = difflib.get_close_matches(name.lstrip("-"), _TYPES, 1)
+        raise ValueError(f"unknown setting {name}" + (f": did you mean --{close[0]}?" if close else ": see --help"))
+    settings = types.SimpleNamespace()
+    for name, kind in _TYPES.items():
+        text = getattr(given, name, None)
+        setattr(settings, name, values[name] if text is None else _parse(name, kind, text))
+    if positional:
+        setattr(settings, positional, getattr(given, positional))
+    return _complete(settings, mode)
+
+
+def run(main, mode=None, positional=None):
+    """Call ``main(settings)`` as a script: an error the user can mend ends it with one line and status 1."""
+    try:
+        main(load(mode, positional=positional))
+    except (ValueError, OSError) as error:
+        sys.exit("error: " + " ".join(str(error).split()))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _complete(settings, mode):
+    """Check the values, and fill in what is derived from them."""
+    for name, kind in _TYPES.items():
+        value = getattr(settings, name)
+        if value is not None and not _fits(value, kind):
+            raise ValueError(f"{name}={value!r}: expected {_label(kind)}")
+        if name in CHOICES and value not in CHOICES[name]:
+            raise ValueError(f"{name}={value!r}: one of {', '.join(map(str, CHOICES[name]))}")
+        if value is not None and name in SMALLEST and value < SMALLEST[name]:
+            raise ValueError(f"{name}={value}: must be at least {SMALLEST[name]}")
+    if len(settings.kernel_sizes) != 3 or any(k < 1 or k % 2 == 0 for k in settings.kernel_sizes):
+        raise ValueError(f"kernel_sizes={settings.kernel_sizes}: give three odd sizes, for example 9 1 5")
+    for name, value in RECIPES[settings.recipe].items():
+        if getattr(settings, name) is None:
+            setattr(settings, name, value)
+    if any(not 0 < s < 1 for s in settings.shrink):
+        raise ValueError(f"shrink={settings.shrink}: factors between 0 and 1")
+    if mode and settings.mode != mode and os.environ.get("RANK", "0") == "0":
+        print(f'config.py has mode="{settings.mode}"; this script goes on with mode="{mode}"')
+    settings.mode = mode or settings.mode
+    if not settings.exp_name:
+        settings.exp_name = f"srcnn_{'-'.join(map(str, settings.kernel_sizes))}_x{settings.upscale_factor}"
+        settings.exp_name += "_rgb" * (settings.channels == 3) + "_paper" * (settings.recipe == "paper")
+    settings.exp_dir = str(Path(settings.results_dir) / settings.exp_name)
+    return settings
+
+
+def _comments() -> dict:
+    """The one-line comments behind the settings above, which --help shows."""
+    source = Path(__file__).read_text(encoding="utf-8")
+    return dict(re.findall(r"^(\w+): .* = .*?  # (.*)$", source, re.MULTILINE))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise ValueError(f"{message}; see --help")
+
+
+def _is_tuple(kind) -> bool:
+    return getattr(kind, "__origin__", None) is tuple
+
+
+def _label(kind) -> str:
+    return f"{kind.__args__[0].__name__}s" if _is_tuple(kind) else kind.__name__
+
+
+def _fits(value, kind) -> bool:
+    if _is_tuple(kind):
+        return isinstance(value, (tuple, list)) and all(_fits(v, kind.__args__[0]) for v in value)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(value) is kind
+
+
+def _parse(name, kind, text):
+    """A command-line word (or words) as the setting's type."""
+    if _is_tuple(kind):
+        return tuple(_parse(name, kind.__args__[0], word) for word in text)
+    try:
+        if kind is bool:
+            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+        return text if kind is str else kind(ast.literal_eval(text)) if kind is float else int(text.replace("_", ""))
+    except (ValueError, KeyError, SyntaxError, TypeError):
+        raise ValueError(f"{name}={text!r}: expected {_label(kind)}") from None

@@ -1,0 +1,51 @@
+"""SRCNN (Dong, Loy, He, Tang, arXiv 1501.00092): the network, its weights, and fast inference with it."""
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PADDING_MODES = ("replicate", "zeros", "valid")
+
+
+class SRCNN(nn.Module):
+    """Three convolutions f1-f2-f3 with ReLU between (paper section 3.1): patch extraction, non-linear mapping,
+    reconstruction.
+
+    Args:
+        kernel_sizes: odd sizes (f1, f2, f3); the paper's are 9-1-5, 9-3-5 and 9-5-5.
+        channels: 1 for Y, 3 for RGB.
+        widths: filters (n1, n2) of the first two layers.
+        padding_mode: what each convolution sees beyond the border. "replicate": the edge pixel (the authors' test
+            code, and ours); "zeros" (most ports); "valid": nothing, so that the output is smaller by f1 + f2 + f3 - 3
+            (training). It belongs to the weights: those made for one lose up to 7 dB with another.
+
+    Attributes ``upscale_factor`` (0: unknown) and ``interpolation`` ("matlab" or "torch") say for which input the
+    weights were made; `from_pretrained` sets them.
+    """
+
+    def __init__(self, kernel_sizes=(9, 1, 5), channels: int = 1, widths=(64, 32), padding_mode: str = "replicate"):
+        super().__init__()
+        kernel_sizes, widths = tuple(kernel_sizes), tuple(widths)
+        if len(kernel_sizes) != 3 or any(k < 1 or k % 2 == 0 for k in kernel_sizes):
+            raise ValueError(f"kernel_sizes={kernel_sizes}: give three odd sizes, for example 9 1 5")
+        if channels not in (1, 3):
+            raise ValueError(f"channels={channels}: 1 (Y) or 3 (RGB)")
+        if padding_mode not in PADDING_MODES:
+            raise ValueError(f"padding_mode={padding_mode!r}: one of {', '.join(PADDING_MODES)}")
+        self.kernel_sizes, self.channels, self.widths, self.padding_mode = kernel_sizes, channels, widths, padding_mode
+        self.upscale_factor, self.interpolation = 0, "matlab"
+        f1, f2, f3 = kernel_sizes
+        self.features = nn.Sequential(nn.Conv2d(channels, widths[0], f1), nn.ReLU())
+        self.map = nn.Sequential(nn.Conv2d(widths[0], widths[1], f2), nn.ReLU())
+        self.reconstruction = nn.Conv2d(widths[1], channels, f3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N×C×H×W in [0, 1], already upscaled by bicubic, to the same shape (smaller if padding_mode="valid")."""
+        f1, f2, f3 = self.kernel_sizes
+        x = self.features(self._pad(x, f1 // 2))
+        x = self.map(self._pad(x, f2 // 2))
+        return self.reconstruction(self._pad(x, f3 // 2))
+
+    def _pad(self, x: Tensor, size: int) -> Tensor:
+        if self.padding_mode == "valid" or size == 0:
+            return x
+        return F.pad(x, (size, size, size, size), mode="replicate" if self.padding_mode == "replicate" else "constant")
