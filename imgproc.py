@@ -1,0 +1,141 @@
+"""Images: reading and writing, MATLAB's bicubic and colour conversions, crops, PSNR and SSIM.
+
+Arrays are H×W or H×W×C, tensors …×H×W. "Float" images have range [0, 1], uint8 ones [0, 255].
+"""
+import math
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def imresize(image, scale: float):
+    """MATLAB's ``imresize(image, scale, 'bicubic')``: Keys' cubic (a = -0.5), widened by 1 / scale when shrinking
+    (antialiasing), borders mirrored, size ceil(scale × size). Differentiable; computes on the image's device.
+
+    Args:
+        image: array H×W or H×W×C, or tensor …×H×W. float64 and float32 compute as they are, half and bfloat16 in
+            float32; integers in float64, each of the two passes rounded and clipped to their range as MATLAB does.
+        scale: any positive number; ratios of small integers (3, 1/3, 0.9, 1.5) are fastest.
+    Returns:
+        the same kind and type.
+    """
+    if not (scale > 0 and math.isfinite(scale)):
+        raise ValueError(f"scale={scale}: give a positive number")
+    if not isinstance(image, Tensor):
+        image = np.asarray(image)
+        x = torch.from_numpy(np.ascontiguousarray(image if image.ndim == 2 else np.moveaxis(image, 2, 0)))
+        x = imresize(x, scale).numpy()
+        return x if image.ndim == 2 else np.ascontiguousarray(np.moveaxis(x, 0, 2))
+    height, width = image.shape[-2:]
+    if image.numel() == 0:
+        raise ValueError(f"an image of shape {tuple(image.shape)} has no pixels")
+    x = image.reshape(1, -1, height, width)
+    if image.is_floating_point():
+        x = x if image.dtype in (torch.float32, torch.float64) else x.float()
+        x = _resize(x, scale, scale).to(image.dtype)
+    else:
+        limits = torch.iinfo(image.dtype)
+        for scales in ((scale, 1), (1, scale)):
+            x = _resize(x.double(), *scales).add(0.5).floor().clamp(limits.min, limits.max)
+        x = x.to(image.dtype)
+    return x.reshape(*image.shape[:-2], *x.shape[-2:])
+
+
+def _resize(x: Tensor, *scales: float) -> Tensor:
+    """Both axes of 1×C×H×W. torch's antialiased bicubic is MATLAB's but for the borders, so the image is mirrored
+    first and the result cropped; the crop falls on whole pixels if the padding times the scale is whole."""
+    window, ratios = [], [Fraction(scale).limit_denominator(1000) for scale in scales]
+    for axis, scale, ratio in zip((-2, -1), scales, ratios):
+        size, reach = x.shape[axis], math.ceil(2 * max(1, 1 / scale)) + 1
+        if abs(ratio - Fraction(scale)) > 1e-15 * scale:  # no such padding exists: multiply by the weights instead
+            x = (x.transpose(axis, -1) @ _weights(size, scale, x).T).transpose(axis, -1)
+            window.append((1, 0, x.shape[axis]))
+        elif scale == 1:
+            window.append((1, 0, size))
+        else:
+            before = ratio.denominator * math.ceil(reach / ratio.denominator)
+            index = torch.arange(-before, size + 2 * reach, device=x.device)
+            x = x.index_select(axis, _mirror(index, size))
+            window.append((scale, round(before * ratio), math.ceil(scale * size)))
+    (sy, top, height), (sx, left, width) = window
+    if (sy, sx) != (1, 1):
+        x = F.interpolate(x, scale_factor=(float(sy), float(sx)), mode="bicubic", antialias=True,
+                          recompute_scale_factor=False)
+    return x[..., top:top + height, left:left + width]
+
+
+def _mirror(index: Tensor, size: int) -> Tensor:
+    """Positions outside 0 .. size - 1 reflected into it, the edge pixel repeated: … 1 0 | 0 1 2 | 2 1 …"""
+    index = index.remainder(2 * size)
+    return torch.minimum(index, 2 * size - 1 - index)
+
+
+def _weights(size: int, scale: float, like: Tensor) -> Tensor:
+    """MATLAB's resampling weights of one axis as a matrix ceil(scale × size) × size, for any scale."""
+    widen = max(1, 1 / scale)
+    centre = (torch.arange(math.ceil(scale * size), dtype=torch.float64, device=like.device)[:, None] + 0.5) / scale - 0.5
+    index = (centre - 2 * widen).floor().long() + torch.arange(math.ceil(4 * widen) + 2, device=like.device)
+    d = (centre - index).abs() / widen
+    weights = torch.where(d <= 1, (1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2) * (d <= 2)
+    weights = weights / weights.sum(1, keepdim=True)
+    matrix = weights.new_zeros(len(centre), size).scatter_add_(1, _mirror(index, size), weights)
+    return matrix.to(like.dtype)
+
+
+def rgb2y(image: np.ndarray) -> np.ndarray:
+    """Y of MATLAB's ``rgb2ycbcr``: H×W×3 to H×W. uint8 to uint8 16 .. 235 (rounded), float [0, 1] to float."""
+    return rgb2ycbcr(image)[..., 0]
+
+
+# BT.601 as MATLAB has it: for R, G, B in [0, 1], YCbCr in [0, 255] = _YCBCR @ RGB + _OFFSET
+_YCBCR = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]])
+_OFFSET = np.array([16.0, 128.0, 128.0])
+
+
+def rgb2ycbcr(image: np.ndarray) -> np.ndarray:
+    """MATLAB's ``rgb2ycbcr``: H×W×3, uint8 to uint8 (rounded) or float [0, 1] to float of the same type."""
+    ycbcr = _floats(image) @ _YCBCR.T / 255 + _OFFSET / 255
+    return _like(ycbcr, image)
+
+
+def ycbcr2rgb(image: np.ndarray) -> np.ndarray:
+    """MATLAB's ``ycbcr2rgb``, the inverse; the result is clipped to [0, 1] or 0 .. 255."""
+    rgb = (_floats(image) * 255 - _OFFSET) @ np.linalg.inv(_YCBCR).T
+    return _like(rgb.clip(0, 1), image)
+
+
+def _floats(image: np.ndarray) -> np.ndarray:
+    return image.astype(np.float64) / (np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1)
+
+
+def _like(image: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """A float image in [0, 1] in the type of another, rounded (halves up) if that is an integer type."""
+    if other.dtype.kind != "u":
+        return image.astype(other.dtype)
+    peak = np.iinfo(other.dtype).max
+    return np.floor(image * peak + 0.5).clip(0, peak).astype(other.dtype)
+
+
+def modcrop(image, scale: int):
+    """Crop the bottom and right so that height and width are multiples of ``scale``; arrays H×W[×C] or tensors …×H×W.
+    Raises ValueError if nothing would be left."""
+    height, width = image.shape[-2:] if isinstance(image, Tensor) else image.shape[:2]
+    height, width = height - height % scale, width - width % scale
+    if not height or not width:
+        raise ValueError(f"an image of shape {tuple(image.shape)} is too small for a scale of {scale}")
+    return image[..., :height, :width] if isinstance(image, Tensor) else image[:height, :width]
+
+
+def shave(image, border: int):
+    """Cut ``border`` pixels off all four sides; arrays H×W[×C] or tensors …×H×W."""
+    inside = slice(border, -border or None)
+    return image[..., inside, inside] if isinstance(image, Tensor) else image[inside, inside]
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of two uint8 images of one shape, over all pixels and channels."""
+    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
+    return float(10 * np.log10(255 ** 2 / error)) if error else float("inf")
