@@ -34,37 +34,38 @@ def imresize(image, scale: float):
         raise ValueError(f"an image of shape {tuple(image.shape)} has no pixels")
     x = image.reshape(1, -1, height, width)
     if image.is_floating_point():
-        x = x if image.dtype in (torch.float32, torch.float64) else x.float()
-        x = _resize(x, scale, scale).to(image.dtype)
+        # positions are computed in the image's type: in float32 they would drift if 1 / scale is not exact there
+        exact = torch.tensor(1 / scale, dtype=torch.float32).item() == 1 / scale
+        x = _resize(x if image.dtype == torch.float64 else x.float() if exact else x.double(), scale, scale)
     else:
         limits = torch.iinfo(image.dtype)
         for scales in ((scale, 1), (1, scale)):
             x = _resize(x.double(), *scales).add(0.5).floor().clamp(limits.min, limits.max)
-        x = x.to(image.dtype)
-    return x.reshape(*image.shape[:-2], *x.shape[-2:])
+    return x.to(image.dtype).reshape(*image.shape[:-2], *x.shape[-2:])
 
 
 def _resize(x: Tensor, *scales: float) -> Tensor:
-    """Both axes of 1×C×H×W. torch's antialiased bicubic is MATLAB's but for the borders, so the image is mirrored
-    first and the result cropped; the crop falls on whole pixels if the padding times the scale is whole."""
-    window, ratios = [], [Fraction(scale).limit_denominator(1000) for scale in scales]
-    for axis, scale, ratio in zip((-2, -1), scales, ratios):
-        size, reach = x.shape[axis], math.ceil(2 * max(1, 1 / scale)) + 1
-        if abs(ratio - Fraction(scale)) > 1e-15 * scale:  # no such padding exists: multiply by the weights instead
+    """Both axes of 1×C×H×W by scales (sy, sx). torch's antialiased bicubic is MATLAB's but for the borders, so the
+    image is mirrored first and the result cropped: on whole pixels, since the padding is a multiple of the scale's
+    denominator."""
+    window, resample = [], []
+    for axis, scale in zip((-2, -1), scales):
+        size, ratio = x.shape[axis], Fraction(scale).limit_denominator(1000)
+        first = 0
+        if abs(ratio - Fraction(scale)) > 1e-15 * scale:  # no such padding: multiply by the weights instead
             x = (x.transpose(axis, -1) @ _weights(size, scale, x).T).transpose(axis, -1)
-            window.append((1, 0, x.shape[axis]))
-        elif scale == 1:
-            window.append((1, 0, size))
-        else:
+        elif scale != 1:
+            reach = math.ceil(2 * max(1, 1 / scale)) + 1
             before = ratio.denominator * math.ceil(reach / ratio.denominator)
-            index = torch.arange(-before, size + 2 * reach, device=x.device)
-            x = x.index_select(axis, _mirror(index, size))
-            window.append((scale, round(before * ratio), math.ceil(scale * size)))
-    (sy, top, height), (sx, left, width) = window
-    if (sy, sx) != (1, 1):
-        x = F.interpolate(x, scale_factor=(float(sy), float(sx)), mode="bicubic", antialias=True,
-                          recompute_scale_factor=False)
-    return x[..., top:top + height, left:left + width]
+            outside = (torch.arange(-before, 0), torch.arange(size, size + 2 * reach))
+            head, tail = (x.index_select(axis, _mirror(index, size).to(x.device)) for index in outside)
+            x, first = torch.cat((head, x, tail), axis), round(before * ratio)
+            resample.append(axis)
+        window.append(slice(first, first + math.ceil(scale * size)))
+    if resample:
+        factors = tuple(float(scale) if axis in resample else 1.0 for axis, scale in zip((-2, -1), scales))
+        x = F.interpolate(x, scale_factor=factors, mode="bicubic", antialias=True, recompute_scale_factor=False)
+    return x[..., window[0], window[1]]
 
 
 def _mirror(index: Tensor, size: int) -> Tensor:
