@@ -18,24 +18,6 @@ from model import predict
 from upscale import restore, to_array, to_tensor
 
 
-def start_processes(device: str = "auto"):
-    """This process's (rank, number of processes, torch.device), after joining the others if torchrun started it:
-    NCCL on GPUs, one each; Gloo on CPUs. Raises ValueError if there is no such device."""
-    rank, world, local = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        found = torch.device(f"cuda:{local}" if device == "cuda" and world > 1 else device)
-        torch.zeros(1, device=found)
-    except (RuntimeError, AssertionError) as error:  # torch's first line says what is missing
-        raise ValueError(f"device={device!r}: {str(error).splitlines()[0]}") from error
-    if found.type == "cuda":
-        torch.cuda.set_device(found)
-    if world > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if found.type == "cuda" else "gloo")
-    return rank, world, found
-
-
 def evaluate(network, images, upscale_factor: int, protocol: str = "y", with_ssim: bool = True, visit=None) -> dict:
     """Score a network and bicubic on images, each of them shrunk and enlarged again.
 
