@@ -1,0 +1,290 @@
+"""Train SRCNN as config.py says: python train.py [--setting value ...], on one process or several (torchrun).
+
+Needs torch, numpy and tqdm alone once prepare_dataset.py has run.
+"""
+import csv
+import io
+import math
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+import config
+from dataset import DeviceCrops, StreamedCrops, load_images, prepared_folder, split_holdout
+from imgproc import replace_file
+from model import SRCNN, load_checkpoint
+from soap import SOAP
+from validate import evaluate, start_processes
+
+EMA_DECAY = 0.999
+WARMUP_STEPS = 100
+
+
+def main(settings):
+    rank, world, device = start_processes(settings.device)
+    torch.manual_seed(settings.seed)
+    paper = settings.recipe == "paper"
+    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and not paper and quick_bf16(device))
+    if device.type == "cuda" and not paper:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+
+    checkpoint = load_checkpoint(settings.resume) if settings.resume else None
+    network, average = build(settings, checkpoint, device)
+    training = checkpoint["training"] if checkpoint else None
+    crops, holdout = training_set(settings, rank, world, device)
+    test_sets = {} if rank else {Path(n).name: s for n in settings.test_sets if (s := test_set(settings, n))}
+    if settings.select_by != "holdout" and settings.select_by not in test_sets and not rank:
+        raise ValueError(f"select_by={settings.select_by!r}: not a prepared test set; run prepare_dataset.py or use holdout")
+
+    optimizer = make_optimizer(network, settings)
+    start, best, seconds, history = 0, -math.inf, 0.0, []
+    if training:
+        start, best, seconds, history = (training[k] for k in ("step", "best", "seconds", "history"))
+        network.load_state_dict(training["network"])
+        optimizer.load_state_dict(training["optimizer"])
+    folder = Path(settings.exp_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    board = tensorboard(folder) if not rank else None
+
+    wrapped = DistributedDataParallel(network, [device] if device.type == "cuda" else None) if world > 1 else network
+    wrapped = torch.compile(wrapped) if settings.compile else wrapped
+    border = sum(settings.kernel_sizes) - 3
+    batches = crops if isinstance(crops, DeviceCrops) else iter(DataLoader(
+        crops, batch_size=None, sampler=range(start, settings.steps), num_workers=settings.num_workers,
+        pin_memory=device.type == "cuda", persistent_workers=False))
+    if not rank:
+        print(f"{settings.exp_name}: {sum(p.numel() for p in network.parameters()):,} parameters, recipe "
+              f"{settings.recipe}, {crops.count:,} {'sub-images' if paper else 'crop positions'}, "
+              f"{len(holdout)} images held out, {'bf16' if bf16 else 'fp32'} on {device}")
+
+    def validate_and_save(step, loss):
+        nonlocal best
+        if not all(p.isfinite().all() for p in network.parameters()):
+            raise ValueError(f"step {step}: a weight is not finite; lower learning_rate. {folder / 'last.pth'} is kept")
+        if rank:
+            return
+        row = {"step": step, "samples": step * settings.batch_size, "seconds": round(seconds, 2),
+               "learning_rate": rate_at(step - 1, settings), "loss": loss}
+        for name, images in {"holdout": holdout, **test_sets}.items():
+            if images:
+                scores = evaluate(average, images, settings.upscale_factor, with_ssim=False)
+                row[f"psnr_{name}"] = scores["srcnn"]["psnr"]
+        history[:] = [r for r in history if r["step"] < step] + [row]
+        score = row.get(f"psnr_{settings.select_by}", step)
+        improved, best = score >= best, max(best, score)
+        facts = {"train_set": Path(settings.train_set).name, "step": step, "seconds": seconds,
+                 **{k: v for k, v in row.items() if k.startswith("psnr_")},
+                 "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(settings).items()}}
+        content = {"format": "srcnn-pytorch", "kernel_sizes": list(average.kernel_sizes), "channels": average.channels,
+                   "widths": list(average.widths), "padding_mode": average.padding_mode, "interpolation": "matlab",
+                   "upscale_factor": settings.upscale_factor, "facts": facts,
+                   "state_dict": {k: v.cpu().contiguous().clone() for k, v in average.state_dict().items()}}
+        if improved:
+            save(content, folder / "best.pth")
+        content["training"] = {"step": step, "best": best, "seconds": seconds, "history": history,
+                               "network": network.state_dict(), "optimizer": optimizer.state_dict()}
+        save(content, folder / "last.pth")
+        write_csv(history, folder / "metrics.csv")
+        for key, value in row.items() if board else ():
+            board.add_scalar(key, value, step)
+        bar.set_postfix({k[5:]: f"{v:.2f}" for k, v in row.items() if k.startswith("psnr_")})
+        bar.clear()
+
+    stop = stop_signals()
+    bar = tqdm(total=settings.steps, initial=start, unit="step", disable=bool(rank), dynamic_ncols=True, mininterval=1)
+    loss_sum, bad_step = torch.zeros((), device=device), torch.full((), math.inf, device=device)
+    counted, printed, began, before = 0, start, time.perf_counter(), seconds
+    for step in range(start, settings.steps):
+        lr, hr = crops[step] if batches is crops else (t.to(device, non_blocking=True) for t in next(batches))
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(step, settings) * group.get("factor", 1)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            sr = wrapped(lr.contiguous(memory_format=torch.channels_last))
+        target = hr[..., border // 2:-(border // 2), border // 2:-(border // 2)]
+        loss = (sr.float() - target).square().sum() / (2 * len(sr)) if paper else nn.functional.mse_loss(sr.float(), target)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        decay = 0 if paper else min(EMA_DECAY, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+        # No .item() here: it would make a GPU wait for every step
+        loss_sum += loss.detach()
+        bad_step = torch.where(loss.detach().isfinite(), bad_step, bad_step.clamp(max=step + 1))
+        counted += 1
+
+        done, due = step + 1, (step + 1) % settings.valid_frequency == 0 or step + 1 == settings.steps
+        look = due or done % settings.print_frequency == 0
+        if look or (world == 1 and stop):
+            mean, first_bad, stopping = reduce_over_ranks(loss_sum / counted, bad_step, bool(stop), world)
+            if math.isfinite(first_bad):
+                raise ValueError(f"loss is not finite at step {int(first_bad)}; lower learning_rate (now "
+                                 f"{settings.learning_rate}). {folder / 'last.pth'} is as it was")
+            bar.update(done - printed)
+            bar.set_description(f"loss {mean:.3g}", refresh=False)
+            printed = done
+            if due or stopping:
+                seconds = before + time.perf_counter() - began
+                validate_and_save(done, mean)
+                loss_sum, counted = torch.zeros_like(loss_sum), 0
+            if stopping and done < settings.steps:
+                bar.close()
+                if not rank:
+                    print(f"stopped at step {done}; go on with: python train.py --resume {folder / 'last.pth'} "
+                          "and the same settings")
+                raise SystemExit(128 + stop[0] if stop else 1)
+    bar.close()
+    if not rank and history:
+        print(f"{folder / 'best.pth'}: " + ", ".join(f"{k[5:]} {v:.2f} dB" for k, v in history[-1].items()
+                                                     if k.startswith("psnr_")) + f" after {seconds:.0f} s")
+    if world > 1:
+        distributed.destroy_process_group()
+
+
+def build(settings, checkpoint, device):
+    """The network that is trained, on unpadded convolutions, and the average of its weights that is kept."""
+    if checkpoint:
+        for name, found in (("kernel_sizes", tuple(checkpoint["kernel_sizes"])), ("channels", checkpoint["channels"])):
+            if found != getattr(settings, name):
+                raise ValueError(f"{settings.resume}: has {name}={found}, config asks for {getattr(settings, name)}; "
+                                 f"set {name} or give another checkpoint")
+        if checkpoint["training"] and checkpoint["upscale_factor"] != settings.upscale_factor:
+            raise ValueError(f"{settings.resume}: a run at x{checkpoint['upscale_factor']}, config asks for "
+                             f"x{settings.upscale_factor}; to start from its weights give its best.pth")
+    options = dict(kernel_sizes=settings.kernel_sizes, channels=settings.channels,
+                   widths=checkpoint["widths"] if checkpoint else (64, 32))
+    average = SRCNN(**options, padding_mode=checkpoint["padding_mode"] if checkpoint else "replicate").to(device)
+    average.upscale_factor = settings.upscale_factor
+    if checkpoint:
+        average.load_state_dict(checkpoint["state_dict"])
+    else:
+        initialize(average, settings.recipe)
+    network = SRCNN(**options, padding_mode="valid").to(device, memory_format=torch.channels_last)
+    network.load_state_dict(average.state_dict())
+    return network, average.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def initialize(network, recipe):
+    """paper: Gaussian of deviation 0.001, zero biases (section 3.3). fast: small random filters, and in each layer
+    the first `channels` filters pass the input through, so that training starts at bicubic instead of at black."""
+    layers = network.features[0], network.map[0], network.reconstruction
+    for layer in layers:
+        nn.init.zeros_(layer.bias)
+        if recipe == "paper":
+            nn.init.normal_(layer.weight, std=0.001)
+        else:
+            nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+            layer.weight *= 0.5
+    if recipe != "paper":
+        network.reconstruction.weight.zero_()
+        for layer in layers:
+            for channel in range(network.channels):
+                layer.weight[channel] = 0
+                layer.weight[channel, channel, layer.kernel_size[0] // 2, layer.kernel_size[1] // 2] = 1
+
+
+def make_optimizer(network, settings):
+    if settings.recipe == "fast":
+        return SOAP(network.parameters())
+    weights = [network.features[0].weight, network.map[0].weight]
+    others = [network.reconstruction.weight] + [layer.bias for layer in
+                                                (network.features[0], network.map[0], network.reconstruction)]
+    # The authors' solver: momentum 0.9, a tenth of the rate for the last layer and for every bias (section 3.3)
+    return torch.optim.SGD([{"params": weights, "factor": 1.0}, {"params": others, "factor": 0.1}],
+                           lr=settings.learning_rate, momentum=0.9)
+
+
+def rate_at(step, settings) -> float:
+    """Constant (paper), or a cosine from learning_rate to zero after a short warm-up (fast)."""
+    if settings.recipe == "paper":
+        return settings.learning_rate
+    warmup = min(1, (step + 1) / WARMUP_STEPS)
+    return settings.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+
+
+def training_set(settings, rank, world, device):
+    """This process's crops, and the (name, image) pairs that are held out to choose by."""
+    folder = prepared_folder(settings.data_dir, settings.train_set, settings.channels)
+    names, images = load_images(folder, mmap=True)
+    kept, held = split_holdout(len(images), settings.holdout)
+    holdout, images = [(names[i], images[i]) for i in held], [images[i] for i in kept]
+    common = dict(upscale_factor=settings.upscale_factor, batch_size=settings.batch_size, crop_size=settings.crop_size,
+                  quantize=settings.channels == 3, seed=settings.seed, rank=rank, world=world)
+    # hr is one byte a value, lr four; the working copies of one image come on top
+    bytes_needed = 5 * sum(i.numel() for i in images) * (1 + sum(s * s for s in settings.shrink))
+    if bytes_needed <= settings.max_device_gb * 2**30:
+        stride = 14 if settings.recipe == "paper" else 1
+        return DeviceCrops(images, device=device, shrink=settings.shrink, stride=stride, **common), holdout
+    return StreamedCrops(images, stride=14 if settings.recipe == "paper" else 1, **common), holdout
+
+
+def test_set(settings, name):
+    """(name, image) pairs of a prepared test set; None if it is not prepared, as on a machine for training alone."""
+    try:
+        return list(zip(*load_images(prepared_folder(settings.data_dir, name, settings.channels, "test"), mmap=True)))
+    except FileNotFoundError:
+        return None
+
+
+def quick_bf16(device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return "avx512_bf16" in torch.backends.cpu.get_cpu_capability().lower() or torch.cpu._is_avx512_bf16_supported()
+
+
+def reduce_over_ranks(loss, bad_step, stopping, world):
+    """Mean loss, first bad step and whether to stop, over all processes, as numbers."""
+    values = torch.stack([loss, -bad_step, torch.full_like(loss, stopping)])
+    if world > 1:
+        distributed.all_reduce(values[1:], distributed.ReduceOp.MAX)
+        distributed.all_reduce(values[:1])
+        values[0] /= world
+    mean, bad, stop = values.tolist()
+    return mean, -bad, bool(stop)
+
+
+def stop_signals() -> list:
+    """A list that receives SIGINT and SIGTERM instead of their ending the process; a second one ends it."""
+    received = []
+
+    def handler(number, frame):
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+    return received
+
+
+def save(content, path):
+    """torch.save by way of memory and a temporary file: a full disk is an OSError and leaves the old file."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with replace_file(path) as temporary:
+        Path(temporary).write_bytes(buffer.getbuffer())
+
+
+def write_csv(rows, path):
+    with replace_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(k for row in rows for k in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def tensorboard(folder):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder))
+
+
+if __name__ == "__main__":
+    config.run(main, "train")
