@@ -79,14 +79,14 @@ class _Crops:
     def __init__(self, sizes, upscale_factor, batch_size, crop_size, stride, seed, rank, world, device):
         self.upscale_factor, self.batch_size, self.crop_size = upscale_factor, batch_size, crop_size
         self.seed, self.rank, self.world, self.device = seed, rank, world, device
+        if not any(min(modcropped(h, w, upscale_factor)) >= crop_size for h, w in sizes):
+            raise ValueError(f"crop_size={crop_size}: no training image is that large; set it smaller")
         self.generator = torch.Generator(device)
         self.sizes = torch.tensor([modcropped(h, w, upscale_factor) for h, w in sizes], device=device)
         grid = ((self.sizes - crop_size).div(stride, rounding_mode="floor") + 1).clamp(min=0)
         self.stride, self.columns = stride, grid[:, 1]
         self.ends = grid.prod(1).cumsum(0)
-        self.count = int(self.ends[-1]) if len(sizes) else 0
-        if not self.count:
-            raise ValueError(f"crop_size={crop_size}: no training image is that large")
+        self.count = int(self.ends[-1])
         self.order = torch.randperm(self.count, generator=self._seeded(0), device=device) if stride > 1 else None
 
     def _seeded(self, step):
@@ -102,7 +102,7 @@ class _Crops:
             generator = self._seeded(step + 1)
             position = torch.randint(self.count, (n,), generator=generator, device=self.device)
             transform = torch.randint(8, (n,), generator=generator, device=self.device)
-        position, transform = position[self.rank::self.world], transform[self.rank::self.world]
+        position, transform = (v[self.rank::self.world].contiguous() for v in (position, transform))
         image = torch.searchsorted(self.ends, position, right=True)
         inside = position - torch.where(image > 0, self.ends[image - 1], 0)
         columns = self.columns[image]
@@ -125,15 +125,15 @@ class DeviceCrops(_Crops):
         hrs, lrs, sizes = [], [], []
         for image in images:
             for factor in (1, *shrink):
-                hr = modcrop(imresize(image[None].to(device).float() / 255, factor).mul(255).round().clamp(0, 255)
-                             if factor != 1 else image[None].to(device).float(), upscale_factor)
-                if min(hr.shape[-2:]) < crop_size:
+                if min(image.shape[-2:]) * factor < crop_size + upscale_factor:
                     continue
+                hr = image[None].to(device).float()
+                hr = modcrop(imresize(hr, factor).round().clamp(0, 255) if factor != 1 else hr, upscale_factor)
                 lr = upsample(downscale(hr / 255, upscale_factor, quantize), upscale_factor)
                 hrs.append(hr.flatten(2)[0].byte())
                 lrs.append(lr.flatten(2)[0])
                 sizes.append(hr.shape[-2:])
-        super().__init__(sizes, upscale_factor, batch_size, crop_size, stride, seed, rank, world, device)
+        super().__init__(sizes or [(0, 0)], upscale_factor, batch_size, crop_size, stride, seed, rank, world, device)
         self.hr, self.lr = torch.cat(hrs, 1), torch.cat(lrs, 1)
         pixels = self.sizes.prod(1)
         self.starts = pixels.cumsum(0) - pixels
@@ -152,9 +152,10 @@ class StreamedCrops(_Crops):
     """A training set too large for the device, for a DataLoader with ``batch_size=None`` and the steps as sampler:
     images are memory-mapped and lr is made from a window around each crop, so memory does not grow with the set."""
 
-    def __init__(self, images, upscale_factor, batch_size, crop_size, quantize=False, seed=0, rank=0, world=1):
+    def __init__(self, images, upscale_factor, batch_size, crop_size, stride=1, quantize=False, seed=0, rank=0, world=1):
         self.images, self.quantize = images, quantize
-        super().__init__([i.shape[-2:] for i in images], upscale_factor, batch_size, crop_size, 1, seed, rank, world, "cpu")
+        sizes = [image.shape[-2:] for image in images]
+        super().__init__(sizes, upscale_factor, batch_size, crop_size, stride, seed, rank, world, "cpu")
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         pairs = [self._crop(*(int(v) for v in crop)) for crop in zip(*self.draw(step))]
