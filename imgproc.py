@@ -2,13 +2,27 @@
 
 Arrays are H×W or H×W×C, tensors …×H×W. "Float" images have range [0, 1], uint8 ones [0, 255].
 """
+import contextlib
+import importlib.util
 import math
+import mmap
+import os
+import re
+import struct
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+MAX_PIXELS = 2**28  # images that declare more are refused before they are decoded
+SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+# The photographs inside the scikit-image wheel, by their use
+SAMPLE = {"train": ("brick.png", "coins.png", "color.png", "grass.png", "gravel.png", "hubble_deep_field.jpg",
+                    "ihc.png", "moon.png", "motorcycle_left.png", "retina.jpg"),
+          "test": ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "rocket.jpg")}
 
 
 def imresize(image, scale: float):
@@ -77,18 +91,14 @@ def _mirror(index: Tensor, size: int) -> Tensor:
 def _weights(size: int, scale: float, like: Tensor) -> Tensor:
     """MATLAB's resampling weights of one axis as a matrix ceil(scale × size) × size, for any scale."""
     widen = max(1, 1 / scale)
-    centre = (torch.arange(math.ceil(scale * size), dtype=torch.float64, device=like.device)[:, None] + 0.5) / scale - 0.5
+    positions = torch.arange(math.ceil(scale * size), dtype=torch.float64, device=like.device)[:, None]
+    centre = (positions + 0.5) / scale - 0.5
     index = (centre - 2 * widen).floor().long() + torch.arange(math.ceil(4 * widen) + 2, device=like.device)
     d = (centre - index).abs() / widen
     weights = torch.where(d <= 1, (1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2) * (d <= 2)
     weights = weights / weights.sum(1, keepdim=True)
     matrix = weights.new_zeros(len(centre), size).scatter_add_(1, _mirror(index, size), weights)
     return matrix.to(like.dtype)
-
-
-def rgb2y(image: np.ndarray) -> np.ndarray:
-    """Y of MATLAB's ``rgb2ycbcr``: H×W×3 to H×W. uint8 to uint8 16 .. 235 (rounded), float [0, 1] to float."""
-    return rgb2ycbcr(image)[..., 0]
 
 
 # BT.601 as MATLAB has it: for R, G, B in [0, 1], YCbCr in [0, 255] = _YCBCR @ RGB + _OFFSET
@@ -100,6 +110,11 @@ def rgb2ycbcr(image: np.ndarray) -> np.ndarray:
     """MATLAB's ``rgb2ycbcr``: H×W×3, uint8 to uint8 (rounded) or float [0, 1] to float of the same type."""
     ycbcr = _floats(image) @ _YCBCR.T / 255 + _OFFSET / 255
     return _like(ycbcr, image)
+
+
+def rgb2y(image: np.ndarray) -> np.ndarray:
+    """Y of `rgb2ycbcr`: H×W×3 to H×W; uint8 becomes 16 .. 235."""
+    return _like(_floats(image) @ _YCBCR[0] / 255 + _OFFSET[0] / 255, image)
 
 
 def ycbcr2rgb(image: np.ndarray) -> np.ndarray:
@@ -116,27 +131,190 @@ def _like(image: np.ndarray, other: np.ndarray) -> np.ndarray:
     """A float image in [0, 1] in the type of another, rounded (halves up) if that is an integer type."""
     if other.dtype.kind != "u":
         return image.astype(other.dtype)
-    peak = np.iinfo(other.dtype).max
-    return np.floor(image * peak + 0.5).clip(0, peak).astype(other.dtype)
+    peak = np.iinfo(other.dtype).max  # 1e-9: exact halves go up on every machine, whatever its order of summation
+    return np.floor(image * peak + (0.5 + 1e-9)).clip(0, peak).astype(other.dtype)
 
 
 def modcrop(image, scale: int):
-    """Crop the bottom and right so that height and width are multiples of ``scale``; arrays H×W[×C] or tensors …×H×W.
-    Raises ValueError if nothing would be left."""
+    """Crop the bottom and right to multiples of ``scale``, to nothing if it is smaller; array H×W[×C], tensor …×H×W."""
     height, width = image.shape[-2:] if isinstance(image, Tensor) else image.shape[:2]
-    height, width = height - height % scale, width - width % scale
-    if not height or not width:
-        raise ValueError(f"an image of shape {tuple(image.shape)} is too small for a scale of {scale}")
+    height, width = height // scale * scale, width // scale * scale
     return image[..., :height, :width] if isinstance(image, Tensor) else image[:height, :width]
 
 
 def shave(image, border: int):
-    """Cut ``border`` pixels off all four sides; arrays H×W[×C] or tensors …×H×W."""
+    """Cut ``border`` pixels off all four sides; array H×W[×C], tensor …×H×W."""
     inside = slice(border, -border or None)
     return image[..., inside, inside] if isinstance(image, Tensor) else image[inside, inside]
+
+
+def upsample(x: Tensor, scale: int, interpolation: str = "matlab") -> Tensor:
+    """The network's input from a small image, float tensor …×h×w to …×sh×sw: by `imresize` ("matlab"), or by torch's
+    bicubic (a = -0.75, "torch") for weights that were trained on that."""
+    if interpolation == "matlab":
+        return imresize(x, scale)
+    planes = x.reshape(1, -1, *x.shape[-2:])
+    y = F.interpolate(planes, scale_factor=float(scale), mode="bicubic", align_corners=False)
+    return y.reshape(*x.shape[:-2], *y.shape[-2:])
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB of two uint8 images of one shape, over all pixels and channels."""
     error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
-    return float(10 * np.log10(255 ** 2 / error)) if error else float("inf")
+    return float(10 * np.log10(255**2 / error)) if error else math.inf
+
+
+def ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """Structural similarity (Wang et al. 2004: 11×11 Gaussian of sigma 1.5) of two uint8 images of one shape, at least
+    11×11; mean over the channels."""
+    from skimage.metrics import structural_similarity
+
+    if min(a.shape[:2]) < 11:
+        raise ValueError(f"SSIM needs 11 x 11 pixels, the image has {a.shape[0]} x {a.shape[1]}")
+    return float(structural_similarity(a, b, data_range=255, channel_axis=2 if a.ndim == 3 else None, sigma=1.5,
+                                       gaussian_weights=True, use_sample_covariance=False))
+
+
+def image_size(path) -> tuple[int, int]:
+    """Height and width that the header of a PNG, BMP, JPEG, TIFF or WebP file declares (before EXIF orientation).
+
+    Raises ValueError, one line, for any other file and for more than MAX_PIXELS.
+    """
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            height, width = _declared_size(data)
+    except (ValueError, KeyError, IndexError, struct.error):
+        raise ValueError(f"{path}: not a PNG, BMP, JPEG, TIFF or WebP image; replace or remove it") from None
+    if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
+        raise ValueError(f"{path}: declares {width} x {height} pixels; the limit is {MAX_PIXELS} in all, cut it up")
+    return height, width
+
+
+def _declared_size(data) -> tuple[int, int]:
+    head = data[:32]
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return struct.unpack(">II", head[16:24])[::-1]
+    if head.startswith(b"BM"):
+        width, height = struct.unpack("<HH", head[18:22]) if head[14] == 12 else struct.unpack("<ii", head[18:26])
+        return abs(height), width
+    if head[:4] in (b"II*\0", b"MM\0*"):
+        tags = _tags(data)
+        return tags[257], tags[256]
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        if head[12:16] == b"VP8X":
+            return tuple(int.from_bytes(head[i:i + 3], "little") + 1 for i in (27, 24))
+        if head[12:16] == b"VP8L":
+            bits = int.from_bytes(head[21:25], "little")
+            return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+        return tuple(int.from_bytes(head[i:i + 2], "little") & 0x3FFF for i in (28, 26))
+    if not head.startswith(b"\xff\xd8\xff"):
+        raise ValueError
+    position = 2
+    while True:  # JPEG: from segment to segment, up to the one that starts a frame
+        marker, length = struct.unpack(">HH", data[position:position + 4])
+        if 0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC):
+            return struct.unpack(">HH", data[position + 5:position + 9])
+        if not 0xFF00 <= marker < 0xFFFF or marker == 0xFFDA:
+            raise ValueError
+        position += 2 + length
+
+
+def _tags(tiff) -> dict[int, int]:
+    """First values of the tags in the first directory of a TIFF file, or of EXIF data, which has the same form."""
+    order = "<" if tiff[:2] == b"II" else ">"
+    start, = struct.unpack_from(order + "I", tiff, 4)
+    count, = struct.unpack_from(order + "H", tiff, start)
+    tags = {}
+    for at in range(start + 2, start + 2 + 12 * count, 12):
+        tag, kind = struct.unpack_from(order + "HH", tiff, at)
+        tags[tag], = struct.unpack_from(order + ("H" if kind == 3 else "I"), tiff, at + 8)
+    return tags
+
+
+def _orient(image: np.ndarray, data: bytes) -> np.ndarray:
+    """Turn an image upright as the EXIF data of its file says; OpenCV does that only where it drops alpha."""
+    exif = re.search(rb"(?:Exif\0\0|eXIf|EXIF....)(?=II\*\0|MM\0\*)", data, re.DOTALL)
+    with contextlib.suppress(struct.error):
+        turn = _tags(data[exif.end():]).get(274, 1) if exif else 1
+        image = image.swapaxes(0, 1) if 5 <= turn <= 8 else image
+        image = image[::-1] if turn in (3, 4, 7, 8) else image
+        image = image[:, ::-1] if turn in (2, 3, 6, 7) else image
+    return image
+
+
+def _opencv():
+    """OpenCV, told not to write to stderr: it reads that from the environment when it is first imported."""
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
+    import cv2
+
+    return cv2
+
+
+def read_image(path) -> np.ndarray:
+    """A PNG, BMP, JPEG, TIFF or WebP file as H×W (gray), H×W×3 (RGB) or H×W×4 (RGB and alpha), uint8 or uint16, turned
+    upright. Raises ValueError, one line, if it is none or declares more than MAX_PIXELS; OSError if unreadable."""
+    cv2 = _opencv()
+    image_size(path)
+    data = Path(path).read_bytes()
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        image = None
+    if image is None or image.dtype not in (np.uint8, np.uint16) or image.ndim == 3 and image.shape[2] not in (3, 4):
+        kind = "damaged" if image is None else f"of a kind ({image.dtype}, shape {image.shape}) that is not supported"
+        raise ValueError(f"{path}: {kind}; replace it by an image of 8 or 16 bits") from None
+    if not data.startswith((b"II", b"MM")):  # TIFF files have been turned by OpenCV
+        image = _orient(image, data)
+    if image.ndim == 3:
+        image = image[..., [2, 1, 0, 3][:image.shape[2]]]
+    return np.ascontiguousarray(image)
+
+
+def write_image(path, image: np.ndarray):
+    """Write an array as `read_image` returns them; the suffix says the format (16 bits in PNG and TIFF, else 8 bits;
+    no alpha in JPEG). The file appears complete or not at all. Raises ValueError for another suffix, OSError."""
+    cv2, suffix = _opencv(), Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"{path}: unknown kind of image; name it {', '.join(SUFFIXES)}")
+    if image.dtype == np.uint16 and suffix not in (".png", ".tif", ".tiff"):
+        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if image.ndim == 3:
+        image = image[..., [2, 1, 0, 3][:3 if suffix in (".jpg", ".jpeg") else image.shape[2]]]
+    try:
+        data = cv2.imencode(suffix, np.ascontiguousarray(image))[1]
+    except cv2.error:
+        raise ValueError(f"{path}: {suffix} cannot hold an image of shape {image.shape}; use .png") from None
+    with replace_file(path) as temporary:
+        data.tofile(temporary)
+
+
+@contextlib.contextmanager
+def replace_file(path):
+    """``with replace_file(path) as temporary:`` write to ``temporary``, which then becomes ``path`` in one step; after
+    an error nothing is left of it, and an old ``path`` stays as it was. Makes the folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def list_images(folder) -> list[Path]:
+    """The image files of a folder, sorted by name. Raises ValueError if there are none, OSError if it is no folder."""
+    paths = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    if not paths:
+        raise ValueError(f"{folder}: no images there ({', '.join(SUFFIXES)})")
+    return paths
+
+
+def sample_images(part: str) -> list[Path]:
+    """The "train" or "test" photographs of the built-in set, files inside the scikit-image package."""
+    package = importlib.util.find_spec("skimage")
+    paths = [Path(package.origin).parent / "data" / name for name in SAMPLE[part]] if package else []
+    if not paths or not all(path.is_file() for path in paths):
+        raise ValueError("the sample images come with scikit-image: pip install scikit-image")
+    return paths
