@@ -3,14 +3,40 @@
 Prepared are the high-resolution images alone, as uint8; low resolution is made from them by `imgproc.imresize`, so that
 one preparation serves every scale and recipe.
 """
+import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from imgproc import imresize, modcrop, upsample
+from imgproc import imresize, list_images, modcrop, sample_images, upsample
 
 SHARD_BYTES = 64 * 2**20
+
+
+def manifest() -> dict[str, dict[str, str]]:
+    """The sets that prepare_dataset.py can fetch: {"T91": {file name: SHA-256}, "Set5": …, "Set14": …}."""
+    return json.loads((Path(__file__).parent / "assets" / "manifest.json").read_text())
+
+
+def image_paths(data_dir, name: str, part: str = "test") -> list[Path]:
+    """The image files of a set: "T91", "Set5" or "Set14", a part ("train" or "test") of "sample", or a folder that the
+    user names (a path, or a folder's name in data_dir).
+
+    Raises FileNotFoundError, one line, if they are not (all) there; ValueError for a folder without images.
+    """
+    if name == "sample":
+        return sample_images(part)
+    folder, known = Path(data_dir) / name, manifest()
+    if name in known:
+        paths = [folder / file for file in sorted(known[name])]
+        if not all(path.is_file() for path in paths):
+            raise FileNotFoundError(f"{folder}: {name} is not (all) there; run prepare_dataset.py")
+        return paths
+    folder = Path(name).expanduser() if Path(name).expanduser().is_dir() else folder
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{name}: no folder, and none of {', '.join(known)}, sample")
+    return list_images(folder)
 
 
 def prepared_folder(data_dir, name: str, channels: int, part: str = "train") -> Path:
