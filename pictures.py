@@ -78,12 +78,12 @@ def report(title: str, facts: str, tables: str, sliders: str) -> str:
     return template.substitute(title=html.escape(title), facts=html.escape(facts), tables=tables, sliders=sliders)
 
 
-def table(caption: str, head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
     """An HTML table; the last row holds the means."""
     lines = ["".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) for tag, row in
              [("th", head)] + [("td", row) for row in rows]]
     body = "".join(f"<tr>{line}</tr>\n" for line in lines[1:])
-    return (f'<div class="scroll"><table><caption>{html.escape(caption)}</caption>\n'
+    return (f'<div class="scroll"><table>\n'
             f"<thead><tr>{lines[0]}</tr></thead>\n<tbody>{body}</tbody></table></div>\n")
 
 

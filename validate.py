@@ -4,18 +4,152 @@
     python validate.py --model_path weights.pth                # any weights that from_pretrained knows
     torchrun --nproc_per_node=2 validate.py                    # the images split over processes
 """
+import json
 import math
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, distributed
+from tqdm import tqdm
 
+import config
 import imgproc
+import pictures
 from dataset import test_pair
 from model import predict
-from upscale import restore, to_array, to_tensor
+from upscale import load_network, make_folder, pick_device, restore, to_array, to_tensor
+
+
+def main(settings):
+    """Measure on the test sets that are there, print the tables, and write everything to results/<exp_name>/."""
+    rank, world, device = start_processes(settings.device)
+    network = load_network(settings).to(device)
+    protocol = settings.protocol if settings.protocol != "auto" else "y" if network.channels == 1 else "rgb"
+    sets, scale, folder = find_sets(settings, tell=not rank), settings.upscale_factor, Path(settings.exp_dir)
+    make_folder(folder)
+    predict(network, torch.zeros(1, network.channels, 64, 64, device=device))  # the first call prepares things
+    started = time.perf_counter()
+
+    results, sliders = {}, {}
+    bar = tqdm(total=sum(len(images) for images in sets.values()), unit="image", disable=rank > 0)
+
+    def show(name, scores, shown):
+        sliders[set_name, name] = draw(folder / set_name, f"{set_name}/{name}", scores, shown)
+        bar.set_postfix_str(f"{name} {scores['srcnn']['psnr']:.2f} dB")
+        bar.update(world)
+
+    for set_name, images in sets.items():
+        mine = ((name, read_8bit(path)) for name, path in list(images.items())[rank::world])
+        results[set_name] = evaluate(network, mine, scale, protocol, visit=show)
+    bar.close()
+    if world > 1:
+        parts = [None] * world
+        distributed.all_gather_object(parts, (results, sliders))
+        results = {set_name: merge([part[set_name] for part, _ in parts], images) for set_name, images in sets.items()}
+        sliders = {key: value for _, part in parts for key, value in part.items()}
+        distributed.destroy_process_group()
+    if rank:
+        return
+
+    macs, parameters = network.macs_per_pixel(), sum(p.numel() for p in network.parameters())
+    facts = (f"{settings.model_path}: {'-'.join(map(str, network.kernel_sizes))} {'Y' if network.channels == 1 else 'RGB'}, "
+             f"{parameters:,} parameters, {macs:,} multiply-accumulates per pixel; protocol {protocol}, on {device}")
+    print(facts)
+    tables = ""
+    for set_name, result in results.items():
+        head = [f"{set_name} x{scale}", "bicubic PSNR", "SSIM", "SRCNN PSNR", "SSIM", "gain", "ms"]
+        rows = [cells(name, scores) for name, scores in [*result["images"].items(), ("mean", result)]]
+        print_table(head, rows)
+        for name in result["too_small"]:
+            print(f"{set_name}/{name}: left out, too small to measure at x{scale}")
+        tables += pictures.table(head, rows)
+    print(f"{len(sliders)} images in {time.perf_counter() - started:.1f} s, pictures included")
+
+    content = {"upscale_factor": scale, "model_path": settings.model_path, "protocol": protocol,
+               "kernel_sizes": network.kernel_sizes, "channels": network.channels, "parameters": parameters,
+               "macs_per_pixel": macs, "sets": results}
+    with imgproc.replace_file(folder / "validation.json") as temporary:
+        temporary.write_text(json.dumps(finite(content), indent=1, allow_nan=False), encoding="utf-8")
+    page = pictures.report(f"SRCNN x{scale}", facts, tables, "".join(
+        sliders[set_name, name] for set_name, result in results.items() for name in result["images"]))
+    with imgproc.replace_file(folder / "report.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    print(f"written: {folder / 'validation.json'}, {folder / 'report.html'} and pictures in {folder}/<set>/")
+
+
+def find_sets(settings, tell: bool) -> dict[str, dict[str, Path]]:
+    """{set: {image name: file}} of the test sets in config that are there, else of the sample set; ``tell`` prints why.
+    Raises ValueError if a set has no images."""
+    sets, missing = {}, []
+    for item in settings.test_sets:
+        folder = next((f for f in (Path(settings.data_dir) / item, Path(item)) if f.is_dir()), None)
+        if item == "sample":
+            sets[item] = imgproc.sample_images("test")
+        elif folder and folder.resolve().name in sets:
+            raise ValueError(f"test_sets: two sets named {folder.resolve().name}; rename a folder, or measure one at a time")
+        elif folder:
+            sets[folder.resolve().name] = imgproc.list_images(folder)
+        else:
+            missing.append(item)
+    if not sets:
+        sets["sample"] = imgproc.sample_images("test")
+    if tell and missing:
+        print(f"{' and '.join(missing)}: not in {settings.data_dir}/ (prepare_dataset.py brings them in); "
+              f"validating on {' and '.join(sets)}" + " (photographs that come with scikit-image)" * ("sample" in sets))
+    return {name: {p.stem if [q.stem for q in paths].count(p.stem) == 1 else p.name: p for p in paths}
+            for name, paths in sets.items()}
+
+
+def read_8bit(path: Path) -> Tensor:
+    """An image file as uint8 tensor 1×H×W or 3×H×W; 16 bits are rounded to 8, alpha is dropped."""
+    image = imgproc.read_image(path)
+    if image.dtype == np.uint16:
+        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return to_tensor(image if image.ndim == 2 else image[..., :3])
+
+
+def draw(folder: Path, title: str, scores: dict, shown: dict) -> str:
+    """Write <name>_srcnn.png and <name>_comparison.png to the set's folder; return the HTML of the report's slider."""
+    figures = {kind: f"{scores[kind]['psnr']:.2f} dB / {scores[kind]['ssim']:.4f}" for kind in ("bicubic", "srcnn")}
+    window = pictures.detail(shown["truth"], shown["bicubic"])
+    columns = [("ground truth", shown["truth"]), ("bicubic " + figures["bicubic"], shown["bicubic"]),
+               ("SRCNN " + figures["srcnn"], shown["srcnn"])]
+    name = title.split("/")[-1]
+    imgproc.write_image(folder / f"{name}_srcnn.png", shown["srcnn"])
+    imgproc.write_image(folder / f"{name}_comparison.png", pictures.comparison(columns, window))
+    return pictures.slider(f"{title}: bicubic {figures['bicubic']}, SRCNN {figures['srcnn']}",
+                           shown["bicubic"], shown["srcnn"], window)
+
+
+def cells(name: str, scores: dict) -> list[str]:
+    """A row of the table."""
+    bicubic, srcnn = scores["bicubic"], scores["srcnn"]
+    return [name, f"{bicubic['psnr']:.4f}", f"{bicubic['ssim']:.4f}", f"{srcnn['psnr']:.4f}", f"{srcnn['ssim']:.4f}",
+            f"{srcnn['psnr'] - bicubic['psnr']:+.4f}", f"{scores['milliseconds']:.1f}"]
+
+
+def print_table(head: list[str], rows: list[list[str]]):
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    for row in [head, *rows]:
+        print("  ".join([row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:])]))
+    print()
+
+
+def merge(parts: list[dict], names) -> dict:
+    """What `evaluate` would have returned for all the images, from what it returned for parts of them."""
+    scores = {name: scores for part in parts for name, scores in part["images"].items()}
+    too_small = {name for part in parts for name in part["too_small"]}
+    return summary({n: scores[n] for n in names if n in scores}, [n for n in names if n in too_small])
+
+
+def finite(value):
+    """For JSON, which knows neither infinity (the PSNR of equal images) nor NaN: null in their place."""
+    if isinstance(value, dict):
+        return {key: finite(v) for key, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def evaluate(network, images, upscale_factor: int, protocol: str = "y", with_ssim: bool = True, visit=None) -> dict:
@@ -116,16 +250,15 @@ def start_processes(device: str = "auto"):
         (rank, number of processes, torch.device of this one). Raises ValueError for a device that is not there.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if name == "cuda" and world > 1:
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device={name!r}: not to be had here ({str(error).splitlines()[0]}); use auto or cpu") from None
+    if world > 1 and (device == "cuda" or device == "auto" and torch.cuda.is_available()):
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    device = pick_device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return rank, world, device
+
+
+if __name__ == "__main__":
+    config.run(main, "valid")
