@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -36,7 +37,7 @@ def main(settings):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 
     checkpoint = load_checkpoint(settings.resume) if settings.resume else None
-    network, average = build(settings, checkpoint, device)
+    network, average = build(settings, checkpoint, device, fast_cpu=bf16 and device.type == "cpu")
     training = checkpoint["training"] if checkpoint else None
     crops, holdout = training_set(settings, rank, world, device)
     test_sets = {} if rank else {Path(n).name: s for n in settings.test_sets if (s := test_set(settings, n))}
@@ -82,15 +83,11 @@ def main(settings):
         facts = {"train_set": Path(settings.train_set).name, "step": step, "seconds": seconds,
                  **{k: v for k, v in row.items() if k.startswith("psnr_")},
                  "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(settings).items()}}
-        content = {"format": "srcnn-pytorch", "kernel_sizes": list(average.kernel_sizes), "channels": average.channels,
-                   "widths": list(average.widths), "padding_mode": average.padding_mode, "interpolation": "matlab",
-                   "upscale_factor": settings.upscale_factor, "facts": facts,
-                   "state_dict": {k: v.cpu().contiguous().clone() for k, v in average.state_dict().items()}}
         if improved:
-            save(content, folder / "best.pth")
-        content["training"] = {"step": step, "best": best, "seconds": seconds, "history": history,
-                               "network": network.state_dict(), "optimizer": optimizer.state_dict()}
-        save(content, folder / "last.pth")
+            save(average.to_checkpoint(facts), folder / "best.pth")
+        state = {"step": step, "best": best, "seconds": seconds, "history": history,
+                 "network": network.state_dict(), "optimizer": optimizer.state_dict()}
+        save(average.to_checkpoint(facts, state), folder / "last.pth")
         write_csv(history, folder / "metrics.csv")
         for key, value in row.items() if board else ():
             board.add_scalar(key, value, step)
@@ -108,7 +105,7 @@ def main(settings):
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             sr = wrapped(lr.contiguous(memory_format=torch.channels_last))
         target = hr[..., border // 2:-(border // 2), border // 2:-(border // 2)]
-        loss = (sr.float() - target).square().sum() / (2 * len(sr)) if paper else nn.functional.mse_loss(sr.float(), target)
+        loss = (sr.float() - target).square().sum() / (2 * len(sr)) if paper else F.mse_loss(sr.float(), target)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -147,7 +144,46 @@ def main(settings):
         distributed.destroy_process_group()
 
 
-def build(settings, checkpoint, device):
+class FastCPU(SRCNN):
+    """SRCNN on unpadded convolutions, laid out for bf16 training on a CPU: 1.1 (9-5-5) to 1.5 times (9-1-5) as fast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.features[0](x), inplace=True)
+        x = F.relu(self.map[0](x), inplace=True)
+        with torch.autocast("cpu", enabled=False):
+            return NarrowConv2d.apply(x, self.reconstruction.weight) + self.reconstruction.bias.view(-1, 1, 1)
+
+
+class NarrowConv2d(torch.autograd.Function):
+    """Unpadded convolution to few channels, where the library's kernels leave most of the vector unit idle: one product
+    gives the k*k contributions of every pixel, and shifted sums gather them."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        """N×C×H×W (channels_last) and O×C×k×k to N×O×(H-k+1)×(W-k+1) in float32."""
+        (n, c, h, w), (o, _, k, _) = x.shape, weight.shape
+        rows, taps = x.permute(0, 2, 3, 1).reshape(-1, c), weight.permute(2, 3, 0, 1).reshape(-1, c).to(x.dtype)
+        ctx.save_for_backward(rows, taps)
+        ctx.shape = n, c, h, w, o, k
+        parts = (taps @ rows.t()).view(k, k, o, n, h, w)
+        y = x.new_zeros((o, n, h - k + 1, w - k + 1), dtype=torch.float32)
+        for i in range(k):
+            for j in range(k):
+                y += parts[i, j, :, :, i:i + h - k + 1, j:j + w - k + 1]
+        return y.transpose(0, 1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        rows, taps = ctx.saved_tensors
+        n, c, h, w, o, k = ctx.shape
+        grad = F.pad(grad.transpose(0, 1).to(rows.dtype), (k - 1,) * 4)
+        shifts = [grad[:, :, i:i + h, j:j + w] for i in range(k - 1, -1, -1) for j in range(k - 1, -1, -1)]
+        columns = torch.stack(shifts).view(k * k * o, n * h * w)
+        grad_x = (columns.t() @ taps).view(n, h, w, c).permute(0, 3, 1, 2)
+        return grad_x, (columns @ rows).view(k, k, o, c).permute(2, 3, 0, 1).float()
+
+
+def build(settings, checkpoint, device, fast_cpu):
     """The network that is trained, on unpadded convolutions, and the average of its weights that is kept."""
     if checkpoint:
         for name, found in (("kernel_sizes", tuple(checkpoint["kernel_sizes"])), ("channels", checkpoint["channels"])):
@@ -157,17 +193,15 @@ def build(settings, checkpoint, device):
         if checkpoint["training"] and checkpoint["upscale_factor"] != settings.upscale_factor:
             raise ValueError(f"{settings.resume}: a run at x{checkpoint['upscale_factor']}, config asks for "
                              f"x{settings.upscale_factor}; to start from its weights give its best.pth")
-    options = dict(kernel_sizes=settings.kernel_sizes, channels=settings.channels,
-                   widths=checkpoint["widths"] if checkpoint else (64, 32))
-    average = SRCNN(**options, padding_mode=checkpoint["padding_mode"] if checkpoint else "replicate").to(device)
-    average.upscale_factor = settings.upscale_factor
-    if checkpoint:
-        average.load_state_dict(checkpoint["state_dict"])
+        average = SRCNN.from_checkpoint(checkpoint)
     else:
+        average = SRCNN(settings.kernel_sizes, settings.channels)
         initialize(average, settings.recipe)
-    network = SRCNN(**options, padding_mode="valid").to(device, memory_format=torch.channels_last)
+    average.upscale_factor = settings.upscale_factor
+    average.to(device).eval().requires_grad_(False)
+    network = (FastCPU if fast_cpu else SRCNN)(average.kernel_sizes, average.channels, average.widths, "valid")
     network.load_state_dict(average.state_dict())
-    return network, average.eval().requires_grad_(False)
+    return network.to(device, memory_format=torch.channels_last), average
 
 
 @torch.no_grad()
