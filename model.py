@@ -302,7 +302,7 @@ def _recognise(said: dict, weights: dict) -> dict:
             result[key] = said[key]
             if type(said[key]) is not type(values[0]) or said[key] not in values:
                 raise _Refused(f"{key} is {_shown(said[key])}; expected one of {', '.join(map(str, values[:9]))}")
-    facts = said.get("facts", {k: v for k, v in said.items() if type(v) in (int, float)})
+    facts = said.get("facts", {k: v for k, v in said.items() if type(v) in (int, float) and k not in allowed})
     return result | {
         "state_dict": state_dict, "kernel_sizes": kernel_sizes, "channels": channels, "widths": widths, "layout": layout,
         "facts": facts if isinstance(facts, dict) else {},
