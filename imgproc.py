@@ -107,32 +107,36 @@ _OFFSET = np.array([16.0, 128.0, 128.0])
 
 
 def rgb2ycbcr(image: np.ndarray) -> np.ndarray:
-    """MATLAB's ``rgb2ycbcr``: H×W×3, uint8 to uint8 (rounded) or float [0, 1] to float of the same type."""
-    ycbcr = _floats(image) @ _YCBCR.T / 255 + _OFFSET / 255
-    return _like(ycbcr, image)
+    """MATLAB's ``rgb2ycbcr``: H×W×3, uint8 or uint16 to the same (rounded), or float [0, 1] to float."""
+    return _by_rows(lambda rgb: (rgb @ _YCBCR.T + _OFFSET) / 255, image)
 
 
 def rgb2y(image: np.ndarray) -> np.ndarray:
     """Y of `rgb2ycbcr`: H×W×3 to H×W; uint8 becomes 16 .. 235."""
-    return _like(_floats(image) @ _YCBCR[0] / 255 + _OFFSET[0] / 255, image)
+    return _by_rows(lambda rgb: (rgb @ _YCBCR[0] + _OFFSET[0]) / 255, image)
 
 
 def ycbcr2rgb(image: np.ndarray) -> np.ndarray:
-    """MATLAB's ``ycbcr2rgb``, the inverse; the result is clipped to [0, 1] or 0 .. 255."""
-    rgb = (_floats(image) * 255 - _OFFSET) @ np.linalg.inv(_YCBCR).T
-    return _like(rgb.clip(0, 1), image)
+    """MATLAB's ``ycbcr2rgb``, the inverse; the result is clipped to [0, 1] or the integers' range."""
+    inverse = np.linalg.inv(_YCBCR).T
+    return _by_rows(lambda ycbcr: ((ycbcr * 255 - _OFFSET) @ inverse).clip(0, 1), image)
 
 
-def _floats(image: np.ndarray) -> np.ndarray:
-    return image.astype(np.float64) / (np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1)
-
-
-def _like(image: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """A float image in [0, 1] in the type of another, rounded (halves up) if that is an integer type."""
-    if other.dtype.kind != "u":
-        return image.astype(other.dtype)
-    peak = np.iinfo(other.dtype).max  # 1e-9: exact halves go up on every machine, whatever its order of summation
-    return np.floor(image * peak + (0.5 + 1e-9)).clip(0, peak).astype(other.dtype)
+def _by_rows(function, image: np.ndarray) -> np.ndarray:
+    """A function of float64 pixels in [0, 1], applied to some rows at a time, so that memory stays small; the result is
+    of the image's type, rounded if that is an integer one."""
+    height, width = image.shape[:2]
+    step = max(1, 2**16 // max(1, width))
+    peak = np.iinfo(image.dtype).max if image.dtype.kind == "u" else None
+    blocks = []
+    for top in range(0, max(1, height), step):
+        block = image[top:top + step].astype(np.float64)
+        if peak:  # 1e-9: exact halves go up on every machine, whatever its order of summation
+            block = np.floor(function(block / peak) * peak + (0.5 + 1e-9)).clip(0, peak)
+        else:
+            block = function(block)
+        blocks.append(block.astype(image.dtype))
+    return np.concatenate(blocks)
 
 
 def modcrop(image, scale: int):
@@ -271,14 +275,19 @@ def read_image(path) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
+def eight_bits(image: np.ndarray) -> np.ndarray:
+    """uint16 to the nearest uint8; uint8 as it is."""
+    return ((image.astype(np.uint32) + 128) // 257).astype(np.uint8) if image.dtype == np.uint16 else image
+
+
 def write_image(path, image: np.ndarray):
     """Write an array as `read_image` returns them; the suffix says the format (16 bits in PNG and TIFF, else 8 bits;
     no alpha in JPEG). The file appears complete or not at all. Raises ValueError for another suffix, OSError."""
     cv2, suffix = _opencv(), Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"{path}: unknown kind of image; name it {', '.join(SUFFIXES)}")
-    if image.dtype == np.uint16 and suffix not in (".png", ".tif", ".tiff"):
-        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if suffix not in (".png", ".tif", ".tiff"):
+        image = eight_bits(image)
     if image.ndim == 3:
         image = image[..., [2, 1, 0, 3][:3 if suffix in (".jpg", ".jpeg") else image.shape[2]]]
     try:
@@ -299,6 +308,8 @@ def replace_file(path):
     try:
         yield temporary
         os.replace(temporary, path)
+    except RuntimeError as error:  # torch.save's word for a full disk
+        raise OSError(f"{path}: cannot be written ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
 
