@@ -65,7 +65,7 @@ def slider(title: str, bicubic: np.ndarray, srcnn: np.ndarray, window: tuple[sli
                      for edge, size in zip(window, (height, width)))
         bicubic, srcnn = (p[top:top + REPORT_SIDE, left:left + REPORT_SIDE] for p in (bicubic, srcnn))
         title += f" (part of {width}×{height} pixels)"
-    zoom = max(1, 480 // bicubic.shape[1])
+    zoom = max(1, round(560 / bicubic.shape[1]))
     title, style = html.escape(title), f"width:{bicubic.shape[1] * zoom}px" + ";image-rendering:pixelated" * (zoom > 1)
     return (f'<figure><figcaption>{title}</figcaption><div class="wipe" style="{style}">'
             f'<img src="{_data(bicubic)}" alt="bicubic"><img src="{_data(srcnn)}" alt="SRCNN">'

@@ -34,12 +34,12 @@ def main(settings):
     started = time.perf_counter()
 
     results, sliders = {}, {}
-    bar = tqdm(total=sum(len(images) for images in sets.values()), unit="image", disable=rank > 0)
+    bar = tqdm(total=sum(len(range(rank, len(s), world)) for s in sets.values()), unit="image", disable=rank > 0)
 
     def show(name, scores, shown):
         sliders[set_name, name] = draw(folder / set_name, f"{set_name}/{name}", scores, shown)
         bar.set_postfix_str(f"{name} {scores['srcnn']['psnr']:.2f} dB")
-        bar.update(world)
+        bar.update()
 
     for set_name, images in sets.items():
         mine = ((name, read_8bit(path)) for name, path in list(images.items())[rank::world])
