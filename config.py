@@ -48,7 +48,7 @@ compare: bool = False  # upscale: also write bicubic | SRCNN side by side
 # ----------------------------------------------------------------------------------------------- end of the block
 
 RECIPES = {
-    "fast": dict(batch_size=64, steps=12_000, learning_rate=3e-3, crop_size=48, shrink=(0.9, 0.8, 0.7, 0.6), holdout=5),
+    "fast": dict(batch_size=16, steps=30_000, learning_rate=4e-3, crop_size=48, shrink=(0.9, 0.8, 0.7, 0.6), holdout=5),
     # The authors' Caffe solver and generate_train.m; 8e8 sub-images would be 6,250,000 steps
     "paper": dict(batch_size=128, steps=1_000_000, learning_rate=1e-4, crop_size=33, shrink=(), holdout=0),
 }
