@@ -1,0 +1,63 @@
+"""What the tests share: where things lie, running a script as users do, real images where they are to be had."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder with the papers' images and the authors' network; tests that need it are skipped without it."""
+    if not (SHARED / "data" / "T91").is_dir():
+        pytest.skip("needs ../shared with T91, Set5, Set14")
+    return SHARED
+
+
+@pytest.fixture
+def run_script(tmp_path):
+    """``run_script("train.py", "--steps", 10)`` in an empty folder, as users run it; returns the finished process."""
+    def run(script, *arguments, timeout=120, **environment):
+        command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout,
+                              env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+    return run
+
+
+def error_line(process) -> str:
+    """The one line that a script failed with; fails the test if it ended well, or said more than that."""
+    assert process.returncode == 1, process.stdout + process.stderr
+    assert "Traceback" not in process.stderr and "Warning" not in process.stderr, process.stderr
+    line = process.stderr.strip("\n").split("\n")[-1].split("\r")[-1]
+    assert line.startswith("error: "), process.stderr
+    return line
+
+
+def identity(channels: int = 1, upscale_factor: int = 3):
+    """A 9-1-5 that passes its (non-negative) input through: super-resolution by it is bicubic."""
+    import torch
+    from model import SRCNN
+
+    network = SRCNN(channels=channels).eval()
+    network.upscale_factor = upscale_factor
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        for layer in (network.features[0], network.map[0], network.reconstruction):
+            for channel in range(channels):
+                layer.weight[channel, channel, layer.kernel_size[0] // 2, layer.kernel_size[1] // 2] = 1
+    return network
+
+
+@pytest.fixture
+def identity_file(tmp_path) -> Path:
+    """A checkpoint of `identity`, for x3."""
+    import torch
+
+    torch.save(identity().to_checkpoint({}), tmp_path / "identity.pth")
+    return tmp_path / "identity.pth"
