@@ -9,6 +9,8 @@ from string import Template
 
 import numpy as np
 
+from imgproc import eight_bits
+
 TEMPLATE = Path(__file__).parent / "assets" / "report_template.html"
 COLUMN, MARGIN, LINE = 400, 12, 22  # pixels of a comparison: width of a column, gap, height of a line of text
 REPORT_SIDE = 1024  # the report shows larger pictures around their detail only, pixel for pixel
@@ -95,5 +97,5 @@ def _data(picture: np.ndarray) -> str:
 
 
 def _rgb8(picture: np.ndarray) -> np.ndarray:
-    picture = picture if picture.dtype == np.uint8 else (picture >> 8).astype(np.uint8)
+    picture = eight_bits(picture)
     return np.ascontiguousarray(picture if picture.ndim == 3 else picture[..., None].repeat(3, 2))

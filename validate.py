@@ -18,7 +18,7 @@ from tqdm import tqdm
 import config
 import imgproc
 import pictures
-from dataset import test_pair
+from dataset import image_paths, test_pair
 from model import predict
 from upscale import load_network, make_folder, pick_device, restore, to_array, to_tensor
 
@@ -42,7 +42,7 @@ def main(settings):
         bar.update()
 
     for set_name, images in sets.items():
-        mine = ((name, read_8bit(path)) for name, path in list(images.items())[rank::world])
+        mine = ((name, read_colours(path)) for name, path in list(images.items())[rank::world])
         results[set_name] = evaluate(network, mine, scale, protocol, visit=show)
     bar.close()
     if world > 1:
@@ -82,32 +82,27 @@ def main(settings):
 
 def find_sets(settings, tell: bool) -> dict[str, dict[str, Path]]:
     """{set: {image name: file}} of the test sets in config that are there, else of the sample set; ``tell`` prints why.
-    Raises ValueError if a set has no images."""
-    sets, missing = {}, []
+    Raises ValueError for a folder without images."""
+    sets, lacking = {}, []
     for item in settings.test_sets:
-        folder = next((f for f in (Path(settings.data_dir) / item, Path(item)) if f.is_dir()), None)
-        if item == "sample":
-            sets[item] = imgproc.sample_images("test")
-        elif folder and folder.resolve().name in sets:
-            raise ValueError(f"test_sets: two sets named {folder.resolve().name}; rename a folder, or measure one at a time")
-        elif folder:
-            sets[folder.resolve().name] = imgproc.list_images(folder)
-        else:
-            missing.append(item)
-    if not sets:
-        sets["sample"] = imgproc.sample_images("test")
-    if tell and missing:
-        print(f"{' and '.join(missing)}: not in {settings.data_dir}/ (prepare_dataset.py brings them in); "
-              f"validating on {' and '.join(sets)}" + " (photographs that come with scikit-image)" * ("sample" in sets))
+        name = Path(item).expanduser().resolve().name
+        if name in sets:
+            raise ValueError(f"test_sets: two sets are named {name}; rename a folder, or measure one at a time")
+        try:
+            sets[name] = image_paths(settings.data_dir, item)
+        except FileNotFoundError as error:
+            lacking.append(str(error))
+    sets = sets or {"sample": image_paths(settings.data_dir, "sample")}
+    if tell and lacking:
+        print(*lacking, f"so this validates on {', '.join(sets)}" + ": photographs that come with scikit-image"
+              * (list(sets) == ["sample"]), sep="\n")
     return {name: {p.stem if [q.stem for q in paths].count(p.stem) == 1 else p.name: p for p in paths}
             for name, paths in sets.items()}
 
 
-def read_8bit(path: Path) -> Tensor:
-    """An image file as uint8 tensor 1×H×W or 3×H×W; 16 bits are rounded to 8, alpha is dropped."""
-    image = imgproc.read_image(path)
-    if image.dtype == np.uint16:
-        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+def read_colours(path: Path) -> Tensor:
+    """An image file as uint8 tensor 1×H×W or 3×H×W: without alpha, 16 bits rounded to 8."""
+    image = imgproc.eight_bits(imgproc.read_image(path))
     return to_tensor(image if image.ndim == 2 else image[..., :3])
 
 
