@@ -208,13 +208,14 @@ def _checked_zip(data: bytes) -> bytes:
 
 def _check_pickle(file):
     """Read one pickle to its end without obeying it, and refuse it if it would call anything, or is made to exhaust
-    the reader (Python's hash overflows the stack on deeply nested tuples, and large integers can be made to collide)."""
+    the reader (Python's hash overflows the stack on deeply nested tuples; large integers can be made to collide)."""
     heavy = 0
     for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name in ("INST", "OBJ", "STACK_GLOBAL") or opcode.name == "GLOBAL" and not HARMLESS.fullmatch(argument):
+        name = opcode.name
+        if name in ("INST", "OBJ", "STACK_GLOBAL") or name == "GLOBAL" and not HARMLESS.fullmatch(argument):
             called = _shown(argument.replace(" ", ".")) if argument else "code"
             raise _Refused(f"would run {called}, so it is not loaded; if you trust it, save its state_dict alone")
-        heavy += opcode.name.startswith(("TUPLE", "LONG"))
+        heavy += name.startswith(("TUPLE", "LONG"))
         if heavy > 20_000:
             raise _Refused("far more entries than an SRCNN has; give another file")
 
@@ -231,7 +232,7 @@ def _read_mat(data: bytes) -> dict:
             unpacker = zlib.decompressobj()
             body = unpacker.decompress(body, left)
             left -= len(body)
-            if left <= 0:
+            if left <= 0 or not unpacker.eof:
                 raise _Refused("unpacks to more than an SRCNN has; give another file")
             body = body[8:]
         parts = list(itertools.islice(_mat_elements(body), 4))
@@ -247,8 +248,8 @@ def _read_mat(data: bytes) -> dict:
     for i, layer in enumerate(LAYERS, 1):
         weight, bias = arrays.get(f"weights_conv{i}"), arrays.get(f"biases_conv{i}")
         if weight is None or bias is None or weight.dim() != (2, 3, 2)[i - 1]:
-            raise _Refused(f"a MATLAB file without weights_conv{i} ({('f1·f1, n1', 'n1, f2·f2, n2', 'n2, f3·f3')[i - 1]})"
-                           f" and biases_conv{i}; expected the authors' layout")
+            size = ("f1·f1, n1", "n1, f2·f2, n2", "n2, f3·f3")[i - 1]
+            raise _Refused(f"a MATLAB file without weights_conv{i} ({size}) and biases_conv{i}; expected the authors'")
         weight = (weight[None], weight, weight[..., None])[i - 1]
         inputs, taps, outputs = weight.shape
         kernels = weight.permute(2, 0, 1).reshape(outputs, inputs, math.isqrt(taps), math.isqrt(taps))
@@ -263,6 +264,8 @@ def _mat_elements(data: bytes, at: int = 0):
         if kind >> 16:  # up to four bytes lie in the tag itself
             yield kind & 0xFFFF, data[at + 4:at + 4 + (kind >> 16)]
             at += 8
+        elif at + 8 + size > len(data):
+            raise EOFError
         else:
             yield kind, data[at + 8:at + 8 + size]
             at += 8 + size + (0 if kind == 15 else -size % 8)
@@ -272,7 +275,8 @@ def _recognise(said: dict, weights: dict) -> dict:
     """`load_checkpoint`'s answer from what a file says and its state dict under whatever names."""
     names = {PREFIXES.sub("", name, 1): name for name in weights if isinstance(name, str)}
     layers = PLAIN_LAYERS if "conv1.weight" in names else LAYERS
-    expected = {f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in zip(layers, LAYERS) for kind in ("weight", "bias")}
+    expected = {f"{theirs}.{kind}": f"{ours}.{kind}"
+                for theirs, ours in zip(layers, LAYERS) for kind in ("weight", "bias")}
     if set(names) != set(expected) or len(weights) != len(expected):
         raise _Refused(f"another network: {len(weights)} entries ({', '.join(map(_shown, list(weights)[:3]))}, ...); "
                        f"expected weight and bias of {', '.join(LAYERS)} or {', '.join(PLAIN_LAYERS)}")
@@ -280,7 +284,7 @@ def _recognise(said: dict, weights: dict) -> dict:
     for theirs, ours in expected.items():
         tensor = weights[names[theirs]]
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.numel() > MAX_VALUES:
-            raise _Refused(f"{theirs} is {_shown(getattr(tensor, 'dtype', type(tensor)))}; expected up to "
+            raise _Refused(f"{theirs} is {_shown(getattr(tensor, 'dtype', tensor))}; expected up to "
                            f"{MAX_VALUES:,} floating-point numbers")
         state_dict[ours] = tensor.detach().float().contiguous().clone()
         if not state_dict[ours].isfinite().all():
@@ -292,8 +296,8 @@ def _recognise(said: dict, weights: dict) -> dict:
     elif layers == LAYERS:
         layout = "lornatang"
     else:
-        mmagic = "meta" in said or any("generator." in name for name in weights) or (kernel_sizes, channels) == ((9, 1, 5), 3)
-        layout = "mmagic" if mmagic else "yjn870"
+        generator = "meta" in said or any("generator." in name for name in weights)
+        layout = "mmagic" if generator or (kernel_sizes, channels) == ((9, 1, 5), 3) else "yjn870"
     result = {"padding_mode": "replicate" if layout in ("srcnn-pytorch", "authors") else "zeros",
               "interpolation": "torch" if layout == "mmagic" else "matlab", "upscale_factor": 0}
     allowed = {"padding_mode": PADDING_MODES, "interpolation": ("matlab", "torch"), "upscale_factor": tuple(range(100))}
@@ -304,8 +308,8 @@ def _recognise(said: dict, weights: dict) -> dict:
                 raise _Refused(f"{key} is {_shown(said[key])}; expected one of {', '.join(map(str, values[:9]))}")
     facts = said.get("facts", {k: v for k, v in said.items() if type(v) in (int, float) and k not in allowed})
     return result | {
-        "state_dict": state_dict, "kernel_sizes": kernel_sizes, "channels": channels, "widths": widths, "layout": layout,
-        "facts": facts if isinstance(facts, dict) else {},
+        "state_dict": state_dict, "kernel_sizes": kernel_sizes, "channels": channels, "widths": widths,
+        "layout": layout, "facts": facts if isinstance(facts, dict) else {},
         "training": said.get("training") if isinstance(said.get("training"), dict) else None}
 
 
@@ -323,4 +327,10 @@ def _architecture(state_dict: dict) -> tuple:
 
 def _shown(text) -> str:
     """Something from a file, for a message: short, and without control characters."""
-    return ascii(str(text))[1:61] if isinstance(text, (str, int, type, torch.dtype)) else type(text).__name__
+    return ascii(str(text))[1:-1][:60] if isinstance(text, (str, int, torch.dtype)) else type(text).__name__
+
+
+@torch.inference_mode()
+def predict(network: SRCNN, lr: Tensor) -> Tensor:
+    """What ``network(lr)`` gives, N×C×H×W to the same shape."""
+    return network(lr)
