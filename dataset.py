@@ -176,12 +176,25 @@ class DeviceCrops(_Crops):
 
 class StreamedCrops(_Crops):
     """A training set too large for the device, for a DataLoader with ``batch_size=None`` and the steps as sampler:
-    images are memory-mapped and lr is made from a window around each crop, so memory does not grow with the set."""
+    images are memory-mapped and lr is made from a window around each crop, so memory does not grow with the set.
 
-    def __init__(self, images, upscale_factor, batch_size, crop_size, stride=1, quantize=False, seed=0, rank=0, world=1):
-        self.images, self.quantize = images, quantize
-        sizes = [image.shape[-2:] for image in images]
+    Args:
+        folder, kept: a prepared folder, and the indices of its images to train on.
+        and those of `DeviceCrops`; there are no shrunk copies.
+    """
+
+    def __init__(self, folder, kept, upscale_factor, batch_size, crop_size, stride=1, quantize=False, seed=0, rank=0,
+                 world=1):
+        self.folder, self.kept, self.quantize = folder, kept, quantize
+        self.images = load_images(folder, mmap=True)[1]
+        sizes = [self.images[i].shape[-2:] for i in kept]
         super().__init__(sizes, upscale_factor, batch_size, crop_size, stride, seed, rank, world, "cpu")
+
+    def __getstate__(self):
+        return self.__dict__ | {"images": None}  # a worker process maps the files itself, or it would get a copy of all
+
+    def __setstate__(self, state):
+        self.__dict__ = state | {"images": load_images(state["folder"], mmap=True)[1]}
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         pairs = [self._crop(*(int(v) for v in crop)) for crop in zip(*self.draw(step))]
@@ -192,7 +205,7 @@ class StreamedCrops(_Crops):
         (height, width), margin = self.sizes[image].tolist(), 6 * s  # bicubic down and up reach 4s pixels
         y0, x0 = (max(0, (v - margin) // s * s) for v in (top, left))
         y1, x1 = min(height, -(-(top + k + margin) // s) * s), min(width, -(-(left + k + margin) // s) * s)
-        window = self.images[image][:, y0:y1, x0:x1].float() / 255
+        window = self.images[self.kept[image]][:, y0:y1, x0:x1].float() / 255
         lr = upsample(downscale(window[None], s, self.quantize), s)[0]
         pair = [v[:, top - y0:top - y0 + k, left - x0:left - x0 + k] for v in (lr, window)]
         for bit, dims in ((1, (1,)), (2, (2,))):

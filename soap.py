@@ -33,7 +33,7 @@ class SOAP(torch.optim.Optimizer):
             state["step"] = 0
             state["mean"], state["square"] = torch.zeros_like(grad), torch.zeros_like(grad)
             state["covariances"] = [_covariance(grad, i) for i in axes]
-            state["bases"] = [torch.linalg.eigh(c)[1].flip(1) for c in state["covariances"]]
+            state["bases"] = [torch.linalg.eigh(c.nan_to_num(0, 0, 0))[1].flip(1) for c in state["covariances"]]
         state["step"] += 1
         bases, (beta1, beta2) = state["bases"], betas
         rotated = _rotate(grad, bases)

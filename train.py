@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 import config
 from dataset import DeviceCrops, StreamedCrops, load_images, prepared_folder, split_holdout
-from imgproc import replace_file
+from imgproc import replace_file, shave
 from model import SRCNN, load_checkpoint
 from soap import SOAP
+from upscale import make_folder
 from validate import evaluate, start_processes
 
 EMA_DECAY = 0.999
@@ -30,14 +31,24 @@ WARMUP_STEPS = 100
 
 def main(settings):
     rank, world, device = start_processes(settings.device)
-    torch.manual_seed(settings.seed)
+    if settings.batch_size % world:  # gradients are averaged over processes, which must have equal parts
+        raise ValueError(f"batch_size={settings.batch_size}: not divisible by {world} processes; set a multiple")
+    border = sum(settings.kernel_sizes) - 3
+    if settings.crop_size <= border:
+        raise ValueError(f"crop_size={settings.crop_size}: the network leaves nothing of it; set it above {border}")
+    folder = Path(settings.exp_dir)
+    if not rank:
+        make_folder(folder)
+        for left in folder.glob("*.tmp-*"):  # by a killed run
+            left.unlink()
+    torch.manual_seed(settings.seed % 2**63)
     paper = settings.recipe == "paper"
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and not paper and quick_bf16(device))
     if device.type == "cuda" and not paper:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 
     checkpoint = load_checkpoint(settings.resume) if settings.resume else None
-    network, average = build(settings, checkpoint, device, fast_cpu=bf16 and device.type == "cpu")
+    network, average = build(settings, checkpoint, device)
     training = checkpoint["training"] if checkpoint else None
     crops, holdout = training_set(settings, rank, world, device)
     test_sets = {} if rank else {Path(n).name: s for n in settings.test_sets if (s := test_set(settings, n))}
@@ -47,30 +58,28 @@ def main(settings):
     optimizer = make_optimizer(network, settings)
     start, best, seconds, history = 0, -math.inf, 0.0, []
     if training:
-        start, best, seconds, history = (training[k] for k in ("step", "best", "seconds", "history"))
-        network.load_state_dict(training["network"])
-        optimizer.load_state_dict(training["optimizer"])
-    folder = Path(settings.exp_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+        try:
+            start, best, seconds, history = (training[k] for k in ("step", "best", "seconds", "history"))
+            network.load_state_dict(training["network"])
+            optimizer.load_state_dict(training["optimizer"])
+        except Exception as error:  # whatever it holds
+            raise ValueError(f"{settings.resume}: its state does not fit recipe={settings.recipe} "
+                             f"({type(error).__name__}); to start from its weights give its best.pth") from error
     board = tensorboard(folder) if not rank else None
 
     wrapped = DistributedDataParallel(network, [device] if device.type == "cuda" else None) if world > 1 else network
     wrapped = torch.compile(wrapped) if settings.compile else wrapped
-    border = sum(settings.kernel_sizes) - 3
     batches = crops if isinstance(crops, DeviceCrops) else iter(DataLoader(
         crops, batch_size=None, sampler=range(start, settings.steps), num_workers=settings.num_workers,
-        pin_memory=device.type == "cuda", persistent_workers=False))
+        pin_memory=device.type == "cuda", worker_init_fn=ignore_signals))
     if not rank:
         print(f"{settings.exp_name}: {sum(p.numel() for p in network.parameters()):,} parameters, recipe "
-              f"{settings.recipe}, {crops.count:,} {'sub-images' if paper else 'crop positions'}, "
+              f"{settings.recipe}, {crops.count:,} {'sub-images' if paper else 'crop positions'}"
+              f"{'' if batches is crops else ' (streamed)'}, "
               f"{len(holdout)} images held out, {'bf16' if bf16 else 'fp32'} on {device}")
 
     def validate_and_save(step, loss):
         nonlocal best
-        if not all(p.isfinite().all() for p in network.parameters()):
-            raise ValueError(f"step {step}: a weight is not finite; lower learning_rate. {folder / 'last.pth'} is kept")
-        if rank:
-            return
         row = {"step": step, "samples": step * settings.batch_size, "seconds": round(seconds, 2),
                "learning_rate": rate_at(step - 1, settings), "loss": loss}
         for name, images in {"holdout": holdout, **test_sets}.items():
@@ -79,7 +88,7 @@ def main(settings):
                 row[f"psnr_{name}"] = scores["srcnn"]["psnr"]
         history[:] = [r for r in history if r["step"] < step] + [row]
         score = row.get(f"psnr_{settings.select_by}", step)
-        improved, best = score >= best, max(best, score)
+        improved, best = score >= best or not (folder / "best.pth").exists(), max(best, score)
         facts = {"train_set": Path(settings.train_set).name, "step": step, "seconds": seconds,
                  **{k: v for k, v in row.items() if k.startswith("psnr_")},
                  "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(settings).items()}}
@@ -91,6 +100,7 @@ def main(settings):
         write_csv(history, folder / "metrics.csv")
         for key, value in row.items() if board else ():
             board.add_scalar(key, value, step)
+            board.flush()
         bar.set_postfix({k[5:]: f"{v:.2f}" for k, v in row.items() if k.startswith("psnr_")})
         bar.clear()
 
@@ -104,7 +114,7 @@ def main(settings):
             group["lr"] = rate_at(step, settings) * group.get("factor", 1)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             sr = wrapped(lr.contiguous(memory_format=torch.channels_last))
-        target = hr[..., border // 2:-(border // 2), border // 2:-(border // 2)]
+        target = shave(hr, border // 2)
         loss = (sr.float() - target).square().sum() / (2 * len(sr)) if paper else F.mse_loss(sr.float(), target)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -120,15 +130,16 @@ def main(settings):
         look = due or done % settings.print_frequency == 0
         if look or (world == 1 and stop):
             mean, first_bad, stopping = reduce_over_ranks(loss_sum / counted, bad_step, bool(stop), world)
-            if math.isfinite(first_bad):
-                raise ValueError(f"loss is not finite at step {int(first_bad)}; lower learning_rate (now "
-                                 f"{settings.learning_rate}). {folder / 'last.pth'} is as it was")
+            if math.isfinite(first_bad) or (due or stopping) and not all_finite(network, optimizer):
+                raise ValueError(f"loss or weights are not finite at step {int(min(first_bad, done))}; lower "
+                                 f"learning_rate (now {settings.learning_rate}). {folder} holds what was saved before")
             bar.update(done - printed)
             bar.set_description(f"loss {mean:.3g}", refresh=False)
             printed = done
             if due or stopping:
                 seconds = before + time.perf_counter() - began
-                validate_and_save(done, mean)
+                if not rank:
+                    validate_and_save(done, mean)
                 loss_sum, counted = torch.zeros_like(loss_sum), 0
             if stopping and done < settings.steps:
                 bar.close()
@@ -145,7 +156,7 @@ def main(settings):
 
 
 class FastCPU(SRCNN):
-    """SRCNN on unpadded convolutions, laid out for bf16 training on a CPU: 1.1 (9-5-5) to 1.5 times (9-1-5) as fast."""
+    """SRCNN on unpadded convolutions, laid out for training on a CPU: 1.1 (9-5-5) to 1.5 times (9-1-5) as fast."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.features[0](x), inplace=True)
@@ -183,7 +194,7 @@ class NarrowConv2d(torch.autograd.Function):
         return grad_x, (columns @ rows).view(k, k, o, c).permute(2, 3, 0, 1).float()
 
 
-def build(settings, checkpoint, device, fast_cpu):
+def build(settings, checkpoint, device):
     """The network that is trained, on unpadded convolutions, and the average of its weights that is kept."""
     if checkpoint:
         for name, found in (("kernel_sizes", tuple(checkpoint["kernel_sizes"])), ("channels", checkpoint["channels"])):
@@ -197,9 +208,9 @@ def build(settings, checkpoint, device, fast_cpu):
     else:
         average = SRCNN(settings.kernel_sizes, settings.channels)
         initialize(average, settings.recipe)
-    average.upscale_factor = settings.upscale_factor
+    average.upscale_factor, average.padding_mode, average.interpolation = settings.upscale_factor, "replicate", "matlab"
     average.to(device).eval().requires_grad_(False)
-    network = (FastCPU if fast_cpu else SRCNN)(average.kernel_sizes, average.channels, average.widths, "valid")
+    network = (FastCPU if device.type == "cpu" else SRCNN)(average.kernel_sizes, average.channels, average.widths, "valid")
     network.load_state_dict(average.state_dict())
     return network.to(device, memory_format=torch.channels_last), average
 
@@ -250,13 +261,13 @@ def training_set(settings, rank, world, device):
     kept, held = split_holdout(len(images), settings.holdout)
     holdout, images = [(names[i], images[i]) for i in held], [images[i] for i in kept]
     common = dict(upscale_factor=settings.upscale_factor, batch_size=settings.batch_size, crop_size=settings.crop_size,
-                  quantize=settings.channels == 3, seed=settings.seed, rank=rank, world=world)
+                  stride=14 if settings.recipe == "paper" else 1, quantize=settings.channels == 3,
+                  seed=settings.seed, rank=rank, world=world)
     # hr is one byte a value, lr four; the working copies of one image come on top
     bytes_needed = 5 * sum(i.numel() for i in images) * (1 + sum(s * s for s in settings.shrink))
     if bytes_needed <= settings.max_device_gb * 2**30:
-        stride = 14 if settings.recipe == "paper" else 1
-        return DeviceCrops(images, device=device, shrink=settings.shrink, stride=stride, **common), holdout
-    return StreamedCrops(images, stride=14 if settings.recipe == "paper" else 1, **common), holdout
+        return DeviceCrops(images, device=device, shrink=settings.shrink, **common), holdout
+    return StreamedCrops(folder, kept, **common), holdout
 
 
 def test_set(settings, name):
@@ -284,6 +295,11 @@ def reduce_over_ranks(loss, bad_step, stopping, world):
     return mean, -bad, bool(stop)
 
 
+def all_finite(network, optimizer) -> bool:
+    values = [v for state in optimizer.state.values() for v in state.values()] + list(network.parameters())
+    return all(t.isfinite().all() for v in values for t in (v if isinstance(v, list) else [v]) if isinstance(t, Tensor))
+
+
 def stop_signals() -> list:
     """A list that receives SIGINT and SIGTERM instead of their ending the process; a second one ends it."""
     received = []
@@ -295,6 +311,12 @@ def stop_signals() -> list:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handler)
     return received
+
+
+def ignore_signals(worker):
+    """For DataLoader's workers: Ctrl-C reaches them too, but they are needed until the main process ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def save(content, path):
