@@ -9,6 +9,7 @@ import mmap
 import os
 import re
 import struct
+import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -235,6 +236,18 @@ def _tags(tiff) -> dict[int, int]:
     return tags
 
 
+def _intact(data: bytes) -> bool:
+    """Whether the chunks that make up a PNG file have their checksums; libpng would write to stderr. True for others."""
+    position = 8
+    while data.startswith(b"\x89PNG") and not data.startswith(b"IEND", position + 4):
+        length, = struct.unpack_from(">I", data, position)
+        chunk, (checksum,) = data[position + 4:position + 8 + length], struct.unpack_from(">I", data, position + 8 + length)
+        if chunk[:1].isupper() and zlib.crc32(chunk) != checksum:
+            return False
+        position += 12 + length
+    return True
+
+
 def _orient(image: np.ndarray, data: bytes) -> np.ndarray:
     """Turn an image upright as the EXIF data of its file says; OpenCV does that only where it drops alpha."""
     exif = re.search(rb"(?:Exif\0\0|eXIf|EXIF....)(?=II\*\0|MM\0\*)", data, re.DOTALL)
@@ -262,8 +275,8 @@ def read_image(path) -> np.ndarray:
     image_size(path)
     data = Path(path).read_bytes()
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if _intact(data) else None
+    except (cv2.error, struct.error):
         image = None
     if image is None or image.dtype not in (np.uint8, np.uint16) or image.ndim == 3 and image.shape[2] not in (3, 4):
         kind = "damaged" if image is None else f"of a kind ({image.dtype}, shape {image.shape}) that is not supported"
