@@ -7,7 +7,9 @@ import ast
 import difflib
 import os
 import re
+import signal
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -100,10 +102,19 @@ def load(mode=None, argv=None, positional=None) -> types.SimpleNamespace:
 
 def run(main, mode=None, positional=None):
     """Call ``main(settings)`` as a script: an error the user can mend ends it with one line and status 1."""
+    rank = int(os.environ.get("RANK", 0))
     try:
         main(load(mode, positional=positional))
-    except (ValueError, OSError) as error:
-        sys.exit("error: " + " ".join(str(error).split()))
+    except (ValueError, OSError, RuntimeError) as error:
+        message = " ".join(str(error).split())
+        if isinstance(error, RuntimeError):
+            if type(error).__name__ != "DistBackendError" and "gloo" not in message:
+                raise
+            message = f"process {rank} lost the others, which ended or cannot be reached"
+        if rank:  # most errors are process 0's as well: it says them, and torchrun ends the others
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(10)
+        sys.exit(f"error: {message}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -67,6 +68,7 @@ def main(settings):
                              f"({type(error).__name__}); to start from its weights give its best.pth") from error
     board = tensorboard(folder) if not rank else None
 
+    warnings.filterwarnings("ignore", "Grad strides")  # DDP's, of layouts that differ in axes of size one only
     wrapped = DistributedDataParallel(network, [device] if device.type == "cuda" else None) if world > 1 else network
     wrapped = torch.compile(wrapped) if settings.compile else wrapped
     batches = crops if isinstance(crops, DeviceCrops) else iter(DataLoader(
