@@ -100,6 +100,6 @@ def mat_bomb(name: bytes, size: int) -> bytes:
     packer = zlib.compressobj(1)
     head = mat_element(6, bytes((6, 0, 0, 0, 0, 0, 0, 0))) + mat_element(5, struct.pack("<2i", size // 8, 1))
     head += mat_element(1, name)
-    packed = packer.compress(struct.pack("<2I", 14, len(head) + 8 + size & 0xFFFFFFFF) + head + struct.pack("<2I", 9, size))
-    packed += b"".join(packer.compress(bytes(2**20)) for _ in range(size // 2**20)) + packer.flush()
+    head = struct.pack("<2I", 14, len(head) + 8 + size) + head + struct.pack("<2I", 9, size)
+    packed = packer.compress(head + bytes(size)) + packer.flush()
     return b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM" + struct.pack("<2I", 15, len(packed)) + packed

@@ -52,7 +52,7 @@ KINDS = {  # name: (content of the file, layers, padding, interpolation, layout)
     "ours": (layouts.ours(Y915), Y915, "replicate", "matlab", "srcnn-pytorch"),
     "ours, zero padding": (layouts.ours(Y915, "zeros"), Y915, "zeros", "matlab", "srcnn-pytorch"),
     "ours, RGB": (layouts.ours(RGB915), RGB915, "replicate", "matlab", "srcnn-pytorch"),
-    "ours, torch's bicubic": (layouts.ours(RGB955, interpolation="torch"), RGB955, "replicate", "torch", "srcnn-pytorch"),
+    "ours, torch's": (layouts.ours(RGB955, interpolation="torch"), RGB955, "replicate", "torch", "srcnn-pytorch"),
     "lornatang": (layouts.lornatang(Y955), Y955, "zeros", "matlab", "lornatang"),
     "lornatang 9-1-5": (layouts.lornatang(Y915), Y915, "zeros", "matlab", "lornatang"),
     "lornatang, weights alone": (state_dict(Y955), Y955, "zeros", "matlab", "lornatang"),
@@ -65,11 +65,11 @@ KINDS = {  # name: (content of the file, layers, padding, interpolation, layout)
     "mmagic, no meta": (state_dict(RGB955, PLAIN, "generator."), RGB955, "zeros", "torch", "mmagic"),
     "mmagic, weights alone": (state_dict(RGB915, PLAIN), RGB915, "zeros", "torch", "mmagic"),
     "module.": (state_dict(Y955, OURS, "module."), Y955, "zeros", "matlab", "lornatang"),
-    "_orig_mod.module.module.": (state_dict(Y955, PLAIN, "_orig_mod.module.module."), Y955, "zeros", "matlab", "yjn870"),
+    "_orig_mod.module.": (state_dict(Y955, PLAIN, "_orig_mod.module.module."), Y955, "zeros", "matlab", "yjn870"),
     "model": ({"model": state_dict(Y955, PLAIN)}, Y955, "zeros", "matlab", "yjn870"),
     "net": ({"net": state_dict(Y955, PLAIN)}, Y955, "zeros", "matlab", "yjn870"),
-    "params_ema before params": ({"params": state_dict(Y935, PLAIN), "params_ema": state_dict(Y955, PLAIN)}, Y955, "zeros",
-                                 "matlab", "yjn870"),
+    "params_ema first": ({"params": state_dict(Y935, PLAIN), "params_ema": state_dict(Y955, PLAIN)}, Y955, "zeros",
+                         "matlab", "yjn870"),
     "wrapped twice, prefixes too": ({"model": {"state_dict": state_dict(Y955, OURS, "module._orig_mod."), "epoch": 3}},
                                     Y955, "zeros", "matlab", "lornatang"),
     "mmagic wrapped": ({"meta": {}, "state_dict": state_dict(RGB955, PLAIN, "module.generator.")}, RGB955, "zeros",
@@ -170,14 +170,14 @@ def features(*shapes):
 
 
 OTHERS = {
-    "ResNet": (features(("conv1.weight", (64, 3, 7, 7)), ("bn1.weight", (64,)), ("layer1.0.conv1.weight", (64, 64, 3, 3)),
+    "ResNet": (features(("conv1.weight", (64, 3, 7, 7)), ("bn1.weight", (64,)), ("layer1.0.bn1.weight", (64,)),
                         ("fc.weight", (1000, 512)), ("fc.bias", (1000,))), "another network: 5 entries (conv1.weight"),
     "VDSR": (features(*((f"trunk.{i}.conv.weight", (64, 64, 3, 3)) for i in range(18))), "another network: 18 entries"),
     "EDSR": ({"params": features(("conv_first.weight", (64, 3, 3, 3)), ("body.0.conv1.weight", (64, 64, 3, 3)))},
              "another network: 2 entries (conv_first.weight"),
     "FSRCNN": (features(("first_part.0.weight", (56, 1, 5, 5)), ("last_part.bias", (1,))), "another network"),
     "four layers": ({**layouts.yjn870(Y915), "conv4.weight": torch.zeros(1)}, "another network: 7 entries"),
-    "a bias missing": ({k: v for k, v in layouts.yjn870(Y915).items() if k != "conv3.bias"}, "another network: 5 entries"),
+    "no bias": ({k: v for k, v in layouts.yjn870(Y915).items() if k != "conv3.bias"}, "another network: 5 entries"),
     "two networks": ({**state_dict(Y915), **state_dict(Y915, OURS, "module.")}, "another network: 12 entries"),
     "both names": ({**state_dict(Y915), **state_dict(Y915, PLAIN)}, "another network"),
     "nothing": ({}, "another network: 0 entries"),
@@ -277,7 +277,8 @@ def op(*parts):
 
 def many_equal_hashes(n):
     """A dict whose integer keys all hash to 0."""
-    return b"}" + b"(" + b"".join(b"\x8a\x0c" + (k * (2**61 - 1)).to_bytes(12, "little") + b"N" for k in range(1, n)) + b"u"
+    keys = ((k * (2**61 - 1)).to_bytes(12, "little") for k in range(1, n))
+    return b"}(" + b"".join(b"\x8a\x0c" + key + b"N" for key in keys) + b"u"
 
 
 EXHAUSTING = {
@@ -286,7 +287,7 @@ EXHAUSTING = {
     "encoded over and over": op(b"c_codecs\nencode\n", b"X\x01\0\0\0aX\x06\0\0\0utf-32\x86R" * 40),
     "tuples a million deep as a key": op(b"})", b"\x85" * 1_000_000, b"Ns"),
     "colliding integers": op(many_equal_hashes(100_000)),
-    "dicts without end": op(b"]" + b"(" + b"}" * 3_000_000 + b"e"),
+    "two million dicts": op(b"](" + b"}" * 2_000_000 + b"e"),
     "itself inside itself": op(b"}q\x00X\x05\0\0\0modelh\x00s"),
     "a prefix a million times": op(b"}X" + struct.pack("<I", 1_400_000) + b"module." * 200_000 + b"Ns"),
     "nothing on the stack": op(b"0"),
@@ -353,7 +354,8 @@ def test_damaged_files(kind, tmp_path):
         refused(write(tmp_path, data[:length]))
     middle = len(data) // 2
     if kind != "legacy":  # which has no checksums
-        refused(write(tmp_path, data[:middle] + bytes(b ^ 255 for b in data[middle:middle + 9]) + data[middle + 9:]), "damaged")
+        flipped = bytes(b ^ 255 for b in data[middle:middle + 9])
+        refused(write(tmp_path, data[:middle] + flipped + data[middle + 9:]), "damaged")
 
 
 def test_files_that_are_none(tmp_path):
@@ -362,7 +364,7 @@ def test_files_that_are_none(tmp_path):
     refused("/dev/zero", "not a file")
     os.mkfifo(tmp_path / "pipe")
     refused(tmp_path / "pipe", "not a file")
-    refused(write(tmp_path, b"<!DOCTYPE html>\n<html>"), "neither a PyTorch checkpoint nor a MATLAB file (it begins with b'<!")
+    refused(write(tmp_path, b"<!DOCTYPE html>\n<html>"), "neither a PyTorch checkpoint nor", "(it begins with b'<!DOC")
     refused(write(tmp_path, b""), "neither")
     with pytest.raises(FileNotFoundError, match="a b: no such file"):
         load_checkpoint("a\nb")

@@ -1,0 +1,135 @@
+"""convert.py, as a command and within; ONNX; the hub's entry."""
+import importlib.util
+
+import pytest
+import torch
+
+import config
+import convert
+import layouts
+import model
+from conftest import ROOT, error_line
+from layouts import convolve, random_layers, torch_bytes
+from model import SRCNN, load_checkpoint
+
+Y915, Y955, RGB915, RGB955 = (random_layers(k, c) for c in (1, 3) for k in ((9, 1, 5), (9, 5, 5)))
+SOURCES = {
+    "ours": (layouts.ours(Y955), Y955, "replicate"),
+    "ours, RGB": (layouts.ours(RGB915, upscale_factor=4), RGB915, "replicate"),
+    "lornatang": (layouts.lornatang(Y955), Y955, "zeros"),
+    "yjn870": (layouts.yjn870(Y915), Y915, "zeros"),
+    "yjn870, RGB": (layouts.yjn870(RGB955), RGB955, "zeros"),
+    "mmagic": (layouts.mmagic(RGB915), RGB915, "zeros"),
+}
+needs_onnx = pytest.mark.skipif(not all(map(importlib.util.find_spec, ("onnxscript", "onnxruntime"))),
+                                reason="needs onnx, onnxscript and onnxruntime")
+
+
+def converted(tmp_path, content, *arguments):
+    (tmp_path / "source").write_bytes(torch_bytes(content))
+    target = tmp_path / "new" / "target"
+    convert.main(config.load(None, ["--model_path", str(tmp_path / "source"), "--output", str(target), *arguments]))
+    return target
+
+
+@pytest.mark.parametrize("layout", ["ours", "lornatang", "plain"])
+@pytest.mark.parametrize("source", SOURCES)
+def test_converted_and_loaded_again_is_the_same_network(source, layout, tmp_path):
+    """Padding, upsampling and scale included, which the others' layouts have no place of their own for."""
+    content, layers, padding = SOURCES[source]
+    target = converted(tmp_path, content, "--layout", layout)
+    before, after = SRCNN.from_pretrained(tmp_path / "source"), SRCNN.from_pretrained(target)
+    for name in ("kernel_sizes", "channels", "widths", "padding_mode", "upscale_factor", "interpolation"):
+        assert getattr(before, name) == getattr(after, name), name
+    x = torch.rand(1, after.channels, 19, 23)
+    torch.testing.assert_close(after(x), convolve(layers, x, padding), atol=1e-5, rtol=0)
+
+
+def test_others_code_reads_what_we_write(tmp_path):
+    """With the very calls that Lornatang's and yjn870's scripts make."""
+    class Theirs(torch.nn.Module):
+        def __init__(self, *names):
+            super().__init__()
+            for name, layer in zip(names, (torch.nn.Conv2d(1, 64, 9, padding=4), torch.nn.Conv2d(64, 32, 5, padding=2),
+                                           torch.nn.Conv2d(32, 1, 5, padding=2))):
+                self.add_module(name, layer if name.startswith(("conv", "rec")) else torch.nn.Sequential(layer))
+
+    lornatang = Theirs("features", "map", "reconstruction")
+    checkpoint = torch.load(converted(tmp_path, layouts.ours(Y955), "--layout", "lornatang"), weights_only=True)
+    mine = lornatang.state_dict()
+    mine.update({k: v for k, v in checkpoint["state_dict"].items() if k in mine})
+    lornatang.load_state_dict(mine)
+    assert checkpoint["epoch"] == 0 and checkpoint["best_psnr"] == 0
+
+    plain, mine = Theirs("conv1", "conv2", "conv3"), {}
+    loaded = torch.load(converted(tmp_path, layouts.ours(Y955), "--layout", "plain", "--overwrite"), weights_only=True)
+    plain.load_state_dict(loaded)
+    mine = plain.state_dict()
+    for name, value in loaded.items():
+        mine[name].copy_(value)  # a KeyError for anything else
+    for network in (lornatang, plain):
+        assert all(torch.equal(a, b) for a, b in zip(network.parameters(), [t for pair in Y955 for t in pair]))
+
+
+def test_notes_say_what_other_code_will_not_do(tmp_path, capsys):
+    for layout, source, words in (("lornatang", "ours", "wrong within 8 pixels of the border"),
+                                  ("plain", "ours, RGB", "wrong within 6 pixels of the border"),
+                                  ("plain", "mmagic", "upscaled by torch's bicubic"), ("plain", "yjn870", None),
+                                  ("ours", "mmagic", None)):
+        converted(tmp_path, SOURCES[source][0], "--layout", layout, "--overwrite")
+        notes = capsys.readouterr().out.splitlines()[1:]
+        assert len(notes) == bool(words) and (not words or words in notes[0]), notes
+
+
+@needs_onnx
+@pytest.mark.parametrize("layers, padding", [(Y915, "replicate"), (RGB955, "zeros"), (Y955, "valid")],
+                         ids=["replicate", "zeros RGB", "valid"])
+def test_onnx_computes_the_same(layers, padding, tmp_path):
+    """At any size and number of images, within 1e-5."""
+    import onnxruntime
+    target = converted(tmp_path, layouts.ours(layers, padding), "--layout", "onnx")
+    session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
+    for n, height, width in ((1, 33, 47), (3, 20, 64), (1, 17, 17), (2, 128, 100)):
+        x = torch.rand(n, layers[0][0].shape[1], height, width)
+        restored = torch.from_numpy(session.run(["restored"], {"upscaled": x.numpy()})[0])
+        torch.testing.assert_close(restored, convolve(layers, x, padding), atol=1e-5, rtol=0)
+    assert session.get_inputs()[0].shape == ["batch", layers[0][0].shape[1], "height", "width"]
+
+
+def test_onnx_without_its_packages(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(ValueError, match="pip install onnx onnxscript"):
+        converted(tmp_path, layouts.ours(Y915), "--layout", "onnx")
+    assert not (tmp_path / "new").exists()
+
+
+def test_as_a_command(run_script, tmp_path):
+    (tmp_path / "theirs.pth.tar").write_bytes(torch_bytes(layouts.lornatang(Y955)))
+    done = run_script("convert.py", "--model_path", "theirs.pth.tar")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.stdout == "results/theirs_ours.pth: 9-5-5, Y, from layout lornatang to ours\n"
+    assert load_checkpoint(tmp_path / "results" / "theirs_ours.pth")["padding_mode"] == "zeros"
+    (tmp_path / "text.pth").write_bytes(b"text")
+    done = run_script("convert.py", "--model_path", "text.pth", "--output", "new.pth")
+    assert "text.pth: neither a PyTorch" in error_line(done) and not (tmp_path / "new.pth").exists()
+
+
+def test_replaces_only_when_told(tmp_path):
+    target = converted(tmp_path, layouts.ours(Y915))
+    with pytest.raises(ValueError, match="target: exists; give another output, or --overwrite"):
+        converted(tmp_path, layouts.ours(Y955))
+    assert SRCNN.from_pretrained(target).kernel_sizes == (9, 1, 5)
+    converted(tmp_path, layouts.ours(Y955), "--overwrite")
+    assert SRCNN.from_pretrained(target).kernel_sizes == (9, 5, 5)
+
+
+def test_hub(tmp_path, monkeypatch):
+    """torch.hub.load from this folder, on weights made here in the place of those that ship."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(model, "WEIGHTS", tmp_path)
+    (tmp_path / "srcnn_9-5-5_x4_rgb.pth").write_bytes(torch_bytes(layouts.ours(RGB955, upscale_factor=4)))
+    network = torch.hub.load(str(ROOT), "srcnn", source="local", upscale_factor=4, kernel_sizes=(9, 5, 5), channels=3)
+    x = torch.rand(1, 3, 24, 24)
+    torch.testing.assert_close(network(x), convolve(RGB955, x, "replicate"), atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="no weights ship as srcnn_9-1-5_x11 .there are: srcnn_9-5-5_x4_rgb"):
+        torch.hub.load(str(ROOT), "srcnn", source="local", upscale_factor=11)
