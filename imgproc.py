@@ -321,6 +321,9 @@ def replace_file(path):
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk shows in write(), which knows no name
+        raise
     except RuntimeError as error:  # torch.save's word for a full disk
         raise OSError(f"{path}: cannot be written ({error})") from error
     finally:

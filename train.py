@@ -146,8 +146,7 @@ def main(settings):
             if stopping and done < settings.steps:
                 bar.close()
                 if not rank:
-                    print(f"stopped at step {done}; go on with: python train.py --resume {folder / 'last.pth'} "
-                          "and the same settings")
+                    print(f"stopped at step {done}; go on with the same command and --resume {folder / 'last.pth'}")
                 raise SystemExit(128 + stop[0] if stop else 1)
     bar.close()
     if not rank and history:
