@@ -322,7 +322,8 @@ def replace_file(path):
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk shows in write(), which knows no name
+        if error.errno and not error.filename:  # a full disk shows in write(), which knows no name
+            error.filename = str(path)
         raise
     except RuntimeError as error:  # torch.save's word for a full disk
         raise OSError(f"{path}: cannot be written ({error})") from error
