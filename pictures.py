@@ -24,7 +24,8 @@ def detail(a: np.ndarray, b: np.ndarray, side: int = 0) -> tuple[slice, slice]:
     height, width = a.shape[:2]
     side = min(side or max(16, min(200, min(height, width) // 4)), height, width)
     shrink = max(1, side // 32)  # a coarse look is enough, and cheap for 100 megapixels
-    difference = cv2.resize(cv2.absdiff(a, b), (-(-width // shrink), -(-height // shrink)), interpolation=cv2.INTER_AREA)
+    small = -(-width // shrink), -(-height // shrink)
+    difference = cv2.resize(cv2.absdiff(a, b), small, interpolation=cv2.INTER_AREA)
     difference = np.atleast_3d(difference).astype(np.float32).sum(2)
     window = -(-side // shrink)
     sums = np.pad(difference.cumsum(0, np.float64).cumsum(1), ((1, 0), (1, 0)))
@@ -53,7 +54,8 @@ def comparison(columns: list[tuple[str, np.ndarray]], window: tuple[slice, slice
         left = (COLUMN - size[0]) // 2
         column[MARGIN:MARGIN + size[1], left:left + size[0]] = whole
         column[size[1] + 2 * MARGIN:][:COLUMN, :COLUMN] = zoomed
-        cv2.putText(column, text, (0, len(column) - MARGIN - 4), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (30, 30, 30), 1, cv2.LINE_AA)
+        place = 0, len(column) - MARGIN - 4
+        cv2.putText(column, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.6, (30, 30, 30), 1, cv2.LINE_AA)
         drawn.append(column)
     edge = np.full((len(drawn[0]), MARGIN, 3), 255, np.uint8)
     return np.concatenate([edge, *drawn], 1)
@@ -71,11 +73,12 @@ def slider(title: str, bicubic: np.ndarray, srcnn: np.ndarray, window: tuple[sli
     title, style = html.escape(title), f"width:{bicubic.shape[1] * zoom}px" + ";image-rendering:pixelated" * (zoom > 1)
     return (f'<figure><figcaption>{title}</figcaption><div class="wipe" style="{style}">'
             f'<img src="{_data(bicubic)}" alt="bicubic"><img src="{_data(srcnn)}" alt="SRCNN">'
-            f'<input type="range" min="0" max="100" value="50" aria-label="{title}: bicubic to SRCNN"></div></figure>\n')
+            f'<input type="range" min="0" max="100" value="50" aria-label="{title}: bicubic to SRCNN">'
+            "</div></figure>\n")
 
 
 def report(title: str, facts: str, tables: str, sliders: str) -> str:
-    """The whole report as one HTML page that needs no other file; ``tables`` and ``sliders`` are HTML, the rest text."""
+    """The whole report as one HTML page that needs no other file. ``tables``, ``sliders``: HTML; the rest: text."""
     template = Template(TEMPLATE.read_text(encoding="utf-8"))
     return template.substitute(title=html.escape(title), facts=html.escape(facts), tables=tables, sliders=sliders)
 

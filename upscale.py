@@ -28,12 +28,14 @@ def main(settings):
     if not settings.inputs:
         raise ValueError("nothing to do: name files, folders or patterns, for example: python upscale.py photo.jpg")
     network = load_network(settings).to(pick_device(settings.device))
-    jobs, failures = [], []
+    jobs, failures = [], []  # (file, its subfolder in the output: the name of the folder that it was found in)
     for item in settings.inputs:
-        try:
-            jobs += find_images(item)
-        except (ValueError, OSError) as error:
-            failures.append(str(error))
+        for name in [item] if os.path.exists(item) else sorted(glob.glob(item, recursive=True)) or [item]:
+            folder = Path(name).resolve().name if os.path.isdir(name) else ""
+            try:
+                jobs += [(path, folder) for path in (imgproc.list_images(name) if folder else [Path(name)])]
+            except (ValueError, OSError) as error:
+                failures.append(str(error))
     output = Path(settings.output or os.path.join(settings.results_dir, "upscaled"))
     single = output.suffix.lower() in imgproc.SUFFIXES
     if single and len(jobs) > 1:
@@ -42,9 +44,9 @@ def main(settings):
         make_folder(output.parent if single else output)
 
     plan = {}  # {target: its source}
-    for path, subfolder in jobs:
+    for path, folder in jobs:
         name = f"{path.stem}_x{settings.upscale_factor}.png"
-        target = path.with_name(name) if settings.output == "beside" else output if single else output / subfolder / name
+        target = path.with_name(name) if settings.output == "beside" else output if single else output / folder / name
         if plan.setdefault(target, path).absolute() != path.absolute():
             failures.append(f"{path}: its output {target} is that of {plan[target]} too; enlarge it separately")
     if settings.output == "beside":  # outputs of an earlier run are no inputs
@@ -63,17 +65,6 @@ def main(settings):
           (f"; see {output if settings.output != 'beside' else 'beside the inputs'}" if written else ""))
     if failures:
         sys.exit(1)
-
-
-def find_images(item: str) -> list[tuple[Path, str]]:
-    """Files that a file name, folder or pattern stands for, each with its subfolder in the output: a folder's name.
-    Raises ValueError if there are none."""
-    if os.path.isdir(item):
-        return [(path, Path(item).absolute().name) for path in imgproc.list_images(item)]
-    found = [item] if os.path.exists(item) else sorted(glob.glob(item, recursive=True))
-    if not found:
-        raise ValueError(f"{item}: no such file, folder or match")
-    return [pair for name in found for pair in (find_images(name) if os.path.isdir(name) else [(Path(name), "")])]
 
 
 def enlarge_file(source: Path, target: Path, network, settings):
@@ -103,8 +94,8 @@ def load_network(settings):
     settings.model_path = settings.model_path or str(shipped_weights(scale, settings.kernel_sizes, settings.channels))
     network = SRCNN.from_pretrained(settings.model_path)
     if network.upscale_factor not in (0, scale):
-        raise ValueError(f"{settings.model_path}: made for x{network.upscale_factor}, not x{scale}; use --upscale_factor "
-                         f"{network.upscale_factor}")
+        raise ValueError(f"{settings.model_path}: made for x{network.upscale_factor}, not x{scale}; "
+                         f"use --upscale_factor {network.upscale_factor}")
     return network
 
 
@@ -131,7 +122,8 @@ def upscale(image: np.ndarray, upscale_factor: int = 3, network=None, progress: 
     """Enlarge an image: luminance by the network (all colours, if it is an RGB one), chroma and alpha by bicubic.
 
     Args:
-        image: H×W or H×W×C, C = 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha); uint8, uint16, or float in [0, 1].
+        image: H×W or H×W×C, C = 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha); uint8, uint16, or float in
+            [0, 1].
         upscale_factor: 2, 3 or 4: the network that ships for it; unused if ``network`` is given and knows its own.
         network: an SRCNN, on the device to compute on; "bicubic": none, bicubic for all.
         progress: show a bar if the image is a large one.
@@ -174,8 +166,8 @@ def _enlarge(planes: np.ndarray, upscale_factor: int, network) -> np.ndarray:
 
 
 def restore(network, x: Tensor) -> Tensor:
-    """The network on an image already enlarged by bicubic, 1×1×H×W gray or 1×3×H×W RGB in [0, 1], to the same shape.
-    A Y network sees the luminance only, the chroma stays; an RGB network sees gray as three equal channels."""
+    """The network on an image already enlarged by bicubic, 1×1×H×W gray or 1×3×H×W RGB in [0, 1]; same shape. A Y
+    network sees the luminance only, the chroma stays; an RGB network sees gray as three equal channels."""
     if x.shape[1] == network.channels:
         return predict(network, x)
     if network.channels == 3:

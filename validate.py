@@ -55,8 +55,9 @@ def main(settings):
         return
 
     macs, parameters = network.macs_per_pixel(), sum(p.numel() for p in network.parameters())
-    facts = (f"{settings.model_path}: {'-'.join(map(str, network.kernel_sizes))} {'Y' if network.channels == 1 else 'RGB'}, "
-             f"{parameters:,} parameters, {macs:,} multiply-accumulates per pixel; protocol {protocol}, on {device}")
+    kind = f"{'-'.join(map(str, network.kernel_sizes))} {'Y' if network.channels == 1 else 'RGB'}"
+    facts = (f"{settings.model_path}: {kind}, {parameters:,} parameters, {macs:,} multiply-accumulates per pixel; "
+             f"protocol {protocol}, on {device}")
     print(facts)
     tables = ""
     for set_name, result in results.items():
