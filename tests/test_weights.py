@@ -261,7 +261,7 @@ def test_a_pickle_that_runs_code_does_not(around, protocol, tmp_path):
         finally:
             assert not (tmp_path / "ran").exists()
         if around is zip_with:
-            assert "would run" in line and "save its state_dict alone" in line, line
+            assert ("would run" in line and "save its state_dict alone" in line) or "protocol 4" in line, line
     with pytest.raises(ValueError, match="would run posix.system"):
         load_checkpoint(write(tmp_path, zip_with(pickle.dumps(Runs(os.system, "true"), 2))))
 

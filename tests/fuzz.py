@@ -1,0 +1,355 @@
+"""Feed the readers of files from elsewhere with damaged and hostile ones:
+
+    python tests/fuzz.py --cases 20000 --seed 1
+
+A case is a valid file of some kind, changed at random: byte by byte, or within its checksums and compression, so that
+the change gets past those. The reader must return something usable, or raise ValueError or OSError with one line that
+names the file; print nothing; and stay within CPU_SECONDS and, beyond what it had, MEGABYTES. Cases run in a child
+process, so that a crash or a hang is a finding like the others: the file is kept, and the next case comes. A case
+follows from seed and number alone; ``--only N`` runs one again, with its traceback.
+"""
+import argparse
+import collections
+import gzip
+import hashlib
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tarfile
+import tempfile
+import traceback
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+import imgproc
+import layouts
+import prepare_dataset
+from model import SRCNN
+
+cv2 = imgproc._opencv()  # as the project has it: silent
+CPU_SECONDS, WALL_SECONDS, MEGABYTES = 10, 200, 1500
+NUMBERS = [0, 1, 2, 3, 127, 128, 255, 256, 32767, 65535, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1]
+TARGETS = ("T91", "a.bmp"), ("T91", "b.bmp"), ("Set5", "c.bmp")  # what the archives hold
+
+
+# --------------------------------------------------------------------------------------------------------- valid files
+def contents():
+    """Checkpoints of all layouts, small, so that changes meet what matters."""
+    small, rgb = layouts.random_layers((9, 1, 5), 1, (4, 3)), layouts.random_layers((5, 3, 3), 3, (4, 3))
+    training = {"step": 3, "history": [{"step": 1, "loss": 0.5}], "network": layouts.state_dict(small)}
+    network = SRCNN((9, 1, 5), 1, (4, 3))
+    return [network.to_checkpoint({"train_set": "T91"}, training), layouts.ours(rgb), layouts.lornatang(small),
+            layouts.yjn870(rgb), network.state_dict(), layouts.mmagic(rgb), layouts.mmagic(small, ""),
+            {"model": {"params": layouts.state_dict(small, prefix="module._orig_mod.")}, "epoch": 3}]
+
+
+def images():
+    """{suffix: files}: gray, colour, alpha, 8 and 16 bits, as far as each format has them."""
+    noise, files = np.random.default_rng(0), {}
+    for suffix, deepest in ((".png", 16), (".jpg", 8), (".bmp", 8), (".tif", 16), (".webp", 8)):
+        for channels in (1, 3, 4):
+            for bits in range(8, deepest + 1, 8):
+                image = noise.integers(0, 2**bits, (11, 14, channels)).astype(f"uint{bits}")
+                files.setdefault(suffix, []).append(cv2.imencode(suffix, image)[1].tobytes())
+    files[".jpg"].append(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes())
+    files[".webp"].append(cv2.imencode(".webp", image, [cv2.IMWRITE_WEBP_QUALITY, 101])[1].tobytes())  # lossless
+    files[".tif"] += [cv2.imencode(".tif", image, [cv2.IMWRITE_TIFF_COMPRESSION, kind])[1].tobytes()
+                      for kind in (1, 7, 8, 32773)]  # none, JPEG, deflate, PackBits
+    exif = b"\xff\xe1" + struct.pack(">H", 34) + b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    files[".jpg"] += [file[:2] + exif + file[2:] for file in files[".jpg"][:2]]
+    return files
+
+
+def members():
+    return {f"{folder}/{name}": images_of_sets[folder, name] for folder, name in TARGETS}
+
+
+# ------------------------------------------------------------------------------------------------------------- changes
+def change(rng, data: bytes) -> bytes:
+    """A few changes of bytes: bits, numbers of 1 to 8 bytes, text; stretches cut, doubled, moved, zeroed, cut off."""
+    data = bytearray(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 3, 8, 30))):
+        at, size = rng.randrange(len(data) + 1), rng.choice((1, 2, 4, 8))
+        end = min(len(data), at + rng.choice((1, 2, 4, 16, 100, 1000)))
+        match rng.randrange(9):
+            case 0 | 1 if at < len(data):
+                data[at] ^= 1 << rng.randrange(8)
+            case 2 | 3:
+                data[at:at + size] = (rng.choice(NUMBERS) % 256**size).to_bytes(size, rng.choice(("little", "big")))
+            case 4:
+                del data[at:end]
+            case 5:
+                data[at:at] = data[at:end] * rng.choice((1, 2, 50))
+            case 6:
+                data[at:end] = rng.randbytes(end - at)
+            case 7:
+                data[at:end] = bytes(end - at)
+            case 8 if rng.random() < 0.3:
+                del data[at:]
+    return bytes(data)
+
+
+def change_object(rng, thing, depth=0):
+    """A nested dict with something else in one place: another value, name, type or shape, or deeper nesting."""
+    odd = [None, -1, 3, 2**70, 1.5, float("nan"), "text", "zeros", "\n\x1b[2J", b"bytes", [], {}, (1, 2), [[]], True,
+           torch.zeros(0), torch.zeros(3), torch.full((4, 1, 9, 9), float("inf")), torch.zeros(4, 1, 9, 9, dtype=torch.int),
+           torch.zeros(1).expand(2**20, 1, 99, 99), torch.zeros(4, 1, 9, 9, dtype=torch.complex64), torch.Size([3]),
+           torch.zeros(4, 1, 8, 8), torch.nn.Parameter(torch.zeros(4, 1, 9, 9)), torch.zeros(2, 2).to_sparse()]
+    if isinstance(thing, dict) and thing and depth < 6:
+        thing, key = type(thing)(thing), rng.choice(list(thing))
+        match rng.randrange(8):
+            case 0:
+                del thing[key]
+            case 1:
+                thing[rng.choice(("conv1.weight", "model", "meta", "module." * 999 + "x", "padding_mode", 7, (1, 2)))] = \
+                    thing.pop(key)
+            case 2:
+                thing[rng.choice(("model", "params", "meta", "format", "training", "upscale_factor"))] = rng.choice(odd)
+            case 3:
+                return {rng.choice(("model", "net", "params", "x")): thing}
+            case _:
+                thing[key] = change_object(rng, thing[key], depth + 1)
+        return thing
+    plain = isinstance(thing, torch.Tensor) and thing.is_floating_point() and not thing.is_sparse
+    if plain and thing.dim() and thing.numel() < 10_000 and rng.random() < 0.5:
+        return rng.choice((thing[:1], thing.half(), thing.double() * 1e200, thing[..., None], thing.flip(0), thing.flatten(),
+                           thing.long(), thing.transpose(0, -1), thing * float("nan"), thing.bfloat16()))
+    return rng.choice(odd)
+
+
+def zipped(entries, method=zipfile.ZIP_STORED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, content in entries:
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def change_in_zip(rng, data: bytes) -> bytes:
+    """One entry of a zip archive changed, its CRC put right."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = [(name, archive.read(name)) for name in archive.namelist()]
+    at = 0 if rng.random() < 0.7 else rng.randrange(len(entries))  # the pickle comes first
+    entries[at] = (entries[at][0] if rng.random() < 0.95 else rng.choice(("/", "x" * 60_000, "archive/version")),
+                   change(rng, entries[at][1]))
+    return zipped(entries, rng.choice((0, 0, 0, 0, 8, 14)))
+
+
+def change_in_mat(rng, data: bytes) -> bytes:
+    """Inside a compressed array of a MATLAB file."""
+    out, at = data[:128], 128
+    sizes = []
+    while at < len(data):
+        sizes.append((at, *struct.unpack_from("<2I", data, at)))
+        at += 8 + sizes[-1][2]
+    chosen = rng.randrange(len(sizes))
+    for i, (at, kind, size) in enumerate(sizes):
+        body = data[at + 8:at + 8 + size]
+        if i == chosen:
+            body = zlib.compress(change(rng, zlib.decompress(body)[:rng.choice((64, 10**9))]))
+        out += struct.pack("<2I", kind, len(body)) + body
+    return out
+
+
+def change_in_png(rng, data: bytes) -> bytes:
+    """One chunk of a PNG file changed, inside its compression if it is compressed; its CRC put right."""
+    out, at, chunks = data[:8], 8, []
+    while at < len(data):
+        length, = struct.unpack_from(">I", data, at)
+        chunks.append([data[at + 4:at + 8], data[at + 8:at + 8 + length]])
+        at += 12 + length
+    chunk = rng.choice(chunks)
+    chunk[1] = zlib.compress(change(rng, zlib.decompress(chunk[1]))) if chunk[0] == b"IDAT" and rng.random() < 0.5 \
+        else change(rng, chunk[1])
+    if rng.random() < 0.2:
+        chunks.insert(rng.randrange(len(chunks)), [rng.choice((b"PLTE", b"tRNS", b"eXIf", b"iCCP", b"zTXt", b"acTL", b"fdAT")),
+                                                   rng.randbytes(rng.choice((0, 3, 6, 30)))])
+    return out + b"".join(struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+                          for name, body in chunks)
+
+
+def archive(rng) -> bytes:
+    """An archive of the image sets, now and then with members that would rather be elsewhere."""
+    names = list(members().items())
+    if rng.random() < 0.5:
+        for _ in range(rng.randrange(1, 4)):
+            names.insert(rng.randrange(len(names) + 1), (rng.choice((
+                "../T91/a.bmp", "/tmp/T91/a.bmp", "T91/../../T91/a.bmp", "Train/a.bmp", "x/../T91/a.bmp", "T91/a.bmp/",
+                "T91//a.bmp", "C:\\T91\\a.bmp", "T91/a.bmp\0.txt", "Test/Set5/c.bmp", "T91/" + "z" * 300)), rng.randbytes(9)))
+    if rng.random() < 0.5:
+        return zipped(names, rng.choice((0, 8, 12, 14)))
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=rng.choice((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT,
+                                                                  tarfile.PAX_FORMAT))) as tar:
+        for name, content in names:
+            member = tarfile.TarInfo(name[:90].replace("\0", ""))
+            member.size = len(content)
+            if rng.random() < 0.15:
+                member.type = rng.choice((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE))
+                member.linkname, member.size = rng.choice(("/etc/passwd", "../../x", "T91/a.bmp")), 0
+            tar.addfile(member, io.BytesIO(content))
+    data = file.getvalue()
+    if rng.random() < 0.5:
+        return gzip.compress(change(rng, data) if rng.random() < 0.5 else data, 1)
+    return data
+
+
+def make(seed: int, number: int) -> tuple[str, bytes]:
+    """(kind, content) of one case."""
+    rng = random.Random(f"{seed}/{number}")
+    kind = rng.choice(("checkpoint", "checkpoint", "matlab", "image", "image", "archive"))
+    if kind == "checkpoint":
+        content, legacy, how = rng.choice(checkpoints), rng.random() < 0.3, rng.randrange(3)
+        if how == 0:
+            for _ in range(rng.choice((1, 1, 2, 4))):
+                content = change_object(rng, content)
+        data = layouts.torch_bytes(content, legacy)
+        if how == 1:
+            data = change(rng, data[:2000]) + data[2000:] if legacy else change_in_zip(rng, data)
+        return kind, change(rng, data) if how == 2 else data
+    if kind == "matlab":
+        data = rng.choice(mat_files)
+        packed = data[128] == 15
+        return kind, change_in_mat(rng, data) if packed and rng.random() < 0.7 else change(rng, data)
+    if kind == "image":
+        suffix = rng.choice(list(image_files))
+        data = rng.choice(image_files[suffix])
+        if suffix == ".png" and rng.random() < 0.6:
+            return kind + suffix, change_in_png(rng, data)
+        head = rng.choice((40, 200, len(data)))
+        return kind + suffix, change(rng, data[:head]) + data[head:]
+    data = archive(rng)
+    return kind, change(rng, data) if rng.random() < 0.6 else data
+
+
+# -------------------------------------------------------------------------------------------------------------- checks
+def read(kind: str, path: Path):
+    """Give the file to its reader. AssertionError: what it returned is of no use."""
+    if kind in ("checkpoint", "matlab"):
+        network = SRCNN.from_pretrained(path)
+        assert all(p.isfinite().all() and p.dtype == torch.float32 for p in network.parameters())
+        if network.padding_mode != "valid":
+            assert network(torch.zeros(1, network.channels, 9, 9)).shape == (1, network.channels, 9, 9)
+    elif kind.startswith("image"):
+        image = imgproc.read_image(path)
+        assert image.dtype in (np.uint8, np.uint16) and image.flags.c_contiguous and image.size
+        assert image.ndim == 2 or image.ndim == 3 and image.shape[2] in (3, 4), image.shape
+        assert image.shape[:2] in ((size := imgproc.image_size(path)), size[::-1])
+    else:
+        data = path.parent / "data"
+        shutil.rmtree(data, ignore_errors=True)
+        try:
+            prepare_dataset.fetch(["T91", "Set5"], data, str(path))
+            assert all((data / folder / name).read_bytes() == images_of_sets[folder, name] for folder, name in TARGETS)
+        finally:
+            written = {p.relative_to(data).as_posix() for p in data.rglob("*") if p.is_file()} if data.exists() else set()
+            assert written <= {"/".join(target) for target in TARGETS}, written
+            assert {p.name for p in path.parent.iterdir()} <= {"case", "data", "stderr"}
+
+
+def judge(kind: str, path: Path, printed) -> tuple[str, str]:
+    """("loaded" or "refused", "") or ("finding", what is wrong)."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        read(kind, path)
+        outcome = "loaded", ""
+    except (ValueError, OSError) as error:
+        line = str(error)
+        good = line.isprintable() and "\n" not in line and str(path) in line and len(line) < 600
+        outcome = ("refused", "") if good else ("finding", f"not one line that names the file: {error!r}")
+    except BaseException:
+        outcome = "finding", traceback.format_exc()
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+    if grown > MEGABYTES:
+        outcome = "finding", f"took {grown} MB"
+    text = printed.read().decode(errors="replace")  # on images libpng and libjpeg write by themselves
+    if text and (not kind.startswith("image") or "Traceback" in text or ".py:" in text or text.startswith("[")):
+        outcome = "finding", f"printed: {text[-300:]}"
+    return outcome
+
+
+def child(first: int, cases: int, seed: int, folder: Path):
+    """Run cases one after the other; one line of JSON for each."""
+    for number in range(first, cases):
+        kind, data = make(seed, number)
+        (folder / "case").write_bytes(data)
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # whose signal ends the process, in C code too
+        signal.alarm(WALL_SECONDS)
+        with open(folder / "stderr", "rb") as printed:
+            printed.seek(0, os.SEEK_END)
+            outcome = judge(kind, folder / "case", printed)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        print(json.dumps((number, kind, *outcome)), flush=True)
+
+
+def run(cases: int, seed: int, keep: Path):
+    """Run all cases. Returns ({(kind, outcome): count}, [(number, kind, finding)]); keeps the files of findings."""
+    counts, findings, done = collections.Counter(), [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        while done < cases:
+            with open(Path(folder) / "stderr", "ab") as stderr, subprocess.Popen(
+                    [sys.executable, __file__, "--child", str(done), "--cases", str(cases), "--seed", str(seed), "--keep",
+                     folder], stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
+                for line in process.stdout:
+                    number, kind, outcome, what = json.loads(line)
+                    counts[kind, outcome] += 1
+                    done = number + 1
+                    if outcome == "finding":
+                        findings.append((number, kind, what))
+            if done < cases:  # it ended within case number `done`
+                kind = make(seed, done)[0]
+                number = -process.returncode if process.returncode < 0 else 0
+                findings.append((done, kind, f"ended by {signal.Signals(number).name}" if number else "exited: " +
+                                 (Path(folder) / "stderr").read_text(errors="replace")[-600:]))
+                counts[kind, "finding"] += 1
+                done += 1
+    for number, kind, _ in findings:
+        keep.mkdir(parents=True, exist_ok=True)
+        (keep / f"{seed}-{number}-{kind}").write_bytes(make(seed, number)[1])
+    return counts, findings
+
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+checkpoints, image_files = contents(), images()
+mat_files = [layouts.mat_bytes(layouts.authors_arrays(layouts.random_layers((9, 1, 5), 1, (4, 3))), packed)
+             for packed in (True, False)]
+images_of_sets = dict(zip(TARGETS, image_files[".bmp"]))
+prepare_dataset.manifest = lambda: {
+    name: {file: hashlib.sha256(images_of_sets[s, file]).hexdigest() for s, file in TARGETS if s == name}
+    for name in ("T91", "Set5")}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, default=Path("fuzz-findings"), help="folder for the files of findings")
+    parser.add_argument("--only", type=int, help="run this one case again")
+    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child is not None:
+        child(given.child, given.cases, given.seed, given.keep)
+    elif given.only is not None:
+        given.keep.mkdir(parents=True, exist_ok=True)
+        kind, data = make(given.seed, given.only)
+        (given.keep / "case").write_bytes(data)
+        read(kind, given.keep / "case")
+    else:
+        counts, findings = run(given.cases, given.seed, given.keep)
+        for kind in sorted({kind for kind, _ in counts}):
+            print(f"{kind:12}", *(f"{counts[kind, o]:6} {o}" for o in ("loaded", "refused", "finding")))
+        for number, kind, what in findings:
+            print(f"finding: case {number} ({kind}, kept in {given.keep}): {what}")
+        sys.exit(bool(findings))
