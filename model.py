@@ -6,6 +6,7 @@ import os
 import pickletools
 import re
 import struct
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -177,7 +178,9 @@ def _read_weights(data: bytes) -> tuple[dict, dict]:
             _check_pickle(head)
     else:
         raise _Refused(f"neither a PyTorch checkpoint nor a MATLAB file (it begins with {data[:12]!r})")
-    content, said = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on odd pickles torch warns where it then refuses
+        content, said = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), {}
     for _ in range(10):
         if not isinstance(content, dict):
             break
@@ -212,6 +215,8 @@ def _check_pickle(file):
     heavy = 0
     for opcode, argument, _ in pickletools.genops(file):
         name = opcode.name
+        if name == "PROTO" and argument != 2:
+            raise _Refused(f"pickled by protocol {argument}, torch.save's is 2; save it again without pickle_protocol")
         if name in ("INST", "OBJ", "STACK_GLOBAL") or name == "GLOBAL" and not HARMLESS.fullmatch(argument):
             called = _shown(argument.replace(" ", ".")) if argument else "code"
             raise _Refused(f"would run {called}, so it is not loaded; if you trust it, save its state_dict alone")
