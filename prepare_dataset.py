@@ -144,7 +144,7 @@ def _candidates(source: Path, missing: dict):
                 if member.isreg() and (key := wanted(member.name)):
                     yield key, limited(archive.extractfile(member))
     except Exception as error:  # whatever the modules make of a damaged or hostile file
-        raise ValueError(f"no readable .zip, .tar or .tar.gz archive ({error})") from None
+        raise ValueError(f"no readable .zip, .tar or .tar.gz archive ({str(error)[:100]})") from None
 
 
 def _is_gzip(path: Path) -> bool:
