@@ -96,6 +96,9 @@ def load_network(settings):
     if network.upscale_factor not in (0, scale):
         raise ValueError(f"{settings.model_path}: made for x{network.upscale_factor}, not x{scale}; "
                          f"use --upscale_factor {network.upscale_factor}")
+    if network.padding_mode == "valid":
+        raise ValueError(f"{settings.model_path}: its output is smaller than its input (padding_mode 'valid'); give "
+                         "weights for replicate or zeros padding")
     return network
 
 
