@@ -237,12 +237,13 @@ def _tags(tiff) -> dict[int, int]:
 
 
 def _intact(data: bytes) -> bool:
-    """Whether the chunks that make up a PNG file have their checksums; libpng would write to stderr. True for others."""
+    """Whether the chunks of a PNG file have their checksums, where libpng would write to stderr; other files: True."""
     position = 8
     while data.startswith(b"\x89PNG") and not data.startswith(b"IEND", position + 4):
         length, = struct.unpack_from(">I", data, position)
-        chunk, (checksum,) = data[position + 4:position + 8 + length], struct.unpack_from(">I", data, position + 8 + length)
-        if chunk[:1].isupper() and zlib.crc32(chunk) != checksum:
+        chunk = data[position + 4:position + 8 + length]
+        checksum, = struct.unpack_from(">I", data, position + 8 + length)
+        if chunk[:1].isupper() and zlib.crc32(chunk) != checksum:  # a capital: the image depends on it
             return False
         position += 12 + length
     return True

@@ -39,8 +39,12 @@ WORKERS = 2
 
 
 def main(settings):
-    sets = {prepared_folder(settings.data_dir, name, settings.channels, part): (name, part)
-            for name, part in [(settings.train_set, "train"), *((name, "test") for name in settings.test_sets)]}
+    sets = {}
+    for name, part in [(settings.train_set, "train"), *((name, "test") for name in settings.test_sets)]:
+        folder = prepared_folder(settings.data_dir, name, settings.channels, part)
+        first, _ = sets.setdefault(folder, (name, part))
+        if Path(first).resolve() != Path(name).resolve():
+            raise ValueError(f"{first} and {name} would both be prepared as {folder.name}; rename one of the folders")
     fetch([name for name, _ in sets.values()], Path(settings.data_dir), settings.source)
     for folder, (name, part) in sets.items():
         paths = image_paths(settings.data_dir, name, part)
@@ -164,8 +168,8 @@ def download(url: str, path: Path):
             if attempt < ATTEMPTS:
                 print(f"download: {reason}; attempt {attempt + 1} of {ATTEMPTS}")
                 time.sleep(PAUSE)
-    raise OSError(f"cannot download {url} ({reason}); fetch it by hand and give --source FILE, or use the photographs of "
-                  "scikit-image: --train_set sample --test_sets sample")
+    raise OSError(f"cannot download {url} ({reason}); fetch it by hand and give --source FILE, or use the photographs "
+                  "of scikit-image: --train_set sample --test_sets sample")
 
 
 def _download_once(url: str, path: Path):
@@ -180,7 +184,7 @@ def _download_once(url: str, path: Path):
         raise OSError("it came incomplete")
 
 
-# --------------------------------------------------------------------------------------------------------------- tensors
+# -------------------------------------------------------------------------------------------------------------- tensors
 def prepare(paths: list[Path], folder: Path, channels: int):
     """Write images as the shards that `dataset.load_images` reads, of up to SHARD_BYTES of pixels each.
 

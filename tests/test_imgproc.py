@@ -139,7 +139,7 @@ def test_upsample():
         x, scale_factor=2, mode="bicubic", align_corners=False))
 
 
-# ---------------------------------------------------------------------------------------------------- colour and crops
+# ----------------------------------------------------------------------------------------------------- colour and crops
 def test_ycbcr_is_matlabs():
     """Every 5th colour, against BT.601 in whole numbers; the colour bars as MATLAB prints them."""
     levels = np.arange(0, 256, 5)
@@ -213,8 +213,9 @@ def test_exif_orientation(tmp_path, suffix, orientation):
     upright[:16, :16, 0], upright[:16, 16:, 1] = 255, 255
     stored = Image.fromarray(upright)
     if orientation > 1:
-        undo = (None, "FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_90", "TRANSVERSE", "ROTATE_270")
-        stored = stored.transpose(Image.Transpose[undo[orientation - 1]])
+        undo = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_90", "TRANSVERSE",
+                "ROTATE_270")
+        stored = stored.transpose(Image.Transpose[undo[orientation - 2]])
     exif = Image.Exif()
     exif[0x0112] = orientation
     more = {"tiffinfo": {0x0112: orientation}} if suffix == ".tif" else {"exif": exif}
@@ -234,12 +235,13 @@ def png(width, height, data=b""):
 
 HOSTILE = {
     "empty.png": b"", "text.png": b"I am not an image.\n" * 9, "short.bmp": b"BM", "short.jpg": b"\xff\xd8\xff",
-    "loop.jpg": b"\xff\xd8\xff\xe0" + b"\0" * 99, "cut.png": png(5, 5)[:40], "nothing.png": png(0, 5), "no data.png": png(5, 5),
+    "loop.jpg": b"\xff\xd8\xff\xe0" + b"\0" * 99, "cut.png": png(5, 5)[:40], "nothing.png": png(0, 5),
+    "no data.png": png(5, 5),
     "bomb.png": png(30000, 30000, bytes(10**6)), "wide.png": png(2**31 - 1, 1),
     "bomb.bmp": b"BM" + bytes(12) + struct.pack("<IiiHHIIiiII", 40, 60000, -60000, 1, 24, 0, 0, 0, 0, 0, 0) + bytes(99),
     "bomb.jpg": b"\xff\xd8\xff\xc0\0\x11\x08\xff\xff\xff\xff\x03\x01\x22\0\x02\x11\x01\x03\x11\x01" + bytes(99),
     "bomb.webp": b"RIFF\xff\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff\xff\xff" * 2 + bytes(99),
-    "bomb.tif": b"II*\0\x08\0\0\0\x02\0" + struct.pack("<HHII", 256, 4, 1, 2**31) + struct.pack("<HHII", 257, 4, 1, 2**31),
+    "bomb.tif": b"II*\0\x08\0\0\0\x02\0" + struct.pack("<HHIIHHII", 256, 4, 1, 2**31, 257, 4, 1, 2**31),
     "far.tif": b"II*\0\xff\xff\xff\x7f", "circle.tif": b"MM\0*\0\0\0\x00" + bytes(50),
 }
 
@@ -308,7 +310,7 @@ def test_fuzzed_images_end_well_or_in_one_line(tmp_path):
     assert read and refused
 
 
-# --------------------------------------------------------------------------------------------------------- other helpers
+# -------------------------------------------------------------------------------------------------------- other helpers
 def test_replace_file_leaves_all_or_nothing(tmp_path):
     path = tmp_path / "new" / "file"
     with imgproc.replace_file(path) as temporary:

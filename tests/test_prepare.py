@@ -23,7 +23,8 @@ import prepare_dataset
 from conftest import ROOT, error_line
 
 RANDOM = np.random.default_rng(0)
-LAYOUTS = {"ours": {"T91": "T91", "Set5": "Set5"}, "archive": {"T91": "root-78be1a2/Train", "Set5": "root-78be1a2/Test/Set5"}}
+LAYOUTS = {"ours": {"T91": "T91", "Set5": "Set5"},
+           "archive": {"T91": "root-78be1a2/Train", "Set5": "root-78be1a2/Test/Set5"}}
 
 
 @pytest.fixture
@@ -72,10 +73,10 @@ def main(tmp_path, *arguments):
 
 
 def fetched(tmp_path) -> dict:
-    return {(p.parent.name, p.name): p.read_bytes() for p in (tmp_path / "data").glob("*/*") if p.parent.name != "prepared"}
+    return {(p.parent.name, p.name): p.read_bytes() for p in (tmp_path / "data").glob("*/*.*")}
 
 
-# -------------------------------------------------------------------------------------------------------- the real images
+# ------------------------------------------------------------------------------------------------------ the real images
 def test_the_real_sets(shared, tmp_path, run_script):
     """As a user runs it: counts, the paper's number of sub-images, and tensors that load with torch alone."""
     process = run_script("prepare_dataset.py", "--source", shared / "data")
@@ -92,11 +93,12 @@ def test_the_real_sets(shared, tmp_path, run_script):
 
 def test_sub_images_are_counted_as_they_are_cut():
     for height, width, scale in ((33, 33, 3), (34, 100, 3), (32, 99, 2), (5, 5, 4), (61, 47, 4)):
-        count = len([(y, x) for y in range(0, height // scale * scale - 32, 14) for x in range(0, width // scale * scale - 32, 14)])
+        tops, lefts = (range(0, size // scale * scale - 32, 14) for size in (height, width))
+        count = len([(top, left) for top in tops for left in lefts])
         assert prepare_dataset.sub_images([(height, width)] * 2, scale) == 2 * count
 
 
-# ---------------------------------------------------------------------------------------------------------------- sources
+# -------------------------------------------------------------------------------------------------------------- sources
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])
 def test_sources(tiny, tmp_path, kind, layout):
@@ -129,7 +131,8 @@ def test_only_what_is_missing_or_damaged_is_taken(tiny, tmp_path):
     image = tmp_path / "data" / "T91" / "t2.bmp"
     image.write_bytes(b"damaged")
     (tmp_path / "data" / "Set5" / "t1.bmp").unlink()
-    (tmp_path / "part.zip").write_bytes(zip_of({f"{s}/{f}": tiny[s, f] for s, f in (("T91", "t2.bmp"), ("Set5", "t1.bmp"))}))
+    part = {"T91/t2.bmp": tiny["T91", "t2.bmp"], "Set5/t1.bmp": tiny["Set5", "t1.bmp"]}
+    (tmp_path / "part.zip").write_bytes(zip_of(part))
     main(tmp_path, "--source", str(tmp_path / "part.zip"))
     assert fetched(tmp_path) == tiny
 
@@ -137,12 +140,12 @@ def test_only_what_is_missing_or_damaged_is_taken(tiny, tmp_path):
 def test_sources_without_the_images(tiny, tmp_path):
     (tmp_path / "text.zip").write_text("no archive")
     (tmp_path / "empty").mkdir()
-    for source, words in (("text.zip", "no readable"), ("empty", "lacks T91/t0.bmp and 7 more"), ("missing", "no such file")):
+    for source, words in (("text.zip", "no readable"), ("empty", "lacks T91/t0.bmp and 7 more"), ("none", "no such")):
         with pytest.raises(ValueError, match=f"source=.*{source}: {words}"):
             main(tmp_path, "--source", str(tmp_path / source))
 
 
-# --------------------------------------------------------------------------------------------------------------- download
+# ------------------------------------------------------------------------------------------------------------- download
 @pytest.fixture
 def server(monkeypatch):
     """A web server; ``server.answers`` is the list of what it answers next, the last one for good: an HTTP status,
@@ -189,7 +192,7 @@ def test_download_that_never_succeeds(tiny, tmp_path, server):
     content = zip_of(laid_out(tiny))
     for answer in (404, (content[:1000], len(content)), content[:1000], b"<html>log in to this network</html>"):
         server.answers, server.asked = [answer], 0
-        with pytest.raises(OSError, match=r"cannot download http.*--source FILE.*--train_set sample --test_sets sample"):
+        with pytest.raises(OSError, match=r"cannot download http.*--source FILE.*--train_set sample --test_sets"):
             main(tmp_path)
         assert server.asked == prepare_dataset.ATTEMPTS and not list((tmp_path / "data").iterdir())
 
@@ -207,12 +210,13 @@ def test_download_with_a_damaged_image(tiny, tmp_path, server):
 def test_no_network(tmp_path, run_script):
     line = error_line(run_script("prepare_dataset.py", https_proxy="http://127.0.0.1:9"))
     assert "--source FILE" in line and "--train_set sample --test_sets sample" in line
-    process = run_script("prepare_dataset.py", "--train_set", "sample", "--test_sets", "sample", https_proxy="http://127.0.0.1:9")
+    process = run_script("prepare_dataset.py", "--train_set", "sample", "--test_sets", "sample",
+                         https_proxy="http://127.0.0.1:9")
     assert process.returncode == 0 and "sample-train-y: 10 images" in process.stdout, process.stderr
     assert sorted(p.name for p in (tmp_path / "data" / "prepared").iterdir()) == ["sample-test-y", "sample-train-y"]
 
 
-# ------------------------------------------------------------------------------------------------------- hostile archives
+# ----------------------------------------------------------------------------------------------------- hostile archives
 def link(name, target, kind=tarfile.SYMTYPE):
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, target
@@ -272,7 +276,7 @@ def test_fuzzed_archives_end_well_or_in_one_line(tiny, tmp_path):
     assert whole and refused
 
 
-# ---------------------------------------------------------------------------------------------------------------- tensors
+# -------------------------------------------------------------------------------------------------------------- tensors
 def folder_of_images(folder, count=8, side=100):
     for i in range(count):
         imgproc.write_image(folder / f"{i:02d}.png", RANDOM.integers(0, 256, (side, side + i, 3), dtype=np.uint8))
@@ -312,7 +316,7 @@ def test_a_run_that_ended_early_is_completed(tmp_path, monkeypatch):
     """Killed outright while it works; the second run keeps the finished shards."""
     paths = folder_of_images(tmp_path / "photos", 12)
     code = ("import sys, time, pathlib, prepare_dataset as p\np.SHARD_BYTES, work = 25_000, p.training_image\n"
-            "def slow(path, channels):\n    time.sleep(0 if path.stem < '08' else 60)\n    return work(path, channels)\n"
+            "def slow(path, channels):\n    time.sleep(60 * (path.stem >= '08'))\n    return work(path, channels)\n"
             "p.training_image = slow\np.prepare(sorted(pathlib.Path('photos').iterdir()), pathlib.Path('prepared'), 1)")
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.DEVNULL,
                                env={**os.environ, "PYTHONPATH": str(ROOT)})
@@ -341,12 +345,14 @@ def test_bad_folders_and_full_disks(tmp_path, run_script):
     for name, error, words in (("empty", ValueError, "no images"), ("Urban100", OSError, "Urban100: no folder")):
         with pytest.raises(error, match=words):
             prepare_dataset.main(config.load(argv=[*sets, str(tmp_path / name) if name == "empty" else name]))
+    with pytest.raises(ValueError, match="rename one"):
+        prepare_dataset.main(config.load(argv=["--train_set", "a/photos", "--test_sets", "b/photos"]))
     with pytest.raises(OSError, match="file"):
         prepare_dataset.prepare(sorted((tmp_path / "photos").iterdir()), tmp_path / "file" / "prepared", 1)
     code = ("import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)); sys.argv[0] = 'x'\n"
             "import config, prepare_dataset; config.run(prepare_dataset.main)")
-    process = subprocess.run([sys.executable, "-c", code, *sets, "photos"], cwd=tmp_path, capture_output=True, text=True,
-                             env={**os.environ, "PYTHONPATH": str(ROOT)})
+    process = subprocess.run([sys.executable, "-c", code, *sets, "photos"], cwd=tmp_path, capture_output=True,
+                             text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert "cannot be written" in error_line(process)
     assert not list((tmp_path / "data").rglob("*.pth*"))
     (tmp_path / "photos" / "text.png").write_text("no image")
