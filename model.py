@@ -335,7 +335,114 @@ def _shown(text) -> str:
     return ascii(str(text))[1:-1][:60] if isinstance(text, (str, int, torch.dtype)) else type(text).__name__
 
 
-@torch.inference_mode()
-def predict(network: SRCNN, lr: Tensor) -> Tensor:
-    """What ``network(lr)`` gives, N×C×H×W to the same shape."""
-    return network(lr)
+# ------------------------------------------------------------------------------------------------------ fast inference
+TILE_BYTES = 2**22  # of layer 1's output, for each CPU thread: larger falls out of the cache, smaller costs calls
+
+
+def predict(network: SRCNN, lr: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """``network(lr)`` by tiles: equal to it within 1e-5 (float32), several times as fast on a CPU, and in memory that
+    does not grow with the image.
+
+    Args:
+        network: on the device to compute on. It is only read.
+        lr: N×C×H×W in [0, 1], already upscaled by bicubic; C is network.channels, N, H and W are any.
+        dtype: to compute in. torch.bfloat16 is faster yet where the processor has it, and costs less than 0.01 dB.
+    Returns the same shape (what the network gives, where its padding_mode is "valid"), type and device.
+    Raises ValueError for another shape.
+    """
+    layers = network.features[0], network.map[0], network.reconstruction
+    kernels, device = network.kernel_sizes, layers[0].weight.device
+    paddings = [0 if network.padding_mode == "valid" else f // 2 for f in kernels]
+    sizes = [lr.shape[2:]]  # of the image, then of what each layer makes of it
+    for f, p in zip(kernels, paddings):
+        sizes.append([size + 2 * p - f + 1 for size in sizes[-1]])
+    if lr.ndim != 4 or lr.shape[1] != network.channels or min(sizes[-1]) < 1:
+        raise ValueError(f"lr of shape {tuple(lr.shape)}: give N×{network.channels}×H×W of at least {kernels} pixels")
+    pixels = max(1, TILE_BYTES // (network.widths[0] * dtype.itemsize)) * torch.get_num_threads()
+    if device.type == "cuda":  # what fits in half the free memory; cuDNN counts values in 32 bits
+        needed = 4 * (sum(network.widths) + network.channels * kernels[2] ** 2)
+        pixels = min(2**31 // max(network.widths), torch.cuda.mem_get_info(device)[0] // 2 // needed)
+    images = max(1, pixels // math.prod(sizes[2]))
+    columns = _even(sizes[2][1], max(math.isqrt(pixels), pixels // sizes[2][0]))
+    rows = _even(sizes[2][0], pixels // columns)
+
+    sr = torch.empty(len(lr), network.channels, *sizes[3], device=device)
+    with torch.inference_mode():  # sr is made outside: the caller may change it in place
+        sr.copy_(layers[2].bias.view(-1, 1, 1))
+        weights = [layer.weight.to(dtype).contiguous(memory_format=torch.channels_last) for layer in layers]
+        for x, y in zip(lr.to(device).split(images), sr.split(images)):
+            for top in range(0, sizes[2][0], rows):
+                for left in range(0, sizes[2][1], columns):
+                    tile = _clip((top, top + rows, left, left + columns), sizes[2])  # of layer 2's output
+                    _add_tile(network, x, y, tile, sizes, paddings, weights)
+    return sr.to(lr)
+
+
+def _add_tile(network, x, y, tile, sizes, paddings, weights):
+    """Add to y, the result, what the pixels of one tile of layer 2's output contribute."""
+    mode, dtype, first, second = network.padding_mode, weights[0].dtype, network.features[0], network.map[0]
+    around = _grow(tile, network.kernel_sizes[1], paddings[1])
+    inside = _clip(around, sizes[1])
+    x = _window(x, _grow(inside, network.kernel_sizes[0], paddings[0]), (0, 0), mode)
+    mean = x.mean()  # without it, bfloat16 rounds less: 0.005 dB are lost instead of 0.02
+    x = _convolve((x - mean).to(dtype), weights[0], (first.bias + mean * first.weight.sum((1, 2, 3))).to(dtype))
+    x = _convolve(_window(x, around, inside[::2], mode), weights[1], second.bias.to(dtype))
+    (top, bottom, left, right), (height, width), p = tile, sizes[2], paddings[2]
+    if mode == "replicate":  # at the border of the image; zeros there add nothing
+        border = (top - p * (top == 0), bottom + p * (bottom == height),
+                  left - p * (left == 0), right + p * (right == width))
+        x, (top, _, left, _) = _window(x, border, (top, left), mode), border
+
+    # Layer 3: one product gives the f×f contributions of every pixel, pixel (i, j) giving its (u, v)th one to
+    # (i - u + p, j - v + p), and shifted sums gather them. The library's kernels are slow with one output channel.
+    (c, _, f, _), (n, _, h, w) = weights[2].shape, x.shape
+    taps = weights[2].permute(2, 3, 0, 1).flatten(0, 2) @ x.permute(0, 2, 3, 1).flatten(0, 2).t()
+    taps = taps.view(f, f, c, n, h, w)
+    sums = taps.new_zeros((f, c, n, h, w + f - 1), dtype=torch.float32)
+    for v in range(f):
+        sums[..., f - 1 - v:][..., :w].add_(taps[:, v])
+    left += p - (f - 1)
+    first, last = max(left, 0), min(left + w + f - 1, y.shape[3])
+    for u in range(f):
+        start = top - u + p
+        a = max(start, 0)
+        b = max(min(start + h, y.shape[2]), a)
+        y[:, :, a:b, first:last].transpose(0, 1).add_(sums[u, :, :, a - start:b - start, first - left:last - left])
+
+
+def _convolve(x, weight, bias):
+    """An unpadded convolution and ReLU, channels last."""
+    if weight.shape[-1] == 1:  # as a matrix product, which is faster
+        x = x.permute(0, 2, 3, 1)
+        x = torch.addmm(bias, x.flatten(0, 2), weight.flatten(1).t()).unflatten(0, x.shape[:3]).permute(0, 3, 1, 2)
+    else:
+        x = F.conv2d(x.contiguous(memory_format=torch.channels_last), weight, bias)
+    # bfloat16 has the sign bit of int16, whose maximum takes a sixth of the time
+    (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).clamp_min_(0)
+    return x
+
+
+def _window(x, box, origin, mode):
+    """The box (top, bottom, left, right) of x, whose first pixel lies at ``origin``; what is beyond x is padded."""
+    (height, width), (y0, x0), (top, bottom, left, right) = x.shape[2:], origin, box
+    top, bottom, left, right = top - y0, bottom - y0, left - x0, right - x0
+    outside = [max(-left, 0), max(right - width, 0), max(-top, 0), max(bottom - height, 0)]
+    x = x[:, :, max(top, 0):bottom, max(left, 0):right]
+    return F.pad(x, outside, mode="replicate" if mode == "replicate" else "constant") if any(outside) else x
+
+
+def _grow(box, kernel_size, padding):
+    """What a convolution reads to give this box of its output."""
+    top, bottom, left, right = box
+    reach = kernel_size - 1 - padding
+    return top - padding, bottom + reach, left - padding, right + reach
+
+
+def _clip(box, size):
+    top, bottom, left, right = box
+    return max(top, 0), min(bottom, size[0]), max(left, 0), min(right, size[1])
+
+
+def _even(size, limit):
+    """The length of the parts, at most ``limit``, when ``size`` is cut into as few and as equal ones as possible."""
+    return -(-size // -(-size // max(limit, 1)))

@@ -1,0 +1,126 @@
+"""model.predict against the plain network: tiles, borders, types, memory."""
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+import model
+from dataset import test_pair as make_pair
+from imgproc import psnr, read_image, rgb2y
+from model import SRCNN, predict
+
+TILE = 10  # pixels on a side, for tests at the edges of tiles
+SIZES = [(1, 1), (1, 47), (47, 1), (2, 3), (TILE - 1, TILE), (TILE, TILE), (TILE + 1, 2 * TILE + 1), (33, 58)]
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    monkeypatch.setattr(model, "TILE_BYTES", 64 * 4 * TILE**2 // torch.get_num_threads())
+
+
+def random_network(kernel_sizes=(9, 1, 5), channels=1, padding_mode="replicate", widths=(64, 32)):
+    torch.manual_seed(0)
+    return SRCNN(kernel_sizes, channels, widths, padding_mode)
+
+
+def compare(network, x):
+    """The largest differences of predict, in float32 and in bfloat16, from the plain network."""
+    with torch.no_grad():
+        expected = network(x)
+    exact, fast = predict(network, x), predict(network, x, torch.bfloat16)
+    assert exact.shape == fast.shape == expected.shape and exact.dtype == fast.dtype == torch.float32
+    return (exact - expected).abs().max().item(), (fast - expected).abs().max().item()
+
+
+@pytest.mark.parametrize("padding_mode", model.PADDING_MODES)
+@pytest.mark.parametrize("kernel_sizes", [(9, 1, 5), (9, 3, 5), (9, 5, 5)])
+def test_equals_the_plain_network(small_tiles, kernel_sizes, padding_mode):
+    for channels in (1, 3):
+        network = random_network(kernel_sizes, channels, padding_mode)
+        border = sum(kernel_sizes) - 3 if padding_mode == "valid" else 0
+        for height, width in SIZES:
+            for count in (1, 3):
+                x = torch.rand(count, channels, height + border, width + border)
+                exact, fast = compare(network, x)
+                assert exact < 1e-6 and fast < 5e-3, (height, width, count, exact, fast)
+
+
+@pytest.mark.parametrize("padding_mode", model.PADDING_MODES)
+def test_equals_the_plain_network_in_tiles_of_their_own_size(padding_mode):
+    for size in [(1, 301, 299), (5, 60, 50), (1, 20, 2000)]:
+        x = torch.rand(size).unsqueeze(1)
+        exact, fast = compare(random_network(padding_mode=padding_mode), x)
+        assert exact < 1e-6 and fast < 5e-3, (size, exact, fast)
+
+
+def test_other_architectures(small_tiles):
+    for kernel_sizes, widths in [((1, 1, 1), (8, 4)), ((3, 7, 9), (5, 3)), ((11, 1, 7), (128, 64))]:
+        exact, _ = compare(random_network(kernel_sizes, widths=widths), torch.rand(2, 1, 21, 23))
+        assert exact < 1e-6, (kernel_sizes, exact)
+
+
+def test_leaves_network_and_input_as_they_are():
+    network, x = random_network(), torch.rand(1, 1, 30, 40)
+    state, kept = {k: v.clone() for k, v in network.state_dict().items()}, x.clone()
+    threads = torch.get_num_threads()
+    predict(network.train(), x, torch.bfloat16)
+    assert network.training and all(p.requires_grad and p.grad is None for p in network.parameters())
+    assert all(torch.equal(v, state[k]) and v.dtype == state[k].dtype for k, v in network.state_dict().items())
+    assert torch.equal(x, kept) and torch.get_num_threads() == threads
+    assert network(x).requires_grad
+
+
+def test_the_result_is_an_ordinary_tensor():
+    network, x = random_network(), torch.rand(1, 1, 30, 40)
+    y = predict(network, x.requires_grad_())
+    assert not y.requires_grad and not y.is_inference()
+    y.clamp_(0, 1).mul_(255)  # as for a picture in a notebook
+    assert predict(network, x.double()).dtype == torch.float64
+    assert predict(network, x.expand(2, 1, 30, 40)).shape == (2, 1, 30, 40)
+    strided = torch.rand(1, 40, 30, 1).permute(0, 3, 2, 1)
+    assert compare(network, strided)[0] < 1e-6
+
+
+def test_an_empty_batch_and_wrong_shapes():
+    network = random_network()
+    assert predict(network, torch.rand(0, 1, 5, 6)).shape == (0, 1, 5, 6)
+    for shape in [(5, 6), (1, 5, 6), (1, 3, 5, 6), (1, 1, 0, 6)]:
+        with pytest.raises(ValueError, match="lr of shape"):
+            predict(network, torch.rand(shape))
+    with pytest.raises(ValueError, match="lr of shape"):
+        predict(random_network(padding_mode="valid"), torch.rand(1, 1, 12, 40))
+
+
+def test_bfloat16_costs_less_than_a_hundredth_of_a_decibel(shared):
+    network = SRCNN.from_pretrained(3)
+    for name in ("Set5", "Set14"):
+        scores = []
+        for path in sorted((shared / "data" / name).iterdir()):
+            image = read_image(path)
+            y = torch.from_numpy(image if image.ndim == 2 else rgb2y(image[..., :3]))[None]
+            lr, hr = make_pair(y, 3)
+            eight_bits = [(predict(network, lr, dtype)[0, 0] * 255).round().clamp(0, 255).byte().numpy()
+                          for dtype in (torch.float32, torch.bfloat16)]
+            scores.append([psnr(sr[3:-3, 3:-3], hr[0, 3:-3, 3:-3].numpy()) for sr in eight_bits])
+        exact, fast = torch.tensor(scores).mean(0)
+        assert abs(exact - fast) < 0.01, (name, exact, fast)
+
+
+MEMORY = """
+import resource, torch
+from model import SRCNN, predict
+network, peak = SRCNN(), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+predict(network, torch.rand(1, 1, 300, 300), torch.bfloat16)
+x = torch.rand(1, 1, 1500, 2000)
+before = peak()
+predict(network, x, torch.bfloat16)
+print(peak() - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_image():
+    pytest.importorskip("resource")  # not on Windows
+    process = subprocess.run([sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(process.stdout) < 12 + 60, "MiB, of which the result is 12; layer 1's output would be 366"
