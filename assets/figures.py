@@ -18,7 +18,7 @@ ASSETS = Path(__file__).parent
 SCALE = 3
 NETWORKS = {"9-1-5": (9, 1, 5), "9-3-5": (9, 3, 5), "9-5-5": (9, 5, 5)}
 PAPER = {"paper, 9-1-5, 91 images": 32.39, "paper, 9-1-5, ImageNet": 32.52, "paper, 9-5-5, ImageNet": 32.75}  # Set5 x3
-PHOTOGRAPH, DETAIL = "astronaut", (slice(360, 450), slice(130, 220))  # NASA's, in the public domain
+PHOTOGRAPH, DETAIL = "astronaut", (slice(340, 430), slice(126, 216))  # NASA's, in the public domain
 
 
 def main():
@@ -26,7 +26,7 @@ def main():
     with torch.inference_mode():
         for draw in (architecture, comparison, filters, curves):
             with replace_file(ASSETS / f"{draw.__name__}.png") as temporary:
-                draw().savefig(temporary, format="png", dpi=110)
+                draw().savefig(temporary, format="png", dpi=110, bbox_inches="tight", pad_inches=0.06)
 
 
 def curves():
@@ -55,7 +55,7 @@ def filters():
     images = [test_pair(training_image(path, 1), SCALE)[0] for path in sample_images("test")]
     weights = network.features[0].weight[:, 0]
     order = sum(network.features(x).std((0, 2, 3)) for x in images).argsort(descending=True)  # most active first
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4.75))
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.9))
     shown = (weights, "learned filters"), (seen_by_input(weights, images), "as the input sees them")
     for axis, (kernels, title) in zip(axes, shown):
         axis.imshow(mosaic(kernels[order]), cmap="gray", vmin=-1, vmax=1)
@@ -132,7 +132,7 @@ def architecture():
             axes.text((i + 1) * step - 0.6, 1.55, layer, horizontalalignment="center", fontsize=10)
     facts = [f"{name}: {sum(p.numel() for p in SRCNN(kernels).parameters()):,} parameters, sees "
              f"{sum(kernels) - 2}×{sum(kernels) - 2} pixels" for name, kernels in NETWORKS.items()]
-    axes.text(1.5 * step + 0.5, -0.75, "     ".join(facts), horizontalalignment="center", fontsize=9.5)
+    axes.text(1.5 * step + 0.5, -0.75, "     ".join(facts), horizontalalignment="center", fontsize=9)
     axes.set(xlim=(-0.3, 3 * step + 1.3), ylim=(-0.85, 1.8), aspect="equal")
     axes.axis("off")
     return figure
