@@ -50,7 +50,7 @@ compare: bool = False  # upscale: also write bicubic | SRCNN side by side
 # ----------------------------------------------------------------------------------------------- end of the block
 
 RECIPES = {
-    "fast": dict(batch_size=16, steps=30_000, learning_rate=4e-3, crop_size=48, shrink=(0.9, 0.8, 0.7, 0.6), holdout=5),
+    "fast": dict(batch_size=16, steps=20_000, learning_rate=4e-3, crop_size=48, shrink=(0.9, 0.8, 0.7, 0.6), holdout=5),
     # The authors' Caffe solver and generate_train.m; 8e8 sub-images would be 6,250,000 steps
     "paper": dict(batch_size=128, steps=1_000_000, learning_rate=1e-4, crop_size=33, shrink=(), holdout=0),
 }
@@ -104,20 +104,20 @@ def run(main, mode=None, positional=None):
     """Call ``main(settings)`` as a script: an error the user can mend ends it with one line and status 1."""
     rank = int(os.environ.get("RANK", 0))
     try:
-        main(load(mode, positional=positional))
+        return main(load(mode, positional=positional))
     except (ValueError, OSError, RuntimeError) as error:
         message = " ".join(str(error).split())
         if isinstance(error, RuntimeError):
             if type(error).__name__ != "DistBackendError" and "gloo" not in message:
                 raise
             message = f"process {rank} lost the others, which ended or cannot be reached"
-        if rank:  # most errors are process 0's as well: it says them, and torchrun ends the others
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(10)
-        sys.exit(f"error: {message}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    if rank:  # most errors are process 0's as well: it says them, and torchrun ends the others
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(10)
+    sys.exit(f"error: {message}")  # out here, where main's progress bars and workers are gone
 
 
 def _complete(settings, mode):

@@ -185,16 +185,14 @@ class StreamedCrops(_Crops):
 
     def __init__(self, folder, kept, upscale_factor, batch_size, crop_size, stride=1, quantize=False, seed=0, rank=0,
                  world=1):
-        self.folder, self.kept, self.quantize = folder, kept, quantize
+        self.arguments = folder, kept, upscale_factor, batch_size, crop_size, stride, quantize, seed, rank, world
+        self.kept, self.quantize = kept, quantize
         self.images = load_images(folder, mmap=True)[1]
         sizes = [self.images[i].shape[-2:] for i in kept]
         super().__init__(sizes, upscale_factor, batch_size, crop_size, stride, seed, rank, world, "cpu")
 
-    def __getstate__(self):
-        return self.__dict__ | {"images": None}  # a worker process maps the files itself, or it would get a copy of all
-
-    def __setstate__(self, state):
-        self.__dict__ = state | {"images": load_images(state["folder"], mmap=True)[1]}
+    def __reduce__(self):
+        return StreamedCrops, self.arguments  # a worker process maps the files itself; pickled, it would get a copy
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         pairs = [self._crop(*(int(v) for v in crop)) for crop in zip(*self.draw(step))]
