@@ -81,13 +81,15 @@ def main(settings):
               f"{'' if batches is crops else ' (streamed)'}, "
               f"{len(holdout)} images held out, {'bf16' if bf16 else 'fp32'} on {device}")
 
+    protocol = "y" if settings.channels == 1 else "rgb"
+
     def validate_and_save(step, loss):
         nonlocal best
         row = {"step": step, "samples": step * settings.batch_size, "seconds": round(seconds, 2),
                "learning_rate": rate_at(step - 1, settings), "loss": loss}
         for name, images in {"holdout": holdout, **test_sets}.items():
             if images:
-                scores = evaluate(average, images, settings.upscale_factor, with_ssim=False)
+                scores = evaluate(average, images, settings.upscale_factor, protocol, with_ssim=False)
                 row[f"psnr_{name}"] = scores["srcnn"]["psnr"]
         history[:] = [r for r in history if r["step"] < step] + [row]
         score = row.get(f"psnr_{settings.select_by}", step)
