@@ -1,0 +1,104 @@
+"""Scripts as users run them, in processes of their own, but forked from one that has loaded torch: each starts in a
+fraction of a second. Also the tiny set that the tests train on."""
+import multiprocessing
+import os
+import runpy
+import socket
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import config
+import imgproc
+import prepare_dataset
+
+ROOT = Path(__file__).parents[1]
+TINY = ("--train_set tiny --test_sets tinytest --holdout 1 --shrink 0.9 --batch_size 4 --crop_size 24 --device cpu "
+        "--print_frequency 1 --valid_frequency 4 --precision fp32 --kernel_sizes 5 1 3").split()
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["launch", "model", "torch._dynamo", "torch.utils.data", "torch.nn.parallel"])
+
+
+class Run:
+    """A running script. before: called in its process first, to arrange for a fault."""
+
+    def __init__(self, script, *arguments, cwd, before=None, **environment):
+        self.log = Path(cwd) / f"log-{time.monotonic_ns()}"
+        self.process = _context.Process(target=_run, daemon=False, args=(
+            script, [str(a) for a in arguments], str(cwd), str(self.log), before, environment))
+        self.process.start()
+
+    def wait(self, timeout=300) -> int:
+        """Exit status, negative after a signal. What it wrote is then in `output`."""
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise TimeoutError(f"still running after {timeout} s: {self.output}")
+        return self.process.exitcode
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text().replace("\r", "\n") if self.log.exists() else ""
+
+    def error(self) -> str:
+        """Its one line of error; fails the test if it ended otherwise."""
+        status = self.wait()
+        assert status == 1 and "Traceback" not in self.output, (status, self.output)
+        lines = [line for line in self.output.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and self.output.strip().endswith(lines[0]), self.output
+        return lines[0]
+
+    def wait_for(self, condition, timeout=300):
+        """Until condition() holds, while it runs."""
+        end = time.monotonic() + timeout
+        while not condition():
+            assert self.process.is_alive() and time.monotonic() < end, self.output
+            time.sleep(0.02)
+
+
+def _run(script, arguments, cwd, log, before, environment):
+    os.environ.update({"OMP_NUM_THREADS": "1", **environment})
+    os.chdir(cwd)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    torch.set_num_threads(1)
+    if before:
+        before()
+    sys.argv = [str(ROOT / script), *arguments]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def ranks(count: int, *arguments, cwd, before=None) -> list[Run]:
+    """One script on `count` processes as torchrun starts them; before: for the last one only."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    return [Run(*arguments, cwd=cwd, before=before if rank == count - 1 else None, RANK=str(rank), LOCAL_RANK=str(rank),
+                WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)) for rank in range(count)]
+
+
+def write_images(folder, count, height, width, seed=0):
+    """Smooth random colour images as PNG files."""
+    random = np.random.default_rng(seed)
+    Path(folder).mkdir(parents=True)
+    for i in range(count):
+        coarse = torch.from_numpy(random.random((1, 3, height // 5, width // 5)))
+        image = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")[0].clamp(0, 1)
+        imgproc.write_image(Path(folder) / f"image{i}.png", (image * 255).byte().permute(1, 2, 0).numpy())
+
+
+def prepare(folder, *settings):
+    """prepare_dataset.py in this process."""
+    prepare_dataset.main(config.load(None, ["--data_dir", str(folder), *map(str, settings)]))
+
+
+def make_tiny(folder):
+    """The sets that `TINY` names, prepared for Y, in a new data folder."""
+    write_images(Path(folder) / "tiny", 6, 64, 60)
+    write_images(Path(folder) / "tinytest", 2, 48, 60, seed=1)
+    prepare(folder, "--train_set", "tiny", "--test_sets", "tinytest")
+    return folder

@@ -1,0 +1,426 @@
+"""Training: faults, resuming, and the recipes' arithmetic."""
+import csv
+import json
+import math
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from launch import ROOT, TINY, Run, make_tiny
+from torch.nn import functional as F
+
+import config
+import train
+from model import SRCNN, load_checkpoint
+
+NAME = "srcnn_5-1-3_x3"
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    return make_tiny(tmp_path_factory.mktemp("tiny") / "data")
+
+
+@pytest.fixture
+def start(data, tmp_path):
+    """``start("--steps", 4)`` starts train.py on the tiny set; results in tmp_path / "results"."""
+    def start(*arguments, before=None):
+        return Run("train.py", "--data_dir", data, *TINY, *arguments, cwd=tmp_path, before=before)
+    return start
+
+
+def same(a, b) -> bool:
+    """Equality of nested dicts, lists and tensors, to the bit."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return [{k: float(v) for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def check_folder(folder):
+    """Every file there is complete, whenever the run ended."""
+    for path in folder.glob("*.pth"):
+        checkpoint = load_checkpoint(path)
+        assert (checkpoint["training"] is not None) == (path.name == "last.pth")
+    if (folder / "metrics.csv").exists():
+        rows(folder)
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ----------------------------------------------------------------------------------------------------------- resuming
+def kill_at_step_11():
+    backward, steps = torch.Tensor.backward, []
+
+    def dying(*args, **kwargs):
+        steps.append(1)
+        if len(steps) == 11:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return backward(*args, **kwargs)
+    torch.Tensor.backward = dying
+
+
+@pytest.mark.parametrize("options", [
+    "", "--precision bf16", "--recipe paper --holdout 0", "--max_device_gb 0 --num_workers 1"], ids=lambda o: o or "fast")
+def test_killed_and_resumed_is_bit_identical(start, tmp_path, options):
+    options = [*options.split(), "--steps", 14, "--exp_name"]
+    whole, killed = start(*options, "whole"), start(*options, "killed", before=kill_at_step_11)
+    assert killed.wait() == -signal.SIGKILL and whole.wait() == 0, killed.output + whole.output
+    last = tmp_path / "results/killed/last.pth"
+    assert load_checkpoint(last)["training"]["step"] == 8
+    resumed = start(*options, "killed", "--resume", last)
+    assert resumed.wait() == 0, resumed.output
+    for name in ("best.pth", "last.pth"):
+        a, b = (torch.load(tmp_path / "results" / run / name, weights_only=True) for run in ("whole", "killed"))
+        assert same(a["state_dict"], b["state_dict"])
+    for part in ("step", "best", "network", "optimizer"):
+        assert same(a["training"][part], b["training"][part]), part
+    assert rows(last.parent) == rows(tmp_path / "results/whole")
+
+
+def test_killed_at_any_moment(start, tmp_path):
+    """SIGKILL at random times, most of which is spent in validating and writing: every file always loads."""
+    folder, chance = tmp_path / "results" / NAME, random.Random(0)
+    step = 0
+    for _ in range(4):
+        resume = ["--resume", folder / "last.pth"] if step else []
+        run = start("--steps", 100_000, "--valid_frequency", 1, *resume)
+        run.wait_for(lambda: (folder / "last.pth").exists()
+                     and load_checkpoint(folder / "last.pth")["training"]["step"] > step)
+        time.sleep(chance.uniform(0, 0.5))
+        run.process.kill()
+        assert run.wait() == -signal.SIGKILL
+        check_folder(folder)
+        step = load_checkpoint(folder / "last.pth")["training"]["step"]
+
+
+def die_while_writing():
+    """Killed with half of the second last.pth written."""
+    write, written = Path.write_bytes, []
+
+    def dying(path, content):
+        written.append(path.name.split(".tmp")[0])
+        if written.count("last.pth") == 2:
+            write(path, bytes(content)[:len(content) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(path, content)
+    Path.write_bytes = dying
+
+
+def test_killed_while_writing_a_checkpoint(start, tmp_path):
+    folder = tmp_path / "results" / NAME
+    run = start("--steps", 12, before=die_while_writing)
+    assert run.wait() == -signal.SIGKILL
+    left = check_folder(folder)
+    assert load_checkpoint(folder / "last.pth")["training"]["step"] == 4
+    assert [name for name in left if ".tmp-" in name], left
+    run = start("--steps", 12, "--resume", folder / "last.pth")
+    assert run.wait() == 0, run.output
+    assert check_folder(folder) == ["best.pth", "last.pth", "metrics.csv"]
+    assert [row["step"] for row in rows(folder)] == [4, 8, 12]
+
+
+@pytest.mark.parametrize("number, options", [
+    (signal.SIGTERM, ""), (signal.SIGINT, "--recipe paper"), (signal.SIGINT, "--max_device_gb 0 --num_workers 1")])
+def test_signal_saves_and_says_how_to_go_on(start, tmp_path, number, options):
+    """The last case: Ctrl-C in a terminal reaches the loading processes as well."""
+    run = start(*options.split(), "--steps", 100_000, "--exp_name", "run", "--valid_frequency", 50_000, before=os.setsid)
+    run.wait_for(lambda: "loss" in run.output)
+    os.killpg(run.process.pid, number)
+    assert run.wait() == 128 + number, run.output
+    line = run.output.strip().splitlines()[-1]
+    last = tmp_path / "results/run/last.pth"
+    step = load_checkpoint(last)["training"]["step"]
+    assert line == f"stopped at step {step}; go on with the same command and --resume results/run/last.pth"
+    assert "Traceback" not in run.output
+    run = start(*options.split(), "--steps", step + 2, "--exp_name", "run", "--resume", last)
+    assert run.wait() == 0 and rows(last.parent)[-1]["step"] == step + 2, run.output
+
+
+# -------------------------------------------------------------------------------------------------- nothing to write to
+def small_files_only():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_no_room_leaves_the_last_checkpoint(start, tmp_path):
+    folder = tmp_path / "results" / NAME
+    assert start("--steps", 4).wait() == 0
+    before = contents(folder)
+    run = start("--steps", 8, "--resume", folder / "last.pth", before=small_files_only)
+    assert "File too large" in (line := run.error()) and f"{NAME}/" in line
+    assert contents(folder) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting needs root")
+def test_full_disk(start, tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("no mounting here")
+    try:
+        assert start("--steps", 4, "--results_dir", folder).wait() == 0
+        before = contents(folder / NAME)
+        with pytest.raises(OSError), open(folder / "filler", "wb", buffering=0) as filler:
+            while filler.write(b"x" * 4096):
+                pass
+        run = start("--steps", 8, "--results_dir", folder, "--resume", folder / NAME / "last.pth")
+        assert "No space left on device" in run.error()
+        assert contents(folder / NAME) == before
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_folder_that_cannot_be_written(start, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "file/run" in start("--results_dir", tmp_path / "file/run").error()
+
+
+# ------------------------------------------------------------------------------------------------------------ divergence
+@pytest.mark.parametrize("recipe", ["fast", "paper"])
+def test_divergence_names_the_step_and_keeps_the_checkpoint(start, tmp_path, recipe):
+    options = ["--recipe", recipe, "--exp_name", "run"]
+    folder = tmp_path / "results/run"
+    assert start(*options, "--steps", 4).wait() == 0
+    before = contents(folder)
+    run = start(*options, "--steps", 90, "--valid_frequency", 60, "--learning_rate", 1e6, "--resume", folder / "last.pth")
+    line = run.error()
+    assert "not finite at step" in line and "learning_rate" in line and 4 < int(line.split("step ")[1].split(";")[0]) < 60
+    assert contents(folder) == before
+    # with a checkpoint every step, the weights have grown when the last one is saved, but are numbers
+    run = start(*options, "--steps", 90, "--valid_frequency", 1, "--learning_rate", 1e6)
+    assert "not finite at step" in run.error()
+    checkpoint = torch.load(folder / "last.pth", weights_only=True)
+    assert train.all_finite(SRCNN.from_checkpoint(load_checkpoint(folder / "last.pth")),
+                            type("O", (), {"state": checkpoint["training"]["optimizer"]["state"]}))
+
+
+def test_all_finite_looks_at_the_optimizer_too():
+    network = SRCNN((3, 1, 3))
+    optimizer = train.SOAP(network.parameters())
+    network(torch.rand(1, 1, 9, 9)).mean().backward()
+    optimizer.step()
+    assert train.all_finite(network, optimizer)
+    optimizer.state[network.map[0].weight]["covariances"][0][0, 0] = math.inf
+    assert not train.all_finite(network, optimizer)
+
+
+# ---------------------------------------------------------------------------------------------------- what not to resume
+@pytest.fixture(scope="session")
+def trained(data, tmp_path_factory):
+    """The results folder of a short run."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert Run("train.py", "--data_dir", data, *TINY, "--steps", 4, cwd=folder).wait() == 0
+    return folder / "results" / NAME
+
+
+@pytest.mark.parametrize("options, complaint", [
+    ("--kernel_sizes 9 1 5", r"has kernel_sizes=\(5, 1, 3\), config asks for \(9, 1, 5\)"),
+    ("--channels 3", "has channels=1, config asks for 3"),
+    ("--upscale_factor 2", "a run at x3, config asks for x2"),
+    ("--recipe paper", "does not fit recipe=paper"),
+    ("--resume nowhere.pth", "nowhere.pth: no such file"),
+    ("--resume .", "not a file"),
+    ("--resume truncated.pth", "truncated.pth: damaged"),
+    ("--resume text.pth", "text.pth: neither"),
+    ("--batch_size 0", "batch_size=0"),
+    ("--crop_size 500", "crop_size=500: no training image is that large"),
+    ("--crop_size 17 --kernel_sizes 9 9 9", "crop_size=17: .* above 24"),
+    ("--holdout 6", "holdout=6: the training set has 6 images"),
+    ("--select_by Set99", "select_by='Set99'"),
+    ("--train_set nothing", "not prepared; run prepare_dataset.py"),
+    ("--device cuda:99", "device='cuda:99'"),
+    ("--lerning_rate 1", "unknown setting --lerning_rate: did you mean --learning_rate"),
+])
+def test_refused_with_one_line(start, trained, tmp_path, options, complaint):
+    (tmp_path / "truncated.pth").write_bytes((trained / "last.pth").read_bytes()[:-500])
+    (tmp_path / "text.pth").write_text("not a checkpoint")
+    resume = [] if "--resume" in options or "--kernel_sizes 9 9 9" in options else ["--resume", trained / "last.pth"]
+    before = contents(trained)
+    assert re.search(complaint, start(*resume, *options.split()).error())
+    assert contents(trained) == before and not list((tmp_path / "results").glob("*/*"))
+
+
+@pytest.mark.parametrize("state", [{"step": 3}, {"step": 1, "best": 0.0, "seconds": 0.0, "history": [], "network": {},
+                                                 "optimizer": {}}])
+def test_strange_training_state(start, trained, tmp_path, state):
+    torch.save(torch.load(trained / "best.pth", weights_only=True) | {"training": state}, tmp_path / "strange.pth")
+    assert "its state does not fit" in start("--resume", tmp_path / "strange.pth").error()
+
+
+def test_weights_of_others_start_at_step_0(start, tmp_path):
+    """Weights alone, of another layout, padding and scale."""
+    network = SRCNN((5, 1, 3), padding_mode="zeros")
+    names = {"features.0": "conv1", "map.0": "conv2", "reconstruction": "conv3"}
+    torch.save({f"generator.{names[k.rsplit('.', 1)[0]]}.{k.rsplit('.', 1)[1]}": v
+                for k, v in network.state_dict().items()}, tmp_path / "foreign.pth")
+    assert load_checkpoint(tmp_path / "foreign.pth")["interpolation"] == "torch"
+    run = start("--resume", tmp_path / "foreign.pth", "--steps", 1, "--recipe", "paper", "--learning_rate", 1e-9)
+    assert run.wait() == 0, run.output
+    last = load_checkpoint(tmp_path / f"results/{NAME}_paper/last.pth")
+    assert last["training"]["step"] == 1 and last["upscale_factor"] == 3
+    assert (last["padding_mode"], last["interpolation"]) == ("replicate", "matlab")  # what it is trained for from here
+    for name, weight in network.state_dict().items():
+        torch.testing.assert_close(last["state_dict"][name], weight, atol=1e-5, rtol=0)
+
+
+def test_finished_run_and_lost_best(start, trained, tmp_path):
+    """Resuming a finished run does no harm; a best.pth that is not there is made anew."""
+    run = start("--steps", 4, "--resume", trained / "last.pth")
+    assert run.wait() == 0, run.output
+    run = start("--steps", 5, "--resume", trained / "last.pth", "--learning_rate", 0.5)  # worse than before
+    assert run.wait() == 0, run.output
+    assert load_checkpoint(tmp_path / "results" / NAME / "best.pth")["facts"]["step"] == 5
+
+
+def test_checkpoint_facts(trained, data):
+    best, last = (load_checkpoint(trained / name) for name in ("best.pth", "last.pth"))
+    facts = last["facts"]
+    assert facts["train_set"] == "tiny" and facts["step"] == 4 and facts["settings"]["data_dir"] == str(data)
+    assert {"psnr_holdout", "psnr_tinytest"} < set(facts) and facts["settings"]["kernel_sizes"] == [5, 1, 3]
+    assert best["training"] is None and best["upscale_factor"] == 3 and best["padding_mode"] == "replicate"
+    row = rows(trained)[-1]
+    assert (row["step"], row["samples"], row["psnr_holdout"]) == (4, 16, facts["psnr_holdout"])
+    json.dumps(facts)
+
+
+# ---------------------------------------------------------------------------------------------------------- the recipes
+def settings(*arguments):
+    return config.load("train", list(map(str, arguments)))
+
+
+def test_paper_recipe_start_and_rates():
+    torch.manual_seed(0)
+    network, average = train.build(settings("--recipe", "paper"), None, torch.device("cpu"))
+    weights = torch.cat([p.flatten() for n, p in network.named_parameters() if "weight" in n])
+    assert abs(weights.std().item() / 0.001 - 1) < 0.05 and abs(weights.mean().item()) < 5e-5
+    assert all(not p.any() for n, p in network.named_parameters() if "bias" in n)
+    optimizer = train.make_optimizer(network, settings("--recipe", "paper"))
+    names = {id(p): n for n, p in network.named_parameters()}
+    rates = {names[id(p)]: (group["lr"] * group["factor"], group["momentum"], group["weight_decay"], group["nesterov"])
+             for group in optimizer.param_groups for p in group["params"]}
+    assert {n: r[0] for n, r in rates.items()} == pytest.approx({
+        "features.0.weight": 1e-4, "features.0.bias": 1e-5, "map.0.weight": 1e-4, "map.0.bias": 1e-5,
+        "reconstruction.weight": 1e-5, "reconstruction.bias": 1e-5})
+    assert all(r[1:] == (0.9, 0, False) for r in rates.values())
+    assert {train.rate_at(step, settings("--recipe", "paper")) for step in (0, 10, 999_999)} == {1e-4}
+
+
+def test_paper_recipe_steps_by_hand(start, data, tmp_path):
+    """Three steps of Caffe's solver written out: E = sum of squares / (2N), V = 0.9 V + rate × gradient, W -= V."""
+    run = start("--recipe", "paper", "--steps", 3, "--shrink", "--holdout", 0, "--learning_rate", 1e-2,
+                "--crop_size", 33)
+    assert run.wait() == 0, run.output
+    torch.manual_seed(0)
+    network = SRCNN((5, 1, 3), padding_mode="valid")
+    train.initialize(network, "paper")
+    images = torch.load(data / "prepared/tiny-y/00000-of-00001.pth", weights_only=True)["images"]
+    crops = train.DeviceCrops(images, 3, 4, 33, "cpu", stride=14)
+    rates = [1e-2, 1e-3, 1e-2, 1e-3, 1e-3, 1e-3]
+    speed = [torch.zeros_like(p) for p in network.parameters()]
+    for step in range(3):
+        lr, hr = crops[step]
+        energy = ((network(lr) - hr[:, :, 3:30, 3:30]) ** 2).sum() / 8
+        for p, v, rate, gradient in zip(network.parameters(), speed, rates,
+                                        torch.autograd.grad(energy, list(network.parameters()))):
+            v.mul_(0.9).add_(rate * gradient)
+            p.data -= v
+    result = load_checkpoint(tmp_path / f"results/{NAME}_paper/last.pth")["state_dict"]
+    for name, p in network.state_dict().items():
+        torch.testing.assert_close(result[name], p, rtol=1e-4, atol=1e-8)
+    assert rows(tmp_path / f"results/{NAME}_paper")[-1]["step"] == 3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_fast_recipe_starts_at_bicubic(channels):
+    network = SRCNN((9, 5, 5), channels)
+    train.initialize(network, "fast")
+    x = torch.rand(2, channels, 30, 30)
+    torch.testing.assert_close(network(x)[..., 8:-8, 8:-8], x[..., 8:-8, 8:-8])
+
+
+def test_fast_recipe_rate():
+    rates = [train.rate_at(step, settings("--steps", 1000, "--learning_rate", 1)) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.01) and rates[500] == pytest.approx(0.5) and 0 <= rates[-1] < 1e-4
+    assert rates[99:] == sorted(rates[99:], reverse=True)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_trained_network_is_the_network(channels):
+    """TrainedSRCNN and NarrowConv2d against plain convolutions: outputs and all gradients."""
+    torch.manual_seed(0)
+    plain = SRCNN((9, 3, 5), channels, (8, 6), "valid")
+    trained = train.TrainedSRCNN((9, 3, 5), channels, (8, 6), "valid")
+    trained.load_state_dict(plain.state_dict())
+    trained.to(memory_format=torch.channels_last)
+    x = torch.rand(3, channels, 22, 20)
+    for network in (plain, trained):
+        (network(x) ** 2).sum().backward()
+    torch.testing.assert_close(trained(x), plain(x), rtol=1e-4, atol=1e-5)
+    for a, b in zip(trained.parameters(), plain.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-3 * b.grad.abs().max().item())
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(trained(x), plain(x).float(), rtol=0.03, atol=0.03)
+    x, weight = torch.rand(2, 5, 9, 8, dtype=torch.double), torch.rand(3, 5, 3, 3, dtype=torch.double)
+    torch.testing.assert_close(train.NarrowConv2d.apply(x, weight), F.conv2d(x, weight).float())
+
+
+def test_dithered():
+    """Values that bf16 holds, next to the weight, and in the mean the weight; the gradient passes."""
+    torch.manual_seed(0)
+    weight = torch.tensor([1.003, -0.7001, 1e-3, 0.0, -3e-5, 0.5], requires_grad=True)
+    samples = torch.stack([train.dithered(weight) for _ in range(4000)])
+    assert torch.equal(samples.bfloat16().float(), samples) and (samples[:, -1] == 0.5).all()
+    assert ((samples - weight).abs() <= weight.abs() / 128).all()
+    torch.testing.assert_close(samples.mean(0), weight, rtol=4e-4, atol=0)
+    train.dithered(weight).sum().backward()
+    assert torch.equal(weight.grad, torch.ones(6))
+
+
+# -------------------------------------------------------------------------------------------------------------- the rest
+BLOCKED = """
+import sys
+sys.modules.update(dict.fromkeys(["cv2", "skimage", "scipy", "torchvision", "PIL", "matplotlib", "pandas"]))
+import os, runpy
+here, before = os.getcwd(), set(os.listdir())
+sys.path.insert(0, sys.argv[1])
+for name in os.listdir(sys.argv[1]):
+    if name.endswith(".py"):
+        __import__(name[:-3])
+assert os.getcwd() == here and set(os.listdir()) == before, "importing did something"
+sys.argv[:2] = [sys.argv[1] + "/train.py"]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_needs_torch_numpy_and_tqdm_alone(data, tmp_path):
+    """With everything else blocked: all modules import, doing nothing by that, and train.py trains."""
+    run = subprocess.run([sys.executable, "-c", BLOCKED, ROOT, "--data_dir", data, *TINY, "--steps", "2"], cwd=tmp_path,
+                         capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert run.returncode == 0, run.stderr
+    assert sorted(os.listdir(tmp_path)) == ["results"] and "best.pth: holdout" in run.stdout
+
+
+def test_learns(start, tmp_path):
+    run = start("--steps", 150, "--valid_frequency", 50, "--kernel_sizes", 9, 1, 5, "--precision", "auto")
+    assert run.wait() == 0, run.output
+    scores = [row["psnr_holdout"] for row in rows(tmp_path / "results/srcnn_9-1-5_x3")]
+    assert scores[-1] > scores[0]
