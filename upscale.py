@@ -127,12 +127,12 @@ def upscale(image: np.ndarray, upscale_factor: int = 3, network=None, progress: 
     Args:
         image: H×W or H×W×C, C = 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha); uint8, uint16, or float in
             [0, 1].
-        upscale_factor: 2, 3 or 4: the network that ships for it; unused if ``network`` is given and knows its own.
+        upscale_factor: 2, 3 or 4, if the network is to be the one that ships for it; else the network's.
         network: an SRCNN, on the device to compute on; "bicubic": none, bicubic for all.
         progress: show a bar if the image is a large one.
     Returns:
         sH×sW or sH×sW×C of the same type. Memory beyond image and result is bounded, whatever their size.
-    Raises ValueError for another kind of array, and for a factor without weights.
+    Raises ValueError for another kind of array, and for a factor that there are no weights for.
     """
     image = np.asarray(image)
     if image.ndim not in (2, 3) or image.ndim == 3 and not 1 <= image.shape[2] <= 4 or image.size == 0:
@@ -141,6 +141,8 @@ def upscale(image: np.ndarray, upscale_factor: int = 3, network=None, progress: 
         raise ValueError(f"an image of type {image.dtype}: give uint8, uint16 or float in [0, 1]")
     if network is None:
         network = SRCNN.from_pretrained(upscale_factor)
+    if network != "bicubic" and network.upscale_factor not in (0, upscale_factor):
+        raise ValueError(f"the network is for x{network.upscale_factor}: give upscale_factor={network.upscale_factor}")
     planes = image if image.ndim == 3 else image[..., None]
     peak = 1 if image.dtype.kind == "f" else np.iinfo(image.dtype).max
     height, width, channels = planes.shape

@@ -40,7 +40,7 @@ def photograph():
 def test_same_kind_of_array_comes_back(shape, dtype):
     image = random_image(shape, dtype)
     for channels in (1, 3):
-        result = upscale.upscale(image, 2, identity(channels))
+        result = upscale.upscale(image, 2, identity(channels, 2))
         assert result.dtype == dtype and result.shape == (2 * shape[0], 2 * shape[1], *shape[2:])
     peak = 1 if np.dtype(dtype).kind == "f" else np.iinfo(dtype).max
     bicubic = imgproc.imresize(image.astype(np.float64) / peak, 2).clip(0, 1) * peak
@@ -76,6 +76,8 @@ def test_other_arrays_are_refused():
     for image in (np.zeros((4, 4, 5), np.uint8), np.zeros((0, 4), np.uint8), np.zeros((4, 4), np.int32), np.zeros(4)):
         with pytest.raises(ValueError, match="an image of (shape|type)"):
             upscale.upscale(image, 3, identity())
+    with pytest.raises(ValueError, match="give upscale_factor=3"):
+        upscale.upscale(np.zeros((4, 4), np.uint8), 2, identity())
     with pytest.raises(ValueError, match="x7"):
         upscale.upscale(np.zeros((4, 4), np.uint8), 7)
 
