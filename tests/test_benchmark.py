@@ -1,0 +1,22 @@
+"""That the benchmark runs: its figures are for people to read."""
+import json
+import sys
+
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "tests"))
+
+
+def test_quick(run_script, tmp_path):
+    process = run_script("tests/benchmark.py", "--quick", "--output", tmp_path / "benchmark.json", timeout=600)
+    assert process.returncode == 0, process.stderr
+    assert "ports" in process.stdout and ("not measured: no CUDA device" in process.stdout or "cuda" in process.stdout)
+    rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
+    assert len(rows) >= 9 and all(row["here"] > 0 and row["unit"] for row in rows)
+
+
+def test_what_only_a_gpu_runs_runs():
+    import benchmark
+
+    rows = benchmark.frames(24, 32, "cpu")
+    assert len(rows) == 9 and all(row["here"] > 0 for row in rows)
