@@ -140,11 +140,15 @@ def _complete(settings, mode):
     if mode and settings.mode != mode and os.environ.get("RANK", "0") == "0":
         print(f'config.py has mode="{settings.mode}"; this script goes on with mode="{mode}"')
     settings.mode = mode or settings.mode
-    if not settings.exp_name:
-        settings.exp_name = f"srcnn_{'-'.join(map(str, settings.kernel_sizes))}_x{settings.upscale_factor}"
-        settings.exp_name += "_rgb" * (settings.channels == 3) + "_paper" * (settings.recipe == "paper")
+    settings.exp_name = settings.exp_name or default_name(settings)
     settings.exp_dir = str(Path(settings.results_dir) / settings.exp_name)
     return settings
+
+
+def default_name(settings) -> str:
+    """What a run is called if nobody names it: srcnn_9-1-5_x3, with _rgb or _paper where that applies."""
+    name = f"srcnn_{'-'.join(map(str, settings.kernel_sizes))}_x{settings.upscale_factor}"
+    return name + "_rgb" * (settings.channels == 3) + "_paper" * (settings.recipe == "paper")
 
 
 def _comments() -> dict:

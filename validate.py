@@ -28,6 +28,9 @@ def main(settings):
     rank, world, device = start_processes(settings.device)
     network = load_network(settings).to(device)
     protocol = settings.protocol if settings.protocol != "auto" else "y" if network.channels == 1 else "rgb"
+    if settings.exp_name == config.default_name(settings):  # the network in the file may be another than config's
+        settings.kernel_sizes, settings.channels = network.kernel_sizes, network.channels
+        settings.exp_dir = Path(settings.results_dir) / config.default_name(settings)
     sets, scale, folder = find_sets(settings, tell=not rank), settings.upscale_factor, Path(settings.exp_dir)
     make_folder(folder)
     predict(network, torch.zeros(1, network.channels, 64, 64, device=device))  # the first call prepares things

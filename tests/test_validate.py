@@ -69,7 +69,7 @@ def test_torch_interpolation_is_what_the_network_sees(photograph):
 def test_authors_network_has_the_papers_figures(shared, tmp_path):
     run_main("--model_path", shared / "oracle" / "srcnn-authors-9-5-5-imagenet-x4.mat", "--upscale_factor", 4,
              "--data_dir", shared / "data", "--test_sets", "Set5", "--results_dir", tmp_path)
-    result = json.loads((tmp_path / "srcnn_9-1-5_x4" / "validation.json").read_text())["sets"]["Set5"]
+    result = json.loads((tmp_path / "srcnn_9-5-5_x4" / "validation.json").read_text())["sets"]["Set5"]
     assert f"{result['bicubic']['psnr']:.4f} {result['bicubic']['ssim']:.4f}" == "28.4207 0.8104"
     assert f"{result['srcnn']['psnr']:.3f} {result['srcnn']['ssim']:.4f}" == "30.484 0.8628"
 
