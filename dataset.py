@@ -151,10 +151,10 @@ class DeviceCrops(_Crops):
         hrs, lrs, sizes = [], [], []
         for image in images:
             for factor in (1, *shrink):
-                if min(image.shape[-2:]) * factor < crop_size + upscale_factor:
-                    continue
                 hr = image[None].to(device).float()
                 hr = modcrop(imresize(hr, factor).round().clamp(0, 255) if factor != 1 else hr, upscale_factor)
+                if min(hr.shape[-2:]) < crop_size:
+                    continue
                 lr = upsample(downscale(hr / 255, upscale_factor, quantize), upscale_factor)
                 hrs.append(hr.flatten(2)[0].byte())
                 lrs.append(lr.flatten(2)[0])

@@ -18,6 +18,7 @@ import prepare_dataset
 ROOT = Path(__file__).parents[1]
 TINY = ("--train_set tiny --test_sets tinytest --holdout 1 --shrink 0.9 --batch_size 4 --crop_size 24 --device cpu "
         "--print_frequency 1 --valid_frequency 4 --precision fp32 --kernel_sizes 5 1 3").split()
+torch.set_num_threads(1)  # more cost time where tensors are tiny
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["launch", "model", "torch._dynamo", "torch.utils.data", "torch.nn.parallel"])
 
@@ -66,6 +67,7 @@ def _run(script, arguments, cwd, log, before, environment):
     os.dup2(file, 1)
     os.dup2(file, 2)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # for DataLoader: another such server takes seconds to start
     if before:
         before()
     sys.argv = [str(ROOT / script), *arguments]
