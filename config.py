@@ -86,7 +86,7 @@ def load(mode=None, argv=None, positional=None) -> types.SimpleNamespace:
                             help=f"{comments.get(name, '')} [{shown}]".replace("%", "%%"), **how)
     if positional:
         parser.add_argument(positional, nargs="*", help="files, folders or patterns")
-    given, unknown = parser.parse_known_args(argv)
+    given, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         name = unknown[0].split("=")[0]
         close = difflib.get_close_matches(name.lstrip("-"), _TYPES, 1)
@@ -126,6 +126,8 @@ def _complete(settings, mode):
         value = getattr(settings, name)
         if value is not None and not _fits(value, kind):
             raise ValueError(f"{name}={value!r}: expected {_label(kind)}")
+        if isinstance(value, list):
+            setattr(settings, name, tuple(value))
         if name in CHOICES and value not in CHOICES[name]:
             raise ValueError(f"{name}={value!r}: one of {', '.join(map(str, CHOICES[name]))}")
         if value is not None and name in SMALLEST and value < SMALLEST[name]:

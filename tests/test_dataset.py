@@ -17,6 +17,13 @@ def folder(tmp_path_factory):
     return make_tiny(tmp_path_factory.mktemp("tiny") / "data") / "prepared/tiny-y"
 
 
+def make_crops(kind, folder, **options):
+    images = load_images(folder)[1]
+    if kind == "stream":
+        return StreamedCrops(folder, range(len(images)), **options)
+    return DeviceCrops(images, device="cpu", **options)
+
+
 def prepared(path, images):
     path.mkdir()
     torch.save({"names": [str(i) for i in range(len(images))], "images": images}, path / "00000-of-00001.pth")
@@ -47,7 +54,7 @@ def test_crops_come_in_all_8_ways(folder, kind):
     """Each crop is a part of an image, flipped and turned as its transform says, and lr is hr's own."""
     images = load_images(folder)[1]
     options = dict(upscale_factor=2, batch_size=64, crop_size=24, seed=1)
-    crops = DeviceCrops(images, device="cpu", **options) if kind == "device" else StreamedCrops(folder, range(6), **options)
+    crops = make_crops(kind, folder, **options)
     lr, hr = crops[3]
     seen = set()
     for i, (image, top, left, transform) in enumerate(zip(*(v.tolist() for v in crops.draw(3)))):
@@ -87,11 +94,9 @@ def test_batches_follow_from_seed_and_step(folder):
 @pytest.mark.parametrize("kind", ["device", "stream"])
 def test_processes_share_the_batch(folder, kind, stride):
     """Together, the processes' parts are the batch of one process."""
-    images = load_images(folder)[1]
-
     def crops(rank, world):
-        options = dict(upscale_factor=3, batch_size=12, crop_size=33, stride=stride, rank=rank, world=world)
-        return DeviceCrops(images, device="cpu", **options) if kind == "device" else StreamedCrops(folder, range(6), **options)
+        options = dict(upscale_factor=3, batch_size=12, crop_size=33, stride=stride)
+        return make_crops(kind, folder, **options, rank=rank, world=world)
 
     whole = crops(0, 1)[2][1]
     parts = [crops(rank, 3)[2][1] for rank in range(3)]
@@ -100,7 +105,7 @@ def test_processes_share_the_batch(folder, kind, stride):
 
 
 def test_paper_sub_images():
-    """All sub-images of the grid once per pass, upright, in an order that does not change; as many as the formula says."""
+    """All sub-images of the grid once per pass, upright, in one fixed order; as many as the formula says."""
     torch.manual_seed(0)
     sizes = [(61, 49), (33, 33), (34, 80), (30, 99)]
     images = [torch.randint(0, 256, (1, *size), dtype=torch.uint8) for size in sizes]
@@ -119,8 +124,7 @@ def test_paper_sub_images():
 
 
 def test_t91_has_21884_sub_images(shared):
-    images = [torch.empty(1, *imgproc.image_size(path), dtype=torch.uint8) for path in sorted((shared / "data/T91").glob("*.bmp"))]
-    sizes = [image.shape[-2:] for image in images]
+    sizes = [imgproc.image_size(path) for path in (shared / "data/T91").glob("*.bmp")]
     assert dataset._Crops(sizes, 3, 128, 33, 14, 0, 0, 1, "cpu").count == 21_884
 
 
@@ -159,7 +163,7 @@ def test_sets_that_cannot_be_used(folder, tmp_path):
         (tmp_path / "set/00000-of-00002.pth").write_bytes(content)
         (tmp_path / "set/00001-of-00002.pth").write_bytes(content)
         for mmap in (False, True):
-            with pytest.raises(ValueError, match="00000-of-00002.pth: damaged .*; delete it and run prepare_dataset.py"):
+            with pytest.raises(ValueError, match="00000-of-00002.pth: damaged .*; delete it and run"):
                 load_images(tmp_path / "set", mmap)
 
 
@@ -177,4 +181,4 @@ def test_split_holdout():
 def test_prepared_folder_names(tmp_path):
     names = [dataset.prepared_folder("data", name, channels, part).as_posix() for name, channels, part in (
         ("T91", 1, "train"), ("Set5", 3, "test"), ("sample", 1, "test"), (str(tmp_path / "photos"), 3, "train"))]
-    assert names == ["data/prepared/T91-y", "data/prepared/Set5-rgb", "data/prepared/sample-test-y", "data/prepared/photos-rgb"]
+    assert names == [f"data/prepared/{name}" for name in ("T91-y", "Set5-rgb", "sample-test-y", "photos-rgb")]

@@ -33,7 +33,8 @@ def test_faster_than_adam_where_axes_are_turned():
     assert soap < adam / 3 < start
 
 
-@pytest.mark.parametrize("shape", [(5,), (1,), (4, 3, 1, 1), (4, 3, 3, 3), (1, 4, 5, 5), (6, 1, 9, 9), (1, 1, 1, 1), (3, 2)])
+@pytest.mark.parametrize("shape", [(5,), (1,), (4, 3, 1, 1), (4, 3, 3, 3), (1, 4, 5, 5), (6, 1, 9, 9), (1, 1, 1, 1),
+                                   (3, 2)])
 def test_any_shape(shape):
     torch.manual_seed(0)
     weight, target = torch.nn.Parameter(torch.randn(shape)), torch.randn(shape)
