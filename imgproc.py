@@ -232,7 +232,8 @@ def _tags(tiff) -> dict[int, int]:
     tags = {}
     for at in range(start + 2, start + 2 + 12 * count, 12):
         tag, kind = struct.unpack_from(order + "HH", tiff, at)
-        tags[tag], = struct.unpack_from(order + ("H" if kind == 3 else "I"), tiff, at + 8)
+        value, = struct.unpack_from(order + ("H" if kind == 3 else "I"), tiff, at + 8)
+        tags.setdefault(tag, value)  # of several the decoder too takes the first
     return tags
 
 

@@ -242,6 +242,8 @@ HOSTILE = {
     "bomb.jpg": b"\xff\xd8\xff\xc0\0\x11\x08\xff\xff\xff\xff\x03\x01\x22\0\x02\x11\x01\x03\x11\x01" + bytes(99),
     "bomb.webp": b"RIFF\xff\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff\xff\xff" * 2 + bytes(99),
     "bomb.tif": b"II*\0\x08\0\0\0\x02\0" + struct.pack("<HHIIHHII", 256, 4, 1, 2**31, 257, 4, 1, 2**31),
+    "bomb twice.tif": b"II*\0\x08\0\0\0\x04\0" + b"".join(  # the decoder takes the first of equal tags
+        struct.pack("<HHII", tag, 4, 1, size) for size in (2**31, 8) for tag in (256, 257)),
     "far.tif": b"II*\0\xff\xff\xff\x7f", "circle.tif": b"MM\0*\0\0\0\x00" + bytes(50),
 }
 
