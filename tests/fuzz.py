@@ -335,7 +335,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, default=Path("fuzz-findings"), help="folder for the files of findings")
+    parser.add_argument("--keep", type=Path, default=Path("results/fuzz"), help="folder for the files of findings")
     parser.add_argument("--only", type=int, help="run this one case again")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
