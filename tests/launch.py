@@ -74,23 +74,24 @@ def _run(script, arguments, cwd, log, before, environment):
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def ranks(count: int, *arguments, cwd, before=None) -> list[Run]:
-    """One script on `count` processes as torchrun starts them; before: for the last one only."""
+def ranks(count: int, *arguments, cwd, first=None) -> list[Run]:
+    """One script on `count` processes as torchrun starts them; first: what `before` is for a Run, for process 0."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    return [Run(*arguments, cwd=cwd, before=before if rank == count - 1 else None, RANK=str(rank), LOCAL_RANK=str(rank),
+    return [Run(*arguments, cwd=cwd, before=None if rank else first, RANK=str(rank), LOCAL_RANK=str(rank),
                 WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)) for rank in range(count)]
 
 
 def write_images(folder, count, height, width, seed=0):
-    """Smooth random colour images as PNG files."""
+    """Random colour images, coarse structures under fine ones, as PNG files."""
     random = np.random.default_rng(seed)
     Path(folder).mkdir(parents=True)
     for i in range(count):
         coarse = torch.from_numpy(random.random((1, 3, height // 5, width // 5)))
-        image = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")[0].clamp(0, 1)
-        imgproc.write_image(Path(folder) / f"image{i}.png", (image * 255).byte().permute(1, 2, 0).numpy())
+        image = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")
+        image = image[0].permute(1, 2, 0).numpy() + random.normal(0, 0.1, (height, width, 3))
+        imgproc.write_image(Path(folder) / f"image{i}.png", (image.clip(0, 1) * 255).astype(np.uint8))
 
 
 def prepare(folder, *settings):
