@@ -159,8 +159,8 @@ def main(settings):
             print(f"stopped at step {done}; go on with the same command and --resume {folder / 'last.pth'}")
         raise SystemExit(128 + stop[0] if stop else 1)
     if not rank and history:
-        print(f"{folder / 'best.pth'}: " + ", ".join(f"{k[5:]} {v:.2f} dB" for k, v in history[-1].items()
-                                                     if k.startswith("psnr_")) + f" after {seconds:.0f} s")
+        scores = ", ".join(f"{k[5:]} {v:.2f} dB" for k, v in history[-1].items() if k.startswith("psnr_"))
+        print(f"{history[-1]['step']} steps in {seconds:.0f} s: {scores}. Written: {folder}/best.pth, last.pth, metrics.csv")
 
 
 class TrainedSRCNN(SRCNN):
