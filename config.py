@@ -108,7 +108,7 @@ def run(main, mode=None, positional=None):
     except (ValueError, OSError, RuntimeError) as error:
         message = " ".join(str(error).split())
         if isinstance(error, RuntimeError):
-            if type(error).__name__ != "DistBackendError" and "gloo" not in message:
+            if "DistError" not in [kind.__name__ for kind in type(error).__mro__] and "gloo" not in message:
                 raise
             message = f"process {rank} lost the others, which ended or cannot be reached"
     except KeyboardInterrupt:

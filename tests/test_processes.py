@@ -128,12 +128,13 @@ def test_no_room_ends_all(start, data, tmp_path):
 
 
 def test_errors_are_every_processes(start):
-    """Each process ends with the same line; under torchrun, which ends the rest, only process 0 gets to say it."""
+    """Each process ends with a line; under torchrun, which ends the rest, only process 0 gets to say it."""
     cases = {"--batch_size 5": "batch_size=5: not divisible by 2 processes; set a multiple",
              "--resume nowhere.pth": "nowhere.pth: no such file",
              "--learning_rate 1e6 --steps 90 --valid_frequency 60 --exp_name nan": "not finite at step"}
     for complaint, runs in [(complaint, start(2, *options.split())) for options, complaint in cases.items()]:
-        assert complaint in runs[0].error() and runs[1].error() == runs[0].error()
+        assert complaint in runs[0].error()
+        assert runs[1].error() in (runs[0].error(), "error: process 1 lost the others, which ended or cannot be reached")
 
 
 def test_torchrun(data, tmp_path):

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -417,6 +418,22 @@ def test_needs_torch_numpy_and_tqdm_alone(data, tmp_path):
                          capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert run.returncode == 0, run.stderr
     assert sorted(os.listdir(tmp_path)) == ["results"] and "best.pth: holdout" in run.stdout
+
+
+def compile_in_this_process():
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # helpers would load torch first
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler")
+def test_compiled(start, tmp_path):
+    """The compiled network takes the same steps."""
+    options = ["--recipe", "paper", "--steps", 2, "--valid_frequency", 2, "--kernel_sizes", 3, 1, 3, "--exp_name"]
+    plain = start(*options, "plain")
+    compiled = start(*options, "compiled", "--compile", before=compile_in_this_process)
+    assert plain.wait() == 0 and compiled.wait(600) == 0, compiled.output
+    a, b = (load_checkpoint(tmp_path / f"results/{name}/last.pth")["state_dict"] for name in ("plain", "compiled"))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-7)
 
 
 def test_learns(start, tmp_path):
