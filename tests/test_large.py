@@ -1,0 +1,42 @@
+"""A small version of large.py: streaming from a folder, with its memory watched."""
+import os
+import sys
+
+import large
+import pytest
+import torch
+from launch import prepare
+
+from dataset import StreamedCrops
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def test_streaming_in_little_memory(tmp_path):
+    """20 images, of which training keeps none in memory of its own; watched as large.py does with 1,000."""
+    large.make_images(tmp_path / "photos", 20, 400, 640)
+    settings = ["--train_set", tmp_path / "photos", "--test_sets", "--data_dir", tmp_path / "data"]
+    prepare(tmp_path / "data", *settings[:3])
+    command = [sys.executable, large.ROOT / "train.py", *settings, "--holdout", 1, "--steps", 3, "--batch_size", 4,
+               "--max_device_gb", 0, "--num_workers", 1, "--results_dir", tmp_path / "results", "--device", "cpu"]
+    _, _, _, status, peaks = large.watch(command)
+    assert status == 0 and (tmp_path / "results/srcnn_9-1-5_x3/best.pth").exists()
+    assert len(peaks) >= 2 and all(0 < own <= files for _, own, files in peaks.values())
+
+
+def test_streaming_does_not_read_what_it_does_not_use(tmp_path):
+    """Images mapped from disk take no memory until a crop of theirs is read, and then only the kernel's."""
+    before = anonymous()
+    shard = {"names": ["big"] * 4, "images": [torch.zeros(1, 4096, 4096, dtype=torch.uint8) for _ in range(4)]}
+    torch.save(shard, tmp_path / "00000-of-00001.pth")
+    del shard
+    crops = StreamedCrops(tmp_path, range(4), 3, 64, 48)
+    for step in range(20):
+        crops[step]
+    assert anonymous() - before < 32  # MiB, of 64 MiB on disk
+
+
+def anonymous() -> int:
+    peaks = {}
+    large.raise_peaks(peaks, os.getpid())
+    return next(iter(peaks.values()))[1]
