@@ -21,7 +21,7 @@ from tqdm import tqdm
 import config
 from dataset import DeviceCrops, StreamedCrops, load_images, prepared_folder, split_holdout
 from imgproc import replace_file, shave
-from model import SRCNN, load_checkpoint
+from model import SRCNN, keep_memory, load_checkpoint
 from soap import SOAP
 from upscale import make_folder
 from validate import evaluate, start_processes
@@ -110,6 +110,8 @@ def main(settings):
         bar.clear()
 
     stop = stop_signals()
+    if device.type == "cpu":
+        keep_memory()
     loss_sum, bad_step = torch.zeros((), device=device), torch.full((), math.inf, device=device)
     counted, printed, stopping, began, before = 0, start, False, time.perf_counter(), seconds
     with tqdm(total=settings.steps, initial=start, unit="step", disable=bool(rank), dynamic_ncols=True,
