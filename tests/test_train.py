@@ -417,7 +417,7 @@ def test_needs_torch_numpy_and_tqdm_alone(data, tmp_path):
     run = subprocess.run([sys.executable, "-c", BLOCKED, ROOT, "--data_dir", data, *TINY, "--steps", "2"], cwd=tmp_path,
                          capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert run.returncode == 0, run.stderr
-    assert sorted(os.listdir(tmp_path)) == ["results"] and "best.pth: holdout" in run.stdout
+    assert sorted(os.listdir(tmp_path)) == ["results"] and "best.pth, last.pth, metrics.csv" in run.stdout
 
 
 def compile_in_this_process():
