@@ -26,6 +26,7 @@ def main():
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--folder", help="where to work; default: a temporary folder")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would others
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         folder, started = Path(folder), time.monotonic()
         make_images(folder / "large", arguments.images, 1356, 2040)
