@@ -91,7 +91,7 @@ def main(settings):
             if images:
                 scores = evaluate(average, images, settings.upscale_factor, protocol, with_ssim=False)
                 row[f"psnr_{name}"] = scores["srcnn"]["psnr"]
-        history[:] = [r for r in history if r["step"] < step] + [row]
+        history[:] = [r for r in history if r["step"] < step][-4_999:] + [row]  # load_checkpoint has limits
         score = row.get(f"psnr_{settings.select_by}", step)
         improved, best = score >= best or not (folder / "best.pth").exists(), max(best, score)
         facts = {"train_set": Path(settings.train_set).name, "step": step, "seconds": seconds,
@@ -103,8 +103,9 @@ def main(settings):
                  "network": network.state_dict(), "optimizer": optimizer.state_dict()}
         save(average.to_checkpoint(facts, state), folder / "last.pth")
         write_csv(history, folder / "metrics.csv")
-        for key, value in row.items() if board else ():
-            board.add_scalar(key, value, step)
+        if board:
+            for key, value in row.items():
+                board.add_scalar(key, value, step)
             board.flush()
         bar.set_postfix({k[5:]: f"{v:.2f}" for k, v in row.items() if k.startswith("psnr_")})
         bar.clear()
