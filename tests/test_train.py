@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import ROOT, TINY, Run, make_tiny
+from launch import ROOT, TINY, Run, make_tiny, prepare
 from torch.nn import functional as F
 
 import config
+import dataset
 import train
+import validate
 from model import SRCNN, load_checkpoint
 
 NAME = "srcnn_5-1-3_x3"
@@ -449,6 +451,22 @@ def test_compiled(start, tmp_path):
     a, b = (load_checkpoint(tmp_path / f"results/{name}/last.pth")["state_dict"] for name in ("plain", "compiled"))
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-7)
+
+
+def test_rgb(data, start, tmp_path):
+    """Three channels, resumed; measured on RGB by MMagic's protocol."""
+    prepare(data, "--train_set", "tiny", "--test_sets", "tinytest", "--channels", 3)
+    options = ["--channels", 3, "--upscale_factor", 2, "--valid_frequency", 2]
+    run = start(*options, "--steps", 2)
+    assert run.wait() == 0, run.output
+    last = tmp_path / "results/srcnn_5-1-3_x2_rgb/last.pth"
+    run = start(*options, "--steps", 4, "--resume", last)
+    assert run.wait() == 0, run.output
+    network = SRCNN.from_pretrained(last.with_name("best.pth"))
+    assert (network.channels, network.upscale_factor) == (3, 2)
+    images = list(zip(*dataset.load_images(data / "prepared/tinytest-rgb")))
+    score = validate.evaluate(SRCNN.from_pretrained(last), images, 2, "rgb", with_ssim=False)["srcnn"]["psnr"]
+    assert rows(last.parent)[-1]["psnr_tinytest"] == pytest.approx(score, abs=1e-6)
 
 
 def test_learns(start, tmp_path):
