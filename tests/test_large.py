@@ -1,11 +1,12 @@
 """A small version of large.py: streaming from a folder, with its memory watched."""
 import os
 import sys
+import time
 
 import large
 import pytest
 import torch
-from launch import prepare
+from launch import Run, prepare
 
 from dataset import StreamedCrops
 
@@ -17,10 +18,13 @@ def test_streaming_in_little_memory(tmp_path):
     large.make_images(tmp_path / "photos", 20, 400, 640)
     settings = ["--train_set", tmp_path / "photos", "--test_sets", "--data_dir", tmp_path / "data"]
     prepare(tmp_path / "data", *settings[:3])
-    command = [sys.executable, large.ROOT / "train.py", *settings, "--holdout", 1, "--steps", 3, "--batch_size", 4,
-               "--max_device_gb", 0, "--num_workers", 1, "--results_dir", tmp_path / "results", "--device", "cpu"]
-    _, _, _, status, peaks = large.watch(command)
-    assert status == 0 and (tmp_path / "results/srcnn_9-1-5_x3/best.pth").exists()
+    run = Run("train.py", *settings, "--holdout", 1, "--steps", 3, "--batch_size", 4, "--max_device_gb", 0,
+              "--num_workers", 1, "--device", "cpu", cwd=tmp_path)
+    peaks = {}
+    while run.process.is_alive():
+        large.raise_peaks(peaks, run.process.pid)
+        time.sleep(0.1)
+    assert run.wait() == 0 and (tmp_path / "results/srcnn_9-1-5_x3/best.pth").exists(), run.output
     assert len(peaks) >= 2 and all(0 < own <= files for _, own, files in peaks.values())
 
 
