@@ -423,7 +423,7 @@ def _convolve(x, weight, bias):
         x = x.permute(0, 2, 3, 1)
         x = torch.addmm(bias, x.flatten(0, 2), weight.flatten(1).t()).unflatten(0, x.shape[:3]).permute(0, 3, 1, 2)
     else:
-        x = F.conv2d(x.contiguous(memory_format=torch.channels_last), weight, bias)
+        x = F.conv2d(x.to(memory_format=torch.channels_last), weight, bias)
     # bfloat16 has the sign bit of int16, whose maximum takes a sixth of the time
     (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).clamp_min_(0)
     return x
