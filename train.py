@@ -122,10 +122,9 @@ def main(settings):
             lr, hr = crops[step] if batches is crops else (t.to(device, non_blocking=True) for t in next(batches))
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(step, settings) * group.get("factor", 1)
-            # .contiguous would leave one channel as it is, and the network's output with the slower strides
-            lr = lr.to(memory_format=torch.channels_last)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                sr = wrapped(lr)
+                # .contiguous would leave one channel as it is, and the network's output with the slower strides
+                sr = wrapped(lr.to(memory_format=torch.channels_last))
             target = shave(hr, border // 2)
             error = (sr.float() - target).square()
             loss = error.sum() / (2 * len(sr)) if paper else (error.mean((1, 2, 3)) + LOG_FLOOR).log().mean()

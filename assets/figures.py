@@ -33,17 +33,10 @@ def curves():
     """PSNR on Set5 during the trainings that made the weights."""
     figure, axes = plt.subplots(figsize=(8, 4.4))
     for name in NETWORKS:
-        minutes, scores = [], []
-        for stage in ("_start", ""):  # 9-5-5 was trained in two runs, the second from the first's weights
-            path = ASSETS / "logs" / f"srcnn_{name}_x{SCALE}{stage}.csv"
-            if path.is_file():
-                with path.open(encoding="utf-8") as file:
-                    rows = list(csv.DictReader(file))
-                before = minutes[-1] if minutes else 0
-                minutes += [before + float(row["seconds"]) / 60 for row in rows]
-                scores += [float(row["psnr_Set5"]) for row in rows]
+        rows = training_log(f"srcnn_{name}_x{SCALE}")
         shipped = max(rows, key=lambda row: float(row["psnr_holdout"]))
-        axes.plot(minutes, scores, "o-", markersize=3, label=f"{name}: {float(shipped['psnr_Set5']):.2f} dB")
+        axes.plot([r["seconds"] / 60 for r in rows], [float(r["psnr_Set5"]) for r in rows], "o-", markersize=3,
+                  label=f"{name}: {float(shipped['psnr_Set5']):.2f} dB")
     for label, level in PAPER.items():
         axes.axhline(level, color="gray", linestyle="--", linewidth=1)
         axes.annotate(f"{label}: {level} dB", (0.99, level), (0, 3), ("axes fraction", "data"), "offset points",
@@ -55,6 +48,16 @@ def curves():
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=len(NETWORKS), frameon=False, title="ours, 91 images")
     return figure
+
+
+def training_log(name: str) -> list[dict]:
+    """The rows of a network's log, after those of the run it began from where there was one (its seconds count on)."""
+    rows, before = [], 0.0
+    for path in filter(Path.is_file, (ASSETS / "logs" / f"{name}{part}.csv" for part in ("_start", ""))):
+        with path.open(encoding="utf-8") as file:
+            rows += [row | {"seconds": before + float(row["seconds"])} for row in csv.DictReader(file)]
+        before = rows[-1]["seconds"]
+    return rows
 
 
 def filters():
