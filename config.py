@@ -1,7 +1,8 @@
 """The settings: edit the block below, or override any of them for one run, under its own name, in every script:
 
-    python train.py --upscale_factor 2 --kernel_sizes 9 5 5
+python train.py --upscale_factor 2 --kernel_sizes 9 5 5
 """
+
 import argparse
 import ast
 import difflib
@@ -13,6 +14,9 @@ import time
 import types
 from pathlib import Path
 
+from files import UserError
+
+# fmt: off
 # ---------------------------------------------------------------- the block to edit (None: the recipe's own value)
 upscale_factor: int = 3  # how many times larger the output is: 2, 3, 4, ...
 mode: str = "train"  # what this file is set up for: "train" or "valid"
@@ -48,16 +52,43 @@ output: str = ""  # upscale: folder or file to write; convert: file to write
 overwrite: bool = False  # upscale, convert: replace files that exist
 compare: bool = False  # upscale: also write bicubic | SRCNN side by side
 # ----------------------------------------------------------------------------------------------- end of the block
+# fmt: on
 
 RECIPES = {
-    "fast": dict(batch_size=16, steps=20_000, learning_rate=4e-3, crop_size=48, shrink=(0.9, 0.8, 0.7, 0.6), holdout=5),
+    "fast": dict(
+        batch_size=16,
+        steps=20_000,
+        learning_rate=4e-3,
+        crop_size=48,
+        shrink=(0.9, 0.8, 0.7, 0.6),
+        holdout=5,
+    ),
     # The authors' Caffe solver and generate_train.m; 8e8 sub-images would be 6,250,000 steps
-    "paper": dict(batch_size=128, steps=1_000_000, learning_rate=1e-4, crop_size=33, shrink=(), holdout=0),
+    "paper": dict(
+        batch_size=128, steps=1_000_000, learning_rate=1e-4, crop_size=33, shrink=(), holdout=0
+    ),
 }
-CHOICES = {"mode": ("train", "valid"), "recipe": tuple(RECIPES), "protocol": ("auto", "y", "rgb"), "channels": (1, 3),
-           "precision": ("auto", "fp32", "bf16"), "layout": ("ours", "lornatang", "plain", "onnx")}
-SMALLEST = {"upscale_factor": 2, "batch_size": 1, "steps": 1, "learning_rate": 0, "crop_size": 17, "holdout": 0,
-            "print_frequency": 1, "valid_frequency": 1, "max_device_gb": 0, "num_workers": 0, "seed": 0}
+CHOICES = {
+    "mode": ("train", "valid"),
+    "recipe": tuple(RECIPES),
+    "protocol": ("auto", "y", "rgb"),
+    "channels": (1, 3),
+    "precision": ("auto", "fp32", "bf16"),
+    "layout": ("ours", "lornatang", "plain", "onnx"),
+}
+SMALLEST = {
+    "upscale_factor": 2,
+    "batch_size": 1,
+    "steps": 1,
+    "learning_rate": 0,
+    "crop_size": 17,
+    "holdout": 0,
+    "print_frequency": 1,
+    "valid_frequency": 1,
+    "max_device_gb": 0,
+    "num_workers": 0,
+    "seed": 0,
+}
 _TYPES = dict(sys.modules[__name__].__annotations__)
 
 
@@ -72,8 +103,12 @@ def load(mode=None, argv=None, positional=None) -> types.SimpleNamespace:
     Returns a namespace of all settings plus ``exp_dir`` (results_dir/exp_name).
     Raises ValueError, one line, for an unknown name, a wrong type or an impossible value.
     """
-    parser = _Parser(prog=Path(sys.argv[0]).name, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter,
-                     description="Settings and their defaults, as in config.py:")
+    parser = _Parser(
+        prog=Path(sys.argv[0]).name,
+        allow_abbrev=False,
+        formatter_class=argparse.RawTextHelpFormatter,
+        description="Settings and their defaults, as in config.py:",
+    )
     values, comments = globals(), _comments()
     for name, kind in _TYPES.items():
         default = values[name]
@@ -81,16 +116,30 @@ def load(mode=None, argv=None, positional=None) -> types.SimpleNamespace:
             shown = ", ".join(f"{recipe}: {preset[name]}" for recipe, preset in RECIPES.items())
         else:
             shown = repr(default)
-        how = {"nargs": "*"} if _is_tuple(kind) else {"nargs": "?", "const": "true"} if kind is bool else {}
-        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar=_label(kind),
-                            help=f"{comments.get(name, '')} [{shown}]".replace("%", "%%"), **how)
+        how = (
+            {"nargs": "*"}
+            if _is_tuple(kind)
+            else {"nargs": "?", "const": "true"}
+            if kind is bool
+            else {}
+        )
+        parser.add_argument(
+            f"--{name}",
+            default=argparse.SUPPRESS,
+            metavar=_label(kind),
+            help=f"{comments.get(name, '')} [{shown}]".replace("%", "%%"),
+            **how,
+        )
     if positional:
         parser.add_argument(positional, nargs="*", help="files, folders or patterns")
     given, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         name = unknown[0].split("=")[0]
         close = difflib.get_close_matches(name.lstrip("-"), _TYPES, 1)
-        raise ValueError(f"unknown setting {name}" + (f": did you mean --{close[0]}?" if close else ": see --help"))
+        raise UserError(
+            f"unknown setting {name}"
+            + (f": did you mean --{close[0]}?" if close else ": see --help")
+        )
     settings = types.SimpleNamespace()
     for name, kind in _TYPES.items():
         text = getattr(given, name, None)
@@ -105,10 +154,13 @@ def run(main, mode=None, positional=None):
     rank = int(os.environ.get("RANK", 0))
     try:
         return main(load(mode, positional=positional))
-    except (ValueError, OSError, RuntimeError) as error:
+    except (UserError, OSError, RuntimeError) as error:
         message = " ".join(str(error).split())
         if isinstance(error, RuntimeError):
-            if "DistError" not in [kind.__name__ for kind in type(error).__mro__] and "gloo" not in message:
+            if (
+                "DistError" not in [kind.__name__ for kind in type(error).__mro__]
+                and "gloo" not in message
+            ):
                 raise
             message = f"process {rank} lost the others, which ended or cannot be reached"
     except KeyboardInterrupt:
@@ -125,20 +177,22 @@ def _complete(settings, mode):
     for name, kind in _TYPES.items():
         value = getattr(settings, name)
         if value is not None and not _fits(value, kind):
-            raise ValueError(f"{name}={value!r}: expected {_label(kind)}")
+            raise UserError(f"{name}={value!r}: expected {_label(kind)}")
         if isinstance(value, list):
             setattr(settings, name, tuple(value))
         if name in CHOICES and value not in CHOICES[name]:
-            raise ValueError(f"{name}={value!r}: one of {', '.join(map(str, CHOICES[name]))}")
+            raise UserError(f"{name}={value!r}: one of {', '.join(map(str, CHOICES[name]))}")
         if value is not None and name in SMALLEST and value < SMALLEST[name]:
-            raise ValueError(f"{name}={value}: must be at least {SMALLEST[name]}")
+            raise UserError(f"{name}={value}: must be at least {SMALLEST[name]}")
     if len(settings.kernel_sizes) != 3 or any(k < 1 or k % 2 == 0 for k in settings.kernel_sizes):
-        raise ValueError(f"kernel_sizes={settings.kernel_sizes}: give three odd sizes, for example 9 1 5")
+        raise UserError(
+            f"kernel_sizes={settings.kernel_sizes}: give three odd sizes, for example 9 1 5"
+        )
     for name, value in RECIPES[settings.recipe].items():
         if getattr(settings, name) is None:
             setattr(settings, name, value)
     if any(not 0 < s < 1 for s in settings.shrink):
-        raise ValueError(f"shrink={settings.shrink}: factors between 0 and 1")
+        raise UserError(f"shrink={settings.shrink}: factors between 0 and 1")
     if mode and settings.mode != mode and os.environ.get("RANK", "0") == "0":
         print(f'config.py has mode="{settings.mode}"; this script goes on with mode="{mode}"')
     settings.mode = mode or settings.mode
@@ -161,7 +215,7 @@ def _comments() -> dict:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        raise ValueError(f"{message}; see --help")
+        raise UserError(f"{message}; see --help")
 
 
 def _is_tuple(kind) -> bool:
@@ -187,6 +241,12 @@ def _parse(name, kind, text):
     try:
         if kind is bool:
             return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-        return text if kind is str else kind(ast.literal_eval(text)) if kind is float else int(text.replace("_", ""))
+        return (
+            text
+            if kind is str
+            else kind(ast.literal_eval(text))
+            if kind is float
+            else int(text.replace("_", ""))
+        )
     except (ValueError, KeyError, SyntaxError, TypeError):
-        raise ValueError(f"{name}={text!r}: expected {_label(kind)}") from None
+        raise UserError(f"{name}={text!r}: expected {_label(kind)}") from None

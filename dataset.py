@@ -3,13 +3,17 @@
 Prepared are the high-resolution images alone, as uint8; low resolution is made from them by `imgproc.imresize`, so that
 one preparation serves every scale and recipe.
 """
+
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from imgproc import imresize, list_images, modcrop, sample_images, upsample
+from files import UserError
+from image_io import list_images, read_image, sample_images
+from imgproc import eight_bits, imresize, modcrop, rgb2y, upsample
 
 SHARD_BYTES = 64 * 2**20
 
@@ -39,6 +43,16 @@ def image_paths(data_dir, name: str, part: str = "test") -> list[Path]:
     return list_images(folder)
 
 
+def training_image(path, channels: int) -> Tensor:
+    """An image file as uint8 1×H×W (Y; gray as it is) or 3×H×W (RGB), of 8 bits, without alpha."""
+    image = eight_bits(read_image(path))
+    if channels == 1:
+        image = rgb2y(image[..., :3]) if image.ndim == 3 else image
+        return torch.from_numpy(image)[None]
+    image = image[..., :3] if image.ndim == 3 else np.stack([image] * 3, 2)
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
 def prepared_folder(data_dir, name: str, channels: int, part: str = "train") -> Path:
     """Where the shards of a set lie: of "T91", "Set5", ..., of a folder of images (by its last name), or of a part
     ("train" or "test") of "sample"."""
@@ -53,7 +67,9 @@ def load_images(folder, mmap: bool = False) -> tuple[list[str], list[Tensor]]:
     """
     shards = sorted(Path(folder).glob("?????-of-?????.pth"))
     if not shards or len(shards) != int(shards[0].stem[-5:]):
-        raise FileNotFoundError(f"{folder}: not prepared; run prepare_dataset.py with the same settings")
+        raise FileNotFoundError(
+            f"{folder}: not prepared; run prepare_dataset.py with the same settings"
+        )
     names, images = [], []
     for path in shards:
         try:
@@ -61,14 +77,16 @@ def load_images(folder, mmap: bool = False) -> tuple[list[str], list[Tensor]]:
             names += shard["names"]
             images += shard["images"]
         except Exception as error:
-            raise ValueError(f"{path}: damaged ({type(error).__name__}); delete it and run prepare_dataset.py") from error
+            raise UserError(
+                f"{path}: damaged ({type(error).__name__}); delete it and run prepare_dataset.py"
+            ) from error
     return names, images
 
 
 def split_holdout(count: int, holdout: int) -> tuple[list[int], list[int]]:
     """Indices of the training images and of those held out, which are spread evenly over the set."""
     if not 0 <= holdout < count:
-        raise ValueError(f"holdout={holdout}: the training set has {count} images; hold out fewer")
+        raise UserError(f"holdout={holdout}: the training set has {count} images; hold out fewer")
     held = {round((i + 0.5) * count / holdout) for i in range(holdout)}
     return [i for i in range(count) if i not in held], sorted(held)
 
@@ -79,7 +97,9 @@ def downscale(hr: Tensor, upscale_factor: int, quantize: bool = False) -> Tensor
     return (lr * 255).round_().clamp_(0, 255) / 255 if quantize else lr
 
 
-def test_pair(hr: Tensor, upscale_factor: int, interpolation: str = "matlab", quantize: bool = False):
+def test_pair(
+    hr: Tensor, upscale_factor: int, interpolation: str = "matlab", quantize: bool = False
+):
     """A test image under the paper's protocol (section 4): hr cropped, and lr made from it and brought back to its size.
 
     Args:
@@ -92,7 +112,9 @@ def test_pair(hr: Tensor, upscale_factor: int, interpolation: str = "matlab", qu
     """
     hr = modcrop(hr, upscale_factor)
     if hr.numel() == 0:
-        raise ValueError(f"an image is smaller than upscale_factor={upscale_factor}; remove it from the set")
+        raise UserError(
+            f"an image is smaller than upscale_factor={upscale_factor}; remove it from the set"
+        )
     # float64: the rounding to 8 bits that the metrics see must not depend on the machine's summation order
     small = downscale(hr[None].double() / 255, upscale_factor, quantize)
     return upsample(small, upscale_factor, interpolation).float(), hr
@@ -102,18 +124,28 @@ class _Crops:
     """What the two training sets share: which crops a step takes. They follow from (seed, step) alone, so a resumed
     run, or one over another number of processes, sees the same batches."""
 
-    def __init__(self, sizes, upscale_factor, batch_size, crop_size, stride, seed, rank, world, device):
+    def __init__(
+        self, sizes, upscale_factor, batch_size, crop_size, stride, seed, rank, world, device
+    ):
         self.upscale_factor, self.batch_size, self.crop_size = upscale_factor, batch_size, crop_size
         self.seed, self.rank, self.world, self.device = seed, rank, world, device
         if not any(min(modcropped(h, w, upscale_factor)) >= crop_size for h, w in sizes):
-            raise ValueError(f"crop_size={crop_size}: no training image is that large; set it smaller")
+            raise UserError(
+                f"crop_size={crop_size}: no training image is that large; set it smaller"
+            )
         self.generator = torch.Generator(device)
-        self.sizes = torch.tensor([modcropped(h, w, upscale_factor) for h, w in sizes], device=device)
+        self.sizes = torch.tensor(
+            [modcropped(h, w, upscale_factor) for h, w in sizes], device=device
+        )
         grid = ((self.sizes - crop_size).div(stride, rounding_mode="floor") + 1).clamp(min=0)
         self.stride, self.columns = stride, grid[:, 1]
         self.ends = grid.prod(1).cumsum(0)
         self.count = int(self.ends[-1])
-        self.order = torch.randperm(self.count, generator=self._seeded(0), device=device) if stride > 1 else None
+        self.order = (
+            torch.randperm(self.count, generator=self._seeded(0), device=device)
+            if stride > 1
+            else None
+        )
 
     def _seeded(self, step):
         return self.generator.manual_seed((self.seed * 1_000_003 + step) % 2**31)
@@ -121,14 +153,18 @@ class _Crops:
     def draw(self, step: int):
         """Image, top, left and transform (0..7) of this process's crops at a step (each an int64 vector)."""
         n = self.batch_size
-        if self.order is not None:  # sub-images on a grid, shuffled once, without augmentation (generate_train.m)
+        if (
+            self.order is not None
+        ):  # sub-images on a grid, shuffled once, without augmentation (generate_train.m)
             position = self.order[(torch.arange(n, device=self.device) + step * n) % self.count]
             transform = torch.zeros_like(position)
         else:
             generator = self._seeded(step + 1)
             position = torch.randint(self.count, (n,), generator=generator, device=self.device)
             transform = torch.randint(8, (n,), generator=generator, device=self.device)
-        position, transform = (v[self.rank::self.world].contiguous() for v in (position, transform))
+        position, transform = (
+            v[self.rank :: self.world].contiguous() for v in (position, transform)
+        )
         image = torch.searchsorted(self.ends, position, right=True)
         inside = position - torch.where(image > 0, self.ends[image - 1], 0)
         columns = self.columns[image]
@@ -146,20 +182,45 @@ class DeviceCrops(_Crops):
         rank, world: this process takes every world-th crop of the batch.
     """
 
-    def __init__(self, images, upscale_factor, batch_size, crop_size, device, shrink=(), stride=1, quantize=False,
-                 seed=0, rank=0, world=1):
+    def __init__(
+        self,
+        images,
+        upscale_factor,
+        batch_size,
+        crop_size,
+        device,
+        shrink=(),
+        stride=1,
+        quantize=False,
+        seed=0,
+        rank=0,
+        world=1,
+    ):
         hrs, lrs, sizes = [], [], []
         for image in images:
             for factor in (1, *shrink):
                 hr = image[None].to(device).float()
-                hr = modcrop(imresize(hr, factor).round().clamp(0, 255) if factor != 1 else hr, upscale_factor)
+                hr = modcrop(
+                    imresize(hr, factor).round().clamp(0, 255) if factor != 1 else hr,
+                    upscale_factor,
+                )
                 if min(hr.shape[-2:]) < crop_size:
                     continue
                 lr = upsample(downscale(hr / 255, upscale_factor, quantize), upscale_factor)
                 hrs.append(hr.flatten(2)[0].byte())
                 lrs.append(lr.flatten(2)[0])
                 sizes.append(hr.shape[-2:])
-        super().__init__(sizes or [(0, 0)], upscale_factor, batch_size, crop_size, stride, seed, rank, world, device)
+        super().__init__(
+            sizes or [(0, 0)],
+            upscale_factor,
+            batch_size,
+            crop_size,
+            stride,
+            seed,
+            rank,
+            world,
+            device,
+        )
         self.hr, self.lr = torch.cat(hrs, 1), torch.cat(lrs, 1)
         pixels = self.sizes.prod(1)
         self.starts = pixels.cumsum(0) - pixels
@@ -167,7 +228,10 @@ class DeviceCrops(_Crops):
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         image, top, left, transform = (v.view(-1, 1, 1) for v in self.draw(step))
         i = torch.arange(self.crop_size, device=self.device)
-        y, x = torch.where(transform & 4 > 0, i, i[:, None]), torch.where(transform & 4 > 0, i[:, None], i)
+        y, x = (
+            torch.where(transform & 4 > 0, i, i[:, None]),
+            torch.where(transform & 4 > 0, i[:, None], i),
+        )
         y = torch.where(transform & 1 > 0, self.crop_size - 1 - y, y)
         x = torch.where(transform & 2 > 0, self.crop_size - 1 - x, x)
         index = self.starts[image] + (top + y) * self.sizes[image, 1] + left + x
@@ -183,16 +247,43 @@ class StreamedCrops(_Crops):
         and those of `DeviceCrops`; there are no shrunk copies.
     """
 
-    def __init__(self, folder, kept, upscale_factor, batch_size, crop_size, stride=1, quantize=False, seed=0, rank=0,
-                 world=1):
-        self.arguments = folder, kept, upscale_factor, batch_size, crop_size, stride, quantize, seed, rank, world
+    def __init__(
+        self,
+        folder,
+        kept,
+        upscale_factor,
+        batch_size,
+        crop_size,
+        stride=1,
+        quantize=False,
+        seed=0,
+        rank=0,
+        world=1,
+    ):
+        self.arguments = (
+            folder,
+            kept,
+            upscale_factor,
+            batch_size,
+            crop_size,
+            stride,
+            quantize,
+            seed,
+            rank,
+            world,
+        )
         self.kept, self.quantize = kept, quantize
         self.images = load_images(folder, mmap=True)[1]
         sizes = [self.images[i].shape[-2:] for i in kept]
-        super().__init__(sizes, upscale_factor, batch_size, crop_size, stride, seed, rank, world, "cpu")
+        super().__init__(
+            sizes, upscale_factor, batch_size, crop_size, stride, seed, rank, world, "cpu"
+        )
 
     def __reduce__(self):
-        return StreamedCrops, self.arguments  # a worker process maps the files itself; pickled, it would get a copy
+        return (
+            StreamedCrops,
+            self.arguments,
+        )  # a worker process maps the files itself; pickled, it would get a copy
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         pairs = [self._crop(*(int(v) for v in crop)) for crop in zip(*self.draw(step))]
@@ -200,12 +291,18 @@ class StreamedCrops(_Crops):
 
     def _crop(self, image, top, left, transform):
         s, k = self.upscale_factor, self.crop_size
-        (height, width), margin = self.sizes[image].tolist(), 6 * s  # bicubic down and up reach 4s pixels
+        (height, width), margin = (
+            self.sizes[image].tolist(),
+            6 * s,
+        )  # bicubic down and up reach 4s pixels
         y0, x0 = (max(0, (v - margin) // s * s) for v in (top, left))
-        y1, x1 = min(height, -(-(top + k + margin) // s) * s), min(width, -(-(left + k + margin) // s) * s)
+        y1, x1 = (
+            min(height, -(-(top + k + margin) // s) * s),
+            min(width, -(-(left + k + margin) // s) * s),
+        )
         window = self.images[self.kept[image]][:, y0:y1, x0:x1].float() / 255
         lr = upsample(downscale(window[None], s, self.quantize), s)[0]
-        pair = [v[:, top - y0:top - y0 + k, left - x0:left - x0 + k] for v in (lr, window)]
+        pair = [v[:, top - y0 : top - y0 + k, left - x0 : left - x0 + k] for v in (lr, window)]
         for bit, dims in ((1, (1,)), (2, (2,))):
             pair = [v.flip(dims) if transform & bit else v for v in pair]
         return [v.transpose(1, 2) if transform & 4 else v for v in pair]

@@ -1,4 +1,5 @@
 """PyTorch Hub: torch.hub.load("owner/repository", "srcnn", upscale_factor=3)."""
+
 from model import SRCNN
 
 dependencies = ["torch"]

@@ -8,6 +8,7 @@
 Prepared are the high-resolution images alone (uint8), so that one run serves every upscale_factor. What is there and
 valid is kept: run it again after an interruption, or after images have changed.
 """
+
 import gzip
 import hashlib
 import http.client
@@ -20,31 +21,46 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 import config
-from dataset import SHARD_BYTES, image_paths, manifest, modcropped, prepared_folder
-from imgproc import eight_bits, image_size, read_image, replace_file, rgb2y
+from dataset import (
+    SHARD_BYTES,
+    image_paths,
+    manifest,
+    modcropped,
+    prepared_folder,
+    training_image,
+)
+from files import UserError, replace_file
+from image_io import image_size
 
 # T91, Set5 and Set14, byte for byte as the authors of SRCNN used them, in one archive of about 30 MB
 ARCHIVE = "https://codeload.github.com/tegg89/SRCNN-Tensorflow/zip/78be1a24697935fc39a3a8cf59a6632264afade7"
 # Where their images lie in a source, below any other folders: as in our data_dir, or as in that archive
 FOLDERS = {"T91": "T91", "Train": "T91", "Set5": "Set5", "Set14": "Set14"}
 MAX_IMAGE_BYTES, MAX_ARCHIVE_BYTES = 16 * 2**20, 256 * 2**20
-ATTEMPTS, PAUSE, TIMEOUT = 3, 2, 30  # of a download; seconds between attempts, seconds without an answer
+ATTEMPTS, PAUSE, TIMEOUT = (
+    3,
+    2,
+    30,
+)  # of a download; seconds between attempts, seconds without an answer
 WORKERS = 2
 
 
 def main(settings):
     sets = {}
-    for name, part in [(settings.train_set, "train"), *((name, "test") for name in settings.test_sets)]:
+    for name, part in [
+        (settings.train_set, "train"),
+        *((name, "test") for name in settings.test_sets),
+    ]:
         folder = prepared_folder(settings.data_dir, name, settings.channels, part)
         first, _ = sets.setdefault(folder, (name, part))
         if Path(first).resolve() != Path(name).resolve():
-            raise ValueError(f"{first} and {name} would both be prepared as {folder.name}; rename one of the folders")
+            raise UserError(
+                f"{first} and {name} would both be prepared as {folder.name}; rename one of the folders"
+            )
     fetch([name for name, _ in sets.values()], Path(settings.data_dir), settings.source)
     for folder, (name, part) in sets.items():
         paths = image_paths(settings.data_dir, name, part)
@@ -52,13 +68,17 @@ def main(settings):
         print(f"{folder}: {len(paths)} images")
         if part == "train":
             count = sub_images([image_size(path) for path in paths], settings.upscale_factor)
-            print(f"  which have {count:,} sub-images of 33 x 33 (stride 14) for x{settings.upscale_factor}")
+            print(
+                f"  which have {count:,} sub-images of 33 x 33 (stride 14) for x{settings.upscale_factor}"
+            )
 
 
 def sub_images(sizes, upscale_factor: int, side: int = 33, stride: int = 14) -> int:
     """How many sub-images the paper's training cuts from images of these sizes (section 4.1; generate_train.m)."""
     cropped = [modcropped(height, width, upscale_factor) for height, width in sizes]
-    return sum(max(0, (h - side) // stride + 1) * max(0, (w - side) // stride + 1) for h, w in cropped)
+    return sum(
+        max(0, (h - side) // stride + 1) * max(0, (w - side) // stride + 1) for h, w in cropped
+    )
 
 
 # ------------------------------------------------------------------------------------------------- images of known sets
@@ -69,8 +89,12 @@ def fetch(names, data_dir: Path, source: str = ""):
         source: folder or archive (.zip, .tar, .tar.gz) to take them from; empty: download the archive.
     Raises ValueError or OSError, one line with the remedy; nothing is written then but complete, valid images.
     """
-    missing = {(name, file): digest for name in names for file, digest in manifest().get(name, {}).items()
-               if not _valid(data_dir / name / file, digest)}
+    missing = {
+        (name, file): digest
+        for name in names
+        for file, digest in manifest().get(name, {}).items()
+        if not _valid(data_dir / name / file, digest)
+    }
     if not missing:
         return
     archive = Path(source).expanduser() if source else data_dir / "SRCNN-Tensorflow.zip"
@@ -80,9 +104,11 @@ def fetch(names, data_dir: Path, source: str = ""):
         images = _read_source(archive, missing)
     except ValueError as error:
         if source:
-            raise ValueError(f"source={source}: {error}") from None
+            raise UserError(f"source={source}: {error}") from None
         archive.unlink()
-        raise ValueError(f"the download from {ARCHIVE} is of no use: {error}; run this again") from None
+        raise UserError(
+            f"the download from {ARCHIVE} is of no use: {error}; run this again"
+        ) from None
     for (name, file), content in images.items():
         with replace_file(data_dir / name / file) as temporary:
             temporary.write_bytes(content)
@@ -105,16 +131,22 @@ def _read_source(source: Path, missing: dict) -> dict:
             images[key] = content
     lacking = [f"{name}/{file}" for name, file in missing if (name, file) not in images]
     if lacking:
-        raise ValueError(f"lacks {lacking[0]}" + f" and {len(lacking) - 1} more" * (len(lacking) > 1)
-                         + "; it needs T91/ Set5/ Set14/, or Train/ Test/Set5/ Test/Set14/")
+        raise UserError(
+            f"lacks {lacking[0]}"
+            + f" and {len(lacking) - 1} more" * (len(lacking) > 1)
+            + "; it needs T91/ Set5/ Set14/, or Train/ Test/Set5/ Test/Set14/"
+        )
     for (name, file), content in images.items():
         if hashlib.sha256(content).hexdigest() != missing[name, file]:
-            raise ValueError(f"{name}/{file} is damaged (its SHA-256 is not the manifest's); get it anew")
+            raise UserError(
+                f"{name}/{file} is damaged (its SHA-256 is not the manifest's); get it anew"
+            )
     return images
 
 
 def _candidates(source: Path, missing: dict):
     """Yield ((set, file name), content) for the regular files of a source that may be what is missing."""
+
     def wanted(name: str):
         parts = PurePosixPath(name).parts
         key = (FOLDERS.get(parts[-2]), parts[-1]) if len(parts) > 1 else None
@@ -122,7 +154,9 @@ def _candidates(source: Path, missing: dict):
 
     def limited(stream) -> bytes:
         with stream:
-            return stream.read(MAX_IMAGE_BYTES)  # no image is that large: what is cut off here was not valid
+            return stream.read(
+                MAX_IMAGE_BYTES
+            )  # no image is that large: what is cut off here was not valid
 
     if source.is_dir():
         for pattern in ("*/*.bmp", "*/*/*.bmp", "*/*/*/*.bmp"):
@@ -131,7 +165,7 @@ def _candidates(source: Path, missing: dict):
                     yield key, limited(path.open("rb"))
         return
     if not source.is_file():
-        raise ValueError("no such file or folder")
+        raise UserError("no such file or folder")
     try:
         if zipfile.is_zipfile(source):
             with zipfile.ZipFile(source) as archive:
@@ -142,13 +176,13 @@ def _candidates(source: Path, missing: dict):
         with gzip.open(source) if _is_gzip(source) else source.open("rb") as file:
             content = file.read(MAX_ARCHIVE_BYTES + 1)
         if len(content) > MAX_ARCHIVE_BYTES:
-            raise ValueError(f"more than {MAX_ARCHIVE_BYTES >> 20} MB")
+            raise UserError(f"more than {MAX_ARCHIVE_BYTES >> 20} MB")
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
             for member in archive:
                 if member.isreg() and (key := wanted(member.name)):
                     yield key, limited(archive.extractfile(member))
     except Exception as error:  # whatever the modules make of a damaged or hostile file
-        raise ValueError(f"no readable .zip, .tar or .tar.gz archive ({str(error)[:100]})") from None
+        raise UserError(f"no readable .zip, .tar or .tar.gz archive ({str(error)[:100]})") from None
 
 
 def _is_gzip(path: Path) -> bool:
@@ -168,8 +202,10 @@ def download(url: str, path: Path):
             if attempt < ATTEMPTS:
                 print(f"download: {reason}; attempt {attempt + 1} of {ATTEMPTS}")
                 time.sleep(PAUSE)
-    raise OSError(f"cannot download {url} ({reason}); fetch it by hand and give --source FILE, or use the photographs "
-                  "of scikit-image: --train_set sample --test_sets sample")
+    raise OSError(
+        f"cannot download {url} ({reason}); fetch it by hand and give --source FILE, or use the photographs "
+        "of scikit-image: --train_set sample --test_sets sample"
+    )
 
 
 def _download_once(url: str, path: Path):
@@ -210,8 +246,12 @@ def prepare(paths: list[Path], folder: Path, channels: int):
             path.unlink()
     pool = ThreadPoolExecutor(WORKERS)
     try:
-        with tqdm(total=sum(len(group) for group, _ in todo.values()), unit="image", desc=folder.name,
-                  disable=not todo) as bar:
+        with tqdm(
+            total=sum(len(group) for group, _ in todo.values()),
+            unit="image",
+            desc=folder.name,
+            disable=not todo,
+        ) as bar:
             for path, (group, sources) in todo.items():
                 images = []
                 for image in pool.map(lambda p: training_image(p, channels), group):
@@ -222,16 +262,6 @@ def prepare(paths: list[Path], folder: Path, channels: int):
                     torch.save({"names": names, "images": images, "sources": sources}, temporary)
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def training_image(path, channels: int) -> Tensor:
-    """An image file as uint8 1×H×W (Y; gray as it is) or 3×H×W (RGB), of 8 bits, without alpha."""
-    image = eight_bits(read_image(path))
-    if channels == 1:
-        image = rgb2y(image[..., :3]) if image.ndim == 3 else image
-        return torch.from_numpy(image)[None]
-    image = image[..., :3] if image.ndim == 3 else np.stack([image] * 3, 2)
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def _sources(path: Path):

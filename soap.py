@@ -1,4 +1,5 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al., arXiv 2409.11321), for small networks."""
+
 import torch
 
 
@@ -23,7 +24,9 @@ class SOAP(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    self._update(p, self.state[p], **{k: group[k] for k in ("lr", "betas", "eps", "refresh")})
+                    self._update(
+                        p, self.state[p], **{k: group[k] for k in ("lr", "betas", "eps", "refresh")}
+                    )
         return loss
 
     def _update(self, p, state, lr, betas, eps, refresh):
@@ -33,7 +36,9 @@ class SOAP(torch.optim.Optimizer):
             state["step"] = 0
             state["mean"], state["square"] = torch.zeros_like(grad), torch.zeros_like(grad)
             state["covariances"] = [_covariance(grad, i) for i in axes]
-            state["bases"] = [torch.linalg.eigh(c.nan_to_num(0, 0, 0))[1].flip(1) for c in state["covariances"]]
+            state["bases"] = [
+                torch.linalg.eigh(c.nan_to_num(0, 0, 0))[1].flip(1) for c in state["covariances"]
+            ]
         state["step"] += 1
         bases, (beta1, beta2) = state["bases"], betas
         rotated = _rotate(grad, bases)
@@ -62,5 +67,7 @@ def _covariance(grad, axis):
 def _rotate(x, bases):
     """x with each axis (all of them, in order) multiplied by its basis's transpose."""
     for basis in bases:
-        x = torch.tensordot(x, basis, ([0], [0]))  # moves the axis to the end: after all of them, order is restored
+        x = torch.tensordot(
+            x, basis, ([0], [0])
+        )  # moves the axis to the end: after all of them, order is restored
     return x

@@ -7,6 +7,7 @@ What the ports do is written plainly here: eager float32, contiguous NCHW, zero-
 a DataLoader with worker processes over single sub-images, loss.item() at every step, imresize row by row in Python.
 One-thread rows count that thread's CPU seconds, so other programs disturb them little; training counts wall seconds.
 """
+
 import argparse
 import csv
 import json
@@ -26,18 +27,25 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCE = ROOT.parent / "shared" / "data"  # T91 and the test sets, where they are at hand; data_dir otherwise
+SOURCE = (
+    ROOT.parent / "shared" / "data"
+)  # T91 and the test sets, where they are at hand; data_dir otherwise
 sys.path.insert(0, str(ROOT))
+from devices import quick_bf16  # noqa: E402
 from imgproc import imresize  # noqa: E402
-from model import SRCNN, predict  # noqa: E402
-from train import quick_bf16  # noqa: E402
+from inference import predict  # noqa: E402
+from model import SRCNN  # noqa: E402
 
 
 def main(quick: bool, output: Path):
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        sections = [("inference", lambda: inference(quick)), ("imresize", lambda: resizing(quick)),
-                    ("training", lambda: training(Path(folder), quick)), ("memory", lambda: memory(quick))]
+        sections = [
+            ("inference", lambda: inference(quick)),
+            ("imresize", lambda: resizing(quick)),
+            ("training", lambda: training(Path(folder), quick)),
+            ("memory", lambda: memory(quick)),
+        ]
         if not quick:
             sections.append(("preparing", lambda: preparing(Path(folder))))
         if torch.cuda.is_available():
@@ -49,11 +57,18 @@ def main(quick: bool, output: Path):
     for row in rows:
         ratio = f"{row['ratio']:.1f}x" if row["ratio"] else ""
         ports = f"{row['ports']:,.4g}" if row["ports"] else ""
-        print(f"{row['what'] + ', ' + row['unit']:62} {ports:>10} {row['here']:>10,.4g}  {ratio:>6}  {row['target']}")
+        print(
+            f"{row['what'] + ', ' + row['unit']:62} {ports:>10} {row['here']:>10,.4g}  {ratio:>6}  {row['target']}"
+        )
     if not torch.cuda.is_available():
         print("GPU: not measured: no CUDA device")
-    facts = {"cpu": cpu_name(), "cores": os.cpu_count(), "load": os.getloadavg() if hasattr(os, "getloadavg") else None,
-             "torch": torch.__version__, "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
+    facts = {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg() if hasattr(os, "getloadavg") else None,
+        "torch": torch.__version__,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps({"quick": quick, **facts, "rows": rows}, indent=1))
@@ -61,7 +76,14 @@ def main(quick: bool, output: Path):
 
 def result(what, unit, ports, here, target="", higher=False) -> dict:
     ratio = ports and (here / ports if higher else ports / here)
-    return {"what": what, "unit": unit, "ports": ports, "here": here, "ratio": ratio, "target": target}
+    return {
+        "what": what,
+        "unit": unit,
+        "ports": ports,
+        "here": here,
+        "ratio": ratio,
+        "target": target,
+    }
 
 
 def medians(repeats: int, clock, **functions) -> list[float]:
@@ -72,7 +94,9 @@ def medians(repeats: int, clock, **functions) -> list[float]:
             started = clock()
             function()
             times[name].append((clock() - started) * 1000)
-    return [statistics.median(values[1:]) for values in times.values()]  # the first call prepares things
+    return [
+        statistics.median(values[1:]) for values in times.values()
+    ]  # the first call prepares things
 
 
 # ------------------------------------------------------------------------------------------------------------ inference
@@ -84,13 +108,19 @@ def inference(quick):
         for threads in sorted({1, cores}):
             torch.set_num_threads(threads)
             with torch.inference_mode():
-                ports, fp32, bf16 = medians(1 if quick else 7, time.thread_time if threads == 1 else time.perf_counter,
-                                            ports=lambda: plain(x), fp32=lambda: predict(network, x),
-                                            bf16=lambda: predict(network, x, torch.bfloat16))
+                ports, fp32, bf16 = medians(
+                    1 if quick else 7,
+                    time.thread_time if threads == 1 else time.perf_counter,
+                    ports=lambda: plain(x),
+                    fp32=lambda: predict(network, x),
+                    bf16=lambda: predict(network, x, torch.bfloat16),
+                )
             what = f"{'-'.join(map(str, kernel_sizes))}, {side}×{side}, {threads} thread{'s' * (threads > 1)}"
             required = kernel_sizes == (9, 1, 5) and threads == 1
-            rows += [result(f"inference {what}, fp32", "ms", ports, fp32, "3x" * required),
-                     result(f"inference {what}, bf16", "ms", ports, bf16, "6x" * required)]
+            rows += [
+                result(f"inference {what}, fp32", "ms", ports, fp32, "3x" * required),
+                result(f"inference {what}, bf16", "ms", ports, bf16, "6x" * required),
+            ]
     torch.set_num_threads(cores)
     return rows
 
@@ -101,8 +131,12 @@ def resizing(quick):
     for name, scale, size in (("1/3", 1 / 3, side), ("3", 3, side // 3)):
         image = torch.rand(1, size, size)
         assert (resize_by_rows(image, scale) - imresize(image, scale)).abs().max() < 1e-5
-        ports, here = medians(1 if quick else 7, time.thread_time, ports=lambda: resize_by_rows(image, scale),
-                              here=lambda: imresize(image, scale))
+        ports, here = medians(
+            1 if quick else 7,
+            time.thread_time,
+            ports=lambda: resize_by_rows(image, scale),
+            here=lambda: imresize(image, scale),
+        )
         rows.append(result(f"imresize x{name}, {side}×{side}, 1 thread", "ms", ports, here, "50x"))
     torch.set_num_threads(cores)
     return rows
@@ -114,17 +148,21 @@ def resize_by_rows(image, scale):
         length = image.shape[1]
         support = 4 / min(scale, 1)
         taps = math.ceil(support) + 2
-        centre = (torch.arange(1, math.ceil(length * scale) + 1).double() / scale) + 0.5 * (1 - 1 / scale)
+        centre = (torch.arange(1, math.ceil(length * scale) + 1).double() / scale) + 0.5 * (
+            1 - 1 / scale
+        )
         index = (centre - support / 2).floor()[:, None] + torch.arange(taps)
         t = ((centre[:, None] - index) * min(scale, 1)).abs()
-        weights = (1.5 * t**3 - 2.5 * t**2 + 1) * (t <= 1) + (-0.5 * t**3 + 2.5 * t**2 - 4 * t + 2) * ((t > 1) & (t <= 2))
+        weights = (1.5 * t**3 - 2.5 * t**2 + 1) * (t <= 1) + (
+            -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
+        ) * ((t > 1) & (t <= 2))
         weights = (weights / weights.sum(1, keepdim=True)).float()
         mirrored = torch.cat([image[:, :taps].flip(1), image, image[:, -taps:].flip(1)], 1)
         out = torch.empty(image.shape[0], len(centre), image.shape[2])
         for i in range(len(centre)):
             start = int(index[i, 0]) - 1 + taps
             for channel in range(image.shape[0]):
-                out[channel, i] = mirrored[channel, start:start + taps].t().mv(weights[i])
+                out[channel, i] = mirrored[channel, start : start + taps].t().mv(weights[i])
         image = out.transpose(1, 2)
     return image
 
@@ -132,13 +170,31 @@ def resize_by_rows(image, scale):
 # ------------------------------------------------------------------------------------------------------------- training
 def training(folder, quick):
     rows, precision = [], "bf16" if quick_bf16(torch.device("cpu")) else "fp32"
-    for kernel_sizes, target in (((9, 1, 5), "10x"), ((9, 5, 5), "7x"))[:1 if quick else 2]:
-        pairs = [(train_as_ports(kernel_sizes, 5 if quick else 150),
-                  train_rate(folder, 8 if quick else 200, precision=precision, kernel_sizes=kernel_sizes, device="cpu"))
-                 for _ in range(1 if quick else 3)]
+    for kernel_sizes, target in (((9, 1, 5), "10x"), ((9, 5, 5), "7x"))[: 1 if quick else 2]:
+        pairs = [
+            (
+                train_as_ports(kernel_sizes, 5 if quick else 150),
+                train_rate(
+                    folder,
+                    8 if quick else 200,
+                    precision=precision,
+                    kernel_sizes=kernel_sizes,
+                    device="cpu",
+                ),
+            )
+            for _ in range(1 if quick else 3)
+        ]
         ports, here = (statistics.median(rates) for rates in zip(*pairs))
-        rows.append(result(f"training {'-'.join(map(str, kernel_sizes))}, 33×33, {precision}, all cores", "sub-images/s",
-                           ports, here, target, higher=True))
+        rows.append(
+            result(
+                f"training {'-'.join(map(str, kernel_sizes))}, 33×33, {precision}, all cores",
+                "sub-images/s",
+                ports,
+                here,
+                target,
+                higher=True,
+            )
+        )
     return rows
 
 
@@ -158,12 +214,23 @@ class SubImages(Dataset):
 def train_as_ports(kernel_sizes, steps) -> float:
     """Sub-images a second, with yjn870's batch of 16 and its optimizer."""
     f1, f2, f3 = kernel_sizes
-    network = nn.Sequential(nn.Conv2d(1, 64, f1, padding=f1 // 2), nn.ReLU(inplace=True),
-                            nn.Conv2d(64, 32, f2, padding=f2 // 2), nn.ReLU(inplace=True),
-                            nn.Conv2d(32, 1, f3, padding=f3 // 2))
-    optimizer = torch.optim.Adam([{"params": network[:4].parameters()},
-                                  {"params": network[4].parameters(), "lr": 1e-5}], lr=1e-4)
-    loader = DataLoader(SubImages(16 * (steps + 10)), batch_size=16, shuffle=True, num_workers=min(8, os.cpu_count()))
+    network = nn.Sequential(
+        nn.Conv2d(1, 64, f1, padding=f1 // 2),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(64, 32, f2, padding=f2 // 2),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(32, 1, f3, padding=f3 // 2),
+    )
+    optimizer = torch.optim.Adam(
+        [{"params": network[:4].parameters()}, {"params": network[4].parameters(), "lr": 1e-5}],
+        lr=1e-4,
+    )
+    loader = DataLoader(
+        SubImages(16 * (steps + 10)),
+        batch_size=16,
+        shuffle=True,
+        num_workers=min(8, os.cpu_count()),
+    )
     total = 0.0
     for step, (lr, hr) in enumerate(loader):
         if step == 10:  # the workers have started
@@ -182,23 +249,45 @@ def train_rate(folder, steps, **settings) -> float:
     if not prepared.exists():
         prepared.mkdir(parents=True)
         images = [torch.randint(256, (1, 240, 240), dtype=torch.uint8) for _ in range(30)]
-        torch.save({"names": [f"{i}" for i in range(30)], "images": images}, prepared / "00000-of-00001.pth")
-    first, *_, last = run_training(folder, recipe="paper", train_set="noise", test_sets=(), steps=steps,
-                                   valid_frequency=max(1, steps // 4), **settings)
-    return (int(last["samples"]) - int(first["samples"])) / (float(last["seconds"]) - float(first["seconds"]))
+        torch.save(
+            {"names": [f"{i}" for i in range(30)], "images": images},
+            prepared / "00000-of-00001.pth",
+        )
+    first, *_, last = run_training(
+        folder,
+        recipe="paper",
+        train_set="noise",
+        test_sets=(),
+        steps=steps,
+        valid_frequency=max(1, steps // 4),
+        **settings,
+    )
+    return (int(last["samples"]) - int(first["samples"])) / (
+        float(last["seconds"]) - float(first["seconds"])
+    )
 
 
 def run_training(folder, **settings) -> list[dict]:
     """The rows of the metrics.csv that train.py writes."""
-    settings |= {"data_dir": folder / "data", "results_dir": folder / "results", "exp_name": "benchmark"}
-    words = [w for k, v in settings.items() for w in (f"--{k}", *map(str, v if isinstance(v, tuple) else (v,)))]
+    settings |= {
+        "data_dir": folder / "data",
+        "results_dir": folder / "results",
+        "exp_name": "benchmark",
+    }
+    words = [
+        w
+        for k, v in settings.items()
+        for w in (f"--{k}", *map(str, v if isinstance(v, tuple) else (v,)))
+    ]
     run_script(ROOT / "train.py", *words)
     with open(folder / "results" / "benchmark" / "metrics.csv", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def run_script(*words) -> str:
-    process = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
+    process = subprocess.run(
+        [sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True
+    )
     if process.returncode:
         raise SystemExit(f"error: {' '.join(map(str, words))}: {process.stderr[-2000:]}")
     return process.stdout
@@ -209,15 +298,31 @@ def preparing(folder):
     if not (source / "T91").is_dir():
         return []
     started = time.perf_counter()
-    run_script(ROOT / "prepare_dataset.py", "--source", source, "--data_dir", folder / "data", "--test_sets")
-    return [result("prepare_dataset.py, T91, already downloaded", "s", None, time.perf_counter() - started, "< 5 s")]
+    run_script(
+        ROOT / "prepare_dataset.py",
+        "--source",
+        source,
+        "--data_dir",
+        folder / "data",
+        "--test_sets",
+    )
+    return [
+        result(
+            "prepare_dataset.py, T91, already downloaded",
+            "s",
+            None,
+            time.perf_counter() - started,
+            "< 5 s",
+        )
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------------- memory
 MEMORY = """
 import resource, sys, numpy, torch
-from model import SRCNN, predict
-from upscale import upscale
+from inference import predict
+from model import SRCNN
+from inference import upscale
 network, side = SRCNN(), int(sys.argv[1]) // 3
 def measure(function, small, large):
     function(small)
@@ -233,8 +338,16 @@ else:
 
 def memory(quick):
     side = 600 if quick else 10_002
-    return [result(f"peak memory above the images, {name} to {side}×{side}", "MiB", 64 * 4 * side**2 / 2**20,
-                   max(1, float(run_script("-c", MEMORY, side, name))), "< 1,500 MiB") for name in ("upscale", "predict")]
+    return [
+        result(
+            f"peak memory above the images, {name} to {side}×{side}",
+            "MiB",
+            64 * 4 * side**2 / 2**20,
+            max(1, float(run_script("-c", MEMORY, side, name))),
+            "< 1,500 MiB",
+        )
+        for name in ("upscale", "predict")
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------------ GPU
@@ -243,14 +356,37 @@ def gpu(folder, quick, device="cuda"):
     for compiled in (False, True):
         rate = train_rate(folder, 8 if quick else 4000, device=device, compile=compiled)
         name = "recipe=paper" + ", compiled" * compiled
-        rows += [result(f"training 9-1-5, {name}, {device}", "sub-images/s", None, rate),
-                 result(f"training 9-1-5, 8e8 sub-images, {name}, {device}", "s", None, 8e8 / rate, "< 600 s")]
+        rows += [
+            result(f"training 9-1-5, {name}, {device}", "sub-images/s", None, rate),
+            result(
+                f"training 9-1-5, 8e8 sub-images, {name}, {device}",
+                "s",
+                None,
+                8e8 / rate,
+                "< 600 s",
+            ),
+        ]
     if (SOURCE / "Set5").is_dir() and not quick:
-        run_script(ROOT / "prepare_dataset.py", "--source", SOURCE, "--data_dir", folder / "data", "--test_sets", "Set5")
+        run_script(
+            ROOT / "prepare_dataset.py",
+            "--source",
+            SOURCE,
+            "--data_dir",
+            folder / "data",
+            "--test_sets",
+            "Set5",
+        )
         history = run_training(folder, test_sets=("Set5",), valid_frequency=250, device=device)
         reached = [float(row["seconds"]) for row in history if float(row["psnr_Set5"]) >= 32.39]
-        rows.append(result(f"recipe=fast to 32.39 dB on Set5 x3, {device}", "s", None, reached[0] if reached else math.inf,
-                           "< 10 s"))
+        rows.append(
+            result(
+                f"recipe=fast to 32.39 dB on Set5 x3, {device}",
+                "s",
+                None,
+                reached[0] if reached else math.inf,
+                "< 10 s",
+            )
+        )
     return rows + frames(*((270, 480) if quick else (2160, 3840)), device)
 
 
@@ -263,14 +399,23 @@ def frames(height, width, device):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         a, b = torch.randn(2, side, side, device=device, dtype=dtype)
         large, copy = torch.empty(2, 64 * side**2 // 8, device=device, dtype=dtype)
-        frame, product, copying = medians(20, time.perf_counter, frame=lambda: (predict(network, x, dtype), wait()),
-                                          product=lambda: (a @ b, wait()), copying=lambda: (copy.copy_(large), wait()))
+        frame, product, copying = medians(
+            20,
+            time.perf_counter,
+            frame=lambda: (predict(network, x, dtype), wait()),
+            product=lambda: (a @ b, wait()),
+            copying=lambda: (copy.copy_(large), wait()),
+        )
         what = f"{width}×{height} frame, {str(dtype)[6:]}, {device}"
         work = 2 * network.macs_per_pixel() * height * width / (2 * side**3 / product)
-        moved = 2 * (sum(network.widths) + 1) * x.numel() / (2 * large.numel() / copying)  # each layer's output, twice
-        rows += [result(what, "ms", None, frame, "< 8.3 ms (120 a second)"),
-                 result(f"{what}: share of the matrix rate", "%", None, 100 * work / frame),
-                 result(f"{what}: share of the bandwidth", "%", None, 100 * moved / frame)]
+        moved = (
+            2 * (sum(network.widths) + 1) * x.numel() / (2 * large.numel() / copying)
+        )  # each layer's output, twice
+        rows += [
+            result(what, "ms", None, frame, "< 8.3 ms (120 a second)"),
+            result(f"{what}: share of the matrix rate", "%", None, 100 * work / frame),
+            result(f"{what}: share of the bandwidth", "%", None, 100 * moved / frame),
+        ]
     return rows
 
 
@@ -283,7 +428,9 @@ def cpu_name() -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "benchmark.json")
     arguments = parser.parse_args()

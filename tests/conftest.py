@@ -1,4 +1,5 @@
 """What the tests share: where things lie, running a script as users do, real images where they are to be had."""
+
 import os
 import subprocess
 import sys
@@ -22,10 +23,18 @@ def shared() -> Path:
 @pytest.fixture
 def run_script(tmp_path):
     """``run_script("train.py", "--steps", 10)`` in an empty folder, as users run it; returns the finished process."""
+
     def run(script, *arguments, timeout=120, **environment):
         command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout,
-                              env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+        return subprocess.run(
+            command,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        )
+
     return run
 
 
@@ -41,6 +50,7 @@ def error_line(process) -> str:
 def identity(channels: int = 1, upscale_factor: int = 3):
     """A 9-1-5 that passes its (non-negative) input through: super-resolution by it is bicubic."""
     import torch
+
     from model import SRCNN
 
     network = SRCNN(channels=channels).eval()
@@ -50,7 +60,9 @@ def identity(channels: int = 1, upscale_factor: int = 3):
             parameter.zero_()
         for layer in (network.features[0], network.map[0], network.reconstruction):
             for channel in range(channels):
-                layer.weight[channel, channel, layer.kernel_size[0] // 2, layer.kernel_size[1] // 2] = 1
+                layer.weight[
+                    channel, channel, layer.kernel_size[0] // 2, layer.kernel_size[1] // 2
+                ] = 1
     return network
 
 

@@ -8,6 +8,7 @@ names the file; print nothing; and stay within CPU_SECONDS and, beyond what it h
 process, so that a crash or a hang is a finding like the others: the file is kept, and the next case comes. A case
 follows from seed and number alone; ``--only N`` runs one again, with its traceback.
 """
+
 import argparse
 import collections
 import gzip
@@ -33,26 +34,59 @@ import numpy as np
 import torch
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-import imgproc
 import layouts
+
+import image_io
 import prepare_dataset
 from model import SRCNN
 
-cv2 = imgproc._opencv()  # as the project has it: silent
+cv2 = image_io._opencv()  # as the project has it: silent
 CPU_SECONDS, WALL_SECONDS, MEGABYTES = 10, 200, 1500
-NUMBERS = [0, 1, 2, 3, 127, 128, 255, 256, 32767, 65535, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1]
+NUMBERS = [
+    0,
+    1,
+    2,
+    3,
+    127,
+    128,
+    255,
+    256,
+    32767,
+    65535,
+    2**24,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**40,
+    2**63 - 1,
+    2**64 - 1,
+]
 TARGETS = ("T91", "a.bmp"), ("T91", "b.bmp"), ("Set5", "c.bmp")  # what the archives hold
 
 
 # --------------------------------------------------------------------------------------------------------- valid files
 def contents():
     """Checkpoints of all layouts, small, so that changes meet what matters."""
-    small, rgb = layouts.random_layers((9, 1, 5), 1, (4, 3)), layouts.random_layers((5, 3, 3), 3, (4, 3))
-    training = {"step": 3, "history": [{"step": 1, "loss": 0.5}], "network": layouts.state_dict(small)}
+    small, rgb = (
+        layouts.random_layers((9, 1, 5), 1, (4, 3)),
+        layouts.random_layers((5, 3, 3), 3, (4, 3)),
+    )
+    training = {
+        "step": 3,
+        "history": [{"step": 1, "loss": 0.5}],
+        "network": layouts.state_dict(small),
+    }
     network = SRCNN((9, 1, 5), 1, (4, 3))
-    return [network.to_checkpoint({"train_set": "T91"}, training), layouts.ours(rgb), layouts.lornatang(small),
-            layouts.yjn870(rgb), network.state_dict(), layouts.mmagic(rgb), layouts.mmagic(small, ""),
-            {"model": {"params": layouts.state_dict(small, prefix="module._orig_mod.")}, "epoch": 3}]
+    return [
+        network.to_checkpoint({"train_set": "T91"}, training),
+        layouts.ours(rgb),
+        layouts.lornatang(small),
+        layouts.yjn870(rgb),
+        network.state_dict(),
+        layouts.mmagic(rgb),
+        layouts.mmagic(small, ""),
+        {"model": {"params": layouts.state_dict(small, prefix="module._orig_mod.")}, "epoch": 3},
+    ]
 
 
 def images():
@@ -63,11 +97,21 @@ def images():
             for bits in range(8, deepest + 1, 8):
                 image = noise.integers(0, 2**bits, (11, 14, channels)).astype(f"uint{bits}")
                 files.setdefault(suffix, []).append(cv2.imencode(suffix, image)[1].tobytes())
-    files[".jpg"].append(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes())
-    files[".webp"].append(cv2.imencode(".webp", image, [cv2.IMWRITE_WEBP_QUALITY, 101])[1].tobytes())  # lossless
-    files[".tif"] += [cv2.imencode(".tif", image, [cv2.IMWRITE_TIFF_COMPRESSION, kind])[1].tobytes()
-                      for kind in (1, 7, 8, 32773)]  # none, JPEG, deflate, PackBits
-    exif = b"\xff\xe1" + struct.pack(">H", 34) + b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    files[".jpg"].append(
+        cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    )
+    files[".webp"].append(
+        cv2.imencode(".webp", image, [cv2.IMWRITE_WEBP_QUALITY, 101])[1].tobytes()
+    )  # lossless
+    files[".tif"] += [
+        cv2.imencode(".tif", image, [cv2.IMWRITE_TIFF_COMPRESSION, kind])[1].tobytes()
+        for kind in (1, 7, 8, 32773)
+    ]  # none, JPEG, deflate, PackBits
+    exif = (
+        b"\xff\xe1"
+        + struct.pack(">H", 34)
+        + b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    )
     files[".jpg"] += [file[:2] + exif + file[2:] for file in files[".jpg"][:2]]
     return files
 
@@ -87,7 +131,9 @@ def change(rng, data: bytes) -> bytes:
             case 0 | 1 if at < len(data):
                 data[at] ^= 1 << rng.randrange(8)
             case 2 | 3:
-                data[at:at + size] = (rng.choice(NUMBERS) % 256**size).to_bytes(size, rng.choice(("little", "big")))
+                data[at : at + size] = (rng.choice(NUMBERS) % 256**size).to_bytes(
+                    size, rng.choice(("little", "big"))
+                )
             case 4:
                 del data[at:end]
             case 5:
@@ -103,20 +149,56 @@ def change(rng, data: bytes) -> bytes:
 
 def change_object(rng, thing, depth=0):
     """A nested dict with something else in one place: another value, name, type or shape, or deeper nesting."""
-    odd = [None, -1, 3, 2**70, 1.5, float("nan"), "text", "zeros", "\n\x1b[2J", b"bytes", [], {}, (1, 2), [[]], True,
-           torch.zeros(0), torch.zeros(3), torch.full((4, 1, 9, 9), float("inf")), torch.zeros(4, 1, 9, 9, dtype=torch.int),
-           torch.zeros(1).expand(2**20, 1, 99, 99), torch.zeros(4, 1, 9, 9, dtype=torch.complex64), torch.Size([3]),
-           torch.zeros(4, 1, 8, 8), torch.nn.Parameter(torch.zeros(4, 1, 9, 9)), torch.zeros(2, 2).to_sparse()]
+    odd = [
+        None,
+        -1,
+        3,
+        2**70,
+        1.5,
+        float("nan"),
+        "text",
+        "zeros",
+        "\n\x1b[2J",
+        b"bytes",
+        [],
+        {},
+        (1, 2),
+        [[]],
+        True,
+        torch.zeros(0),
+        torch.zeros(3),
+        torch.full((4, 1, 9, 9), float("inf")),
+        torch.zeros(4, 1, 9, 9, dtype=torch.int),
+        torch.zeros(1).expand(2**20, 1, 99, 99),
+        torch.zeros(4, 1, 9, 9, dtype=torch.complex64),
+        torch.Size([3]),
+        torch.zeros(4, 1, 8, 8),
+        torch.nn.Parameter(torch.zeros(4, 1, 9, 9)),
+        torch.zeros(2, 2).to_sparse(),
+    ]
     if isinstance(thing, dict) and thing and depth < 6:
         thing, key = type(thing)(thing), rng.choice(list(thing))
         match rng.randrange(8):
             case 0:
                 del thing[key]
             case 1:
-                thing[rng.choice(("conv1.weight", "model", "meta", "module." * 999 + "x", "padding_mode", 7, (1, 2)))] = \
-                    thing.pop(key)
+                thing[
+                    rng.choice(
+                        (
+                            "conv1.weight",
+                            "model",
+                            "meta",
+                            "module." * 999 + "x",
+                            "padding_mode",
+                            7,
+                            (1, 2),
+                        )
+                    )
+                ] = thing.pop(key)
             case 2:
-                thing[rng.choice(("model", "params", "meta", "format", "training", "upscale_factor"))] = rng.choice(odd)
+                thing[
+                    rng.choice(("model", "params", "meta", "format", "training", "upscale_factor"))
+                ] = rng.choice(odd)
             case 3:
                 return {rng.choice(("model", "net", "params", "x")): thing}
             case _:
@@ -124,8 +206,20 @@ def change_object(rng, thing, depth=0):
         return thing
     plain = isinstance(thing, torch.Tensor) and thing.is_floating_point() and not thing.is_sparse
     if plain and thing.dim() and thing.numel() < 10_000 and rng.random() < 0.5:
-        return rng.choice((thing[:1], thing.half(), thing.double() * 1e200, thing[..., None], thing.flip(0), thing.flatten(),
-                           thing.long(), thing.transpose(0, -1), thing * float("nan"), thing.bfloat16()))
+        return rng.choice(
+            (
+                thing[:1],
+                thing.half(),
+                thing.double() * 1e200,
+                thing[..., None],
+                thing.flip(0),
+                thing.flatten(),
+                thing.long(),
+                thing.transpose(0, -1),
+                thing * float("nan"),
+                thing.bfloat16(),
+            )
+        )
     return rng.choice(odd)
 
 
@@ -142,8 +236,12 @@ def change_in_zip(rng, data: bytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = [(name, archive.read(name)) for name in archive.namelist()]
     at = 0 if rng.random() < 0.7 else rng.randrange(len(entries))  # the pickle comes first
-    entries[at] = (entries[at][0] if rng.random() < 0.95 else rng.choice(("/", "x" * 60_000, "archive/version")),
-                   change(rng, entries[at][1]))
+    entries[at] = (
+        entries[at][0]
+        if rng.random() < 0.95
+        else rng.choice(("/", "x" * 60_000, "archive/version")),
+        change(rng, entries[at][1]),
+    )
     return zipped(entries, rng.choice((0, 0, 0, 0, 8, 14)))
 
 
@@ -156,9 +254,9 @@ def change_in_mat(rng, data: bytes) -> bytes:
         at += 8 + sizes[-1][2]
     chosen = rng.randrange(len(sizes))
     for i, (at, kind, size) in enumerate(sizes):
-        body = data[at + 8:at + 8 + size]
+        body = data[at + 8 : at + 8 + size]
         if i == chosen:
-            body = zlib.compress(change(rng, zlib.decompress(body)[:rng.choice((64, 10**9))]))
+            body = zlib.compress(change(rng, zlib.decompress(body)[: rng.choice((64, 10**9))]))
         out += struct.pack("<2I", kind, len(body)) + body
     return out
 
@@ -167,17 +265,27 @@ def change_in_png(rng, data: bytes) -> bytes:
     """One chunk of a PNG file changed, inside its compression if it is compressed; its CRC put right."""
     out, at, chunks = data[:8], 8, []
     while at < len(data):
-        length, = struct.unpack_from(">I", data, at)
-        chunks.append([data[at + 4:at + 8], data[at + 8:at + 8 + length]])
+        (length,) = struct.unpack_from(">I", data, at)
+        chunks.append([data[at + 4 : at + 8], data[at + 8 : at + 8 + length]])
         at += 12 + length
     chunk = rng.choice(chunks)
-    chunk[1] = zlib.compress(change(rng, zlib.decompress(chunk[1]))) if chunk[0] == b"IDAT" and rng.random() < 0.5 \
+    chunk[1] = (
+        zlib.compress(change(rng, zlib.decompress(chunk[1])))
+        if chunk[0] == b"IDAT" and rng.random() < 0.5
         else change(rng, chunk[1])
+    )
     if rng.random() < 0.2:
-        chunks.insert(rng.randrange(len(chunks)), [rng.choice((b"PLTE", b"tRNS", b"eXIf", b"iCCP", b"zTXt", b"acTL", b"fdAT")),
-                                                   rng.randbytes(rng.choice((0, 3, 6, 30)))])
-    return out + b"".join(struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-                          for name, body in chunks)
+        chunks.insert(
+            rng.randrange(len(chunks)),
+            [
+                rng.choice((b"PLTE", b"tRNS", b"eXIf", b"iCCP", b"zTXt", b"acTL", b"fdAT")),
+                rng.randbytes(rng.choice((0, 3, 6, 30))),
+            ],
+        )
+    return out + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    )
 
 
 def archive(rng) -> bytes:
@@ -185,20 +293,46 @@ def archive(rng) -> bytes:
     names = list(members().items())
     if rng.random() < 0.5:
         for _ in range(rng.randrange(1, 4)):
-            names.insert(rng.randrange(len(names) + 1), (rng.choice((
-                "../T91/a.bmp", "/tmp/T91/a.bmp", "T91/../../T91/a.bmp", "Train/a.bmp", "x/../T91/a.bmp", "T91/a.bmp/",
-                "T91//a.bmp", "C:\\T91\\a.bmp", "T91/a.bmp\0.txt", "Test/Set5/c.bmp", "T91/" + "z" * 300)), rng.randbytes(9)))
+            names.insert(
+                rng.randrange(len(names) + 1),
+                (
+                    rng.choice(
+                        (
+                            "../T91/a.bmp",
+                            "/tmp/T91/a.bmp",
+                            "T91/../../T91/a.bmp",
+                            "Train/a.bmp",
+                            "x/../T91/a.bmp",
+                            "T91/a.bmp/",
+                            "T91//a.bmp",
+                            "C:\\T91\\a.bmp",
+                            "T91/a.bmp\0.txt",
+                            "Test/Set5/c.bmp",
+                            "T91/" + "z" * 300,
+                        )
+                    ),
+                    rng.randbytes(9),
+                ),
+            )
     if rng.random() < 0.5:
         return zipped(names, rng.choice((0, 8, 12, 14)))
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=rng.choice((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT,
-                                                                  tarfile.PAX_FORMAT))) as tar:
+    with tarfile.open(
+        fileobj=file,
+        mode="w",
+        format=rng.choice((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)),
+    ) as tar:
         for name, content in names:
             member = tarfile.TarInfo(name[:90].replace("\0", ""))
             member.size = len(content)
             if rng.random() < 0.15:
-                member.type = rng.choice((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE))
-                member.linkname, member.size = rng.choice(("/etc/passwd", "../../x", "T91/a.bmp")), 0
+                member.type = rng.choice(
+                    (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE)
+                )
+                member.linkname, member.size = (
+                    rng.choice(("/etc/passwd", "../../x", "T91/a.bmp")),
+                    0,
+                )
             tar.addfile(member, io.BytesIO(content))
     data = file.getvalue()
     if rng.random() < 0.5:
@@ -222,7 +356,9 @@ def make(seed: int, number: int) -> tuple[str, bytes]:
     if kind == "matlab":
         data = rng.choice(mat_files)
         packed = data[128] == 15
-        return kind, change_in_mat(rng, data) if packed and rng.random() < 0.7 else change(rng, data)
+        return kind, change_in_mat(rng, data) if packed and rng.random() < 0.7 else change(
+            rng, data
+        )
     if kind == "image":
         suffix = rng.choice(list(image_files))
         data = rng.choice(image_files[suffix])
@@ -241,20 +377,32 @@ def read(kind: str, path: Path):
         network = SRCNN.from_pretrained(path)
         assert all(p.isfinite().all() and p.dtype == torch.float32 for p in network.parameters())
         if network.padding_mode != "valid":
-            assert network(torch.zeros(1, network.channels, 9, 9)).shape == (1, network.channels, 9, 9)
+            assert network(torch.zeros(1, network.channels, 9, 9)).shape == (
+                1,
+                network.channels,
+                9,
+                9,
+            )
     elif kind.startswith("image"):
-        image = imgproc.read_image(path)
+        image = image_io.read_image(path)
         assert image.dtype in (np.uint8, np.uint16) and image.flags.c_contiguous and image.size
         assert image.ndim == 2 or image.ndim == 3 and image.shape[2] in (3, 4), image.shape
-        assert image.shape[:2] in ((size := imgproc.image_size(path)), size[::-1])
+        assert image.shape[:2] in ((size := image_io.image_size(path)), size[::-1])
     else:
         data = path.parent / "data"
         shutil.rmtree(data, ignore_errors=True)
         try:
             prepare_dataset.fetch(["T91", "Set5"], data, str(path))
-            assert all((data / folder / name).read_bytes() == images_of_sets[folder, name] for folder, name in TARGETS)
+            assert all(
+                (data / folder / name).read_bytes() == images_of_sets[folder, name]
+                for folder, name in TARGETS
+            )
         finally:
-            written = {p.relative_to(data).as_posix() for p in data.rglob("*") if p.is_file()} if data.exists() else set()
+            written = (
+                {p.relative_to(data).as_posix() for p in data.rglob("*") if p.is_file()}
+                if data.exists()
+                else set()
+            )
             assert written <= {"/".join(target) for target in TARGETS}, written
             assert {p.name for p in path.parent.iterdir()} <= {"case", "data", "stderr"}
 
@@ -268,14 +416,23 @@ def judge(kind: str, path: Path, printed) -> tuple[str, str]:
     except (ValueError, OSError) as error:
         line = str(error)
         good = line.isprintable() and "\n" not in line and str(path) in line and len(line) < 600
-        outcome = ("refused", "") if good else ("finding", f"not one line that names the file: {error!r}")
+        outcome = (
+            ("refused", "") if good else ("finding", f"not one line that names the file: {error!r}")
+        )
     except BaseException:
         outcome = "finding", traceback.format_exc()
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
     if grown > MEGABYTES:
         outcome = "finding", f"took {grown} MB"
-    text = printed.read().decode(errors="replace")  # on images libpng and libjpeg write by themselves
-    if text and (not kind.startswith("image") or "Traceback" in text or ".py:" in text or text.startswith("[")):
+    text = printed.read().decode(
+        errors="replace"
+    )  # on images libpng and libjpeg write by themselves
+    if text and (
+        not kind.startswith("image")
+        or "Traceback" in text
+        or ".py:" in text
+        or text.startswith("[")
+    ):
         outcome = "finding", f"printed: {text[-300:]}"
     return outcome
 
@@ -285,7 +442,9 @@ def child(first: int, cases: int, seed: int, folder: Path):
     for number in range(first, cases):
         kind, data = make(seed, number)
         (folder / "case").write_bytes(data)
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # whose signal ends the process, in C code too
+        signal.setitimer(
+            signal.ITIMER_PROF, CPU_SECONDS
+        )  # whose signal ends the process, in C code too
         signal.alarm(WALL_SECONDS)
         with open(folder / "stderr", "rb") as printed:
             printed.seek(0, os.SEEK_END)
@@ -299,9 +458,26 @@ def run(cases: int, seed: int, keep: Path):
     counts, findings, done = collections.Counter(), [], 0
     with tempfile.TemporaryDirectory() as folder:
         while done < cases:
-            with open(Path(folder) / "stderr", "ab") as stderr, subprocess.Popen(
-                    [sys.executable, __file__, "--child", str(done), "--cases", str(cases), "--seed", str(seed), "--keep",
-                     folder], stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
+            with (
+                open(Path(folder) / "stderr", "ab") as stderr,
+                subprocess.Popen(
+                    [
+                        sys.executable,
+                        __file__,
+                        "--child",
+                        str(done),
+                        "--cases",
+                        str(cases),
+                        "--seed",
+                        str(seed),
+                        "--keep",
+                        folder,
+                    ],
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    text=True,
+                ) as process,
+            ):
                 for line in process.stdout:
                     number, kind, outcome, what = json.loads(line)
                     counts[kind, outcome] += 1
@@ -311,8 +487,16 @@ def run(cases: int, seed: int, keep: Path):
             if done < cases:  # it ended within case number `done`
                 kind = make(seed, done)[0]
                 number = -process.returncode if process.returncode < 0 else 0
-                findings.append((done, kind, f"ended by {signal.Signals(number).name}" if number else "exited: " +
-                                 (Path(folder) / "stderr").read_text(errors="replace")[-600:]))
+                findings.append(
+                    (
+                        done,
+                        kind,
+                        f"ended by {signal.Signals(number).name}"
+                        if number
+                        else "exited: "
+                        + (Path(folder) / "stderr").read_text(errors="replace")[-600:],
+                    )
+                )
                 counts[kind, "finding"] += 1
                 done += 1
     for number, kind, _ in findings:
@@ -324,18 +508,29 @@ def run(cases: int, seed: int, keep: Path):
 torch.manual_seed(0)
 torch.set_num_threads(1)
 checkpoints, image_files = contents(), images()
-mat_files = [layouts.mat_bytes(layouts.authors_arrays(layouts.random_layers((9, 1, 5), 1, (4, 3))), packed)
-             for packed in (True, False)]
+mat_files = [
+    layouts.mat_bytes(layouts.authors_arrays(layouts.random_layers((9, 1, 5), 1, (4, 3))), packed)
+    for packed in (True, False)
+]
 images_of_sets = dict(zip(TARGETS, image_files[".bmp"]))
 prepare_dataset.manifest = lambda: {
-    name: {file: hashlib.sha256(images_of_sets[s, file]).hexdigest() for s, file in TARGETS if s == name}
-    for name in ("T91", "Set5")}
+    name: {
+        file: hashlib.sha256(images_of_sets[s, file]).hexdigest()
+        for s, file in TARGETS
+        if s == name
+    }
+    for name in ("T91", "Set5")
+}
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, default=Path("results/fuzz"), help="folder for the files of findings")
+    parser.add_argument(
+        "--keep", type=Path, default=Path("results/fuzz"), help="folder for the files of findings"
+    )
     parser.add_argument("--only", type=int, help="run this one case again")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -349,7 +544,10 @@ if __name__ == "__main__":
     else:
         counts, findings = run(given.cases, given.seed, given.keep)
         for kind in sorted({kind for kind, _ in counts}):
-            print(f"{kind:12}", *(f"{counts[kind, o]:6} {o}" for o in ("loaded", "refused", "finding")))
+            print(
+                f"{kind:12}",
+                *(f"{counts[kind, o]:6} {o}" for o in ("loaded", "refused", "finding")),
+            )
         for number, kind, what in findings:
             print(f"finding: case {number} ({kind}, kept in {given.keep}): {what}")
         sys.exit(bool(findings))

@@ -1,5 +1,6 @@
 """Scripts as users run them, in processes of their own, but forked from one that has loaded torch: each starts in a
 fraction of a second. Also the tiny set that the tests train on."""
+
 import multiprocessing
 import os
 import runpy
@@ -12,15 +13,19 @@ import numpy as np
 import torch
 
 import config
-import imgproc
+import image_io
 import prepare_dataset
 
 ROOT = Path(__file__).parents[1]
-TINY = ("--train_set tiny --test_sets tinytest --holdout 1 --shrink 0.9 --batch_size 4 --crop_size 24 --device cpu "
-        "--print_frequency 1 --valid_frequency 4 --precision fp32 --kernel_sizes 5 1 3").split()
+TINY = (
+    "--train_set tiny --test_sets tinytest --holdout 1 --shrink 0.9 --batch_size 4 --crop_size 24 --device cpu "
+    "--print_frequency 1 --valid_frequency 4 --precision fp32 --kernel_sizes 5 1 3"
+).split()
 torch.set_num_threads(1)  # more cost time where tensors are tiny
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["launch", "model", "torch._dynamo", "torch.utils.data", "torch.nn.parallel"])
+_context.set_forkserver_preload(
+    ["launch", "model", "torch._dynamo", "torch.utils.data", "torch.nn.parallel"]
+)
 
 
 class Run:
@@ -28,8 +33,18 @@ class Run:
 
     def __init__(self, script, *arguments, cwd, before=None, **environment):
         self.log = Path(cwd) / f"log-{time.monotonic_ns()}"
-        self.process = _context.Process(target=_run, daemon=False, args=(
-            script, [str(a) for a in arguments], str(cwd), str(self.log), before, environment))
+        self.process = _context.Process(
+            target=_run,
+            daemon=False,
+            args=(
+                script,
+                [str(a) for a in arguments],
+                str(cwd),
+                str(self.log),
+                before,
+                environment,
+            ),
+        )
         self.process.start()
 
     def wait(self, timeout=300) -> int:
@@ -67,7 +82,9 @@ def _run(script, arguments, cwd, log, before, environment):
     os.dup2(file, 1)
     os.dup2(file, 2)
     torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # for DataLoader: another such server takes seconds to start
+    multiprocessing.set_start_method(
+        "fork", force=True
+    )  # for DataLoader: another such server takes seconds to start
     if before:
         before()
     sys.argv = [str(ROOT / script), *arguments]
@@ -79,8 +96,19 @@ def ranks(count: int, *arguments, cwd, first=None) -> list[Run]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    return [Run(*arguments, cwd=cwd, before=None if rank else first, RANK=str(rank), LOCAL_RANK=str(rank),
-                WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)) for rank in range(count)]
+    return [
+        Run(
+            *arguments,
+            cwd=cwd,
+            before=None if rank else first,
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(count),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+        )
+        for rank in range(count)
+    ]
 
 
 def write_images(folder, count, height, width, seed=0):
@@ -91,7 +119,9 @@ def write_images(folder, count, height, width, seed=0):
         coarse = torch.from_numpy(random.random((1, 3, height // 5, width // 5)))
         image = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")
         image = image[0].permute(1, 2, 0).numpy() + random.normal(0, 0.1, (height, width, 3))
-        imgproc.write_image(Path(folder) / f"image{i}.png", (image.clip(0, 1) * 255).astype(np.uint8))
+        image_io.write_image(
+            Path(folder) / f"image{i}.png", (image.clip(0, 1) * 255).astype(np.uint8)
+        )
 
 
 def prepare(folder, *settings):

@@ -1,5 +1,6 @@
 """Checkpoint files of every kind that model.py reads, with weights known to the test, and what such a network computes:
 written here op for op after the code that each kind comes from, with nothing of the project's."""
+
 import io
 import struct
 import zlib
@@ -17,8 +18,13 @@ def random_layers(kernel_sizes=(9, 5, 5), channels=1, widths=(64, 32), seed=0):
     """[(weight, bias)] of three layers, float32, large enough that a wrong border or order shows."""
     generator = torch.Generator().manual_seed(seed)
     n = (channels, *widths, channels)
-    return [(torch.randn(n[i + 1], n[i], f, f, generator=generator) / (f * n[i] ** 0.5),
-             torch.randn(n[i + 1], generator=generator) / 10) for i, f in enumerate(kernel_sizes)]
+    return [
+        (
+            torch.randn(n[i + 1], n[i], f, f, generator=generator) / (f * n[i] ** 0.5),
+            torch.randn(n[i + 1], generator=generator) / 10,
+        )
+        for i, f in enumerate(kernel_sizes)
+    ]
 
 
 def convolve(layers, x, padding):
@@ -33,15 +39,27 @@ def convolve(layers, x, padding):
 
 
 def state_dict(layers, names=OURS, prefix=""):
-    return {f"{prefix}{name}.{kind}": tensor for name, pair in zip(names, layers)
-            for kind, tensor in zip(("weight", "bias"), pair)}
+    return {
+        f"{prefix}{name}.{kind}": tensor
+        for name, pair in zip(names, layers)
+        for kind, tensor in zip(("weight", "bias"), pair)
+    }
 
 
 def ours(layers, padding_mode="replicate", **more):
     (n1, channels, f1, _), (n2, _, f2, _), (_, _, f3, _) = (weight.shape for weight, _ in layers)
-    return {"format": "srcnn-pytorch", "kernel_sizes": [f1, f2, f3], "channels": channels, "widths": [n1, n2],
-            "padding_mode": padding_mode, "interpolation": "matlab", "upscale_factor": 3,
-            "facts": {"train_set": "T91"}, "state_dict": state_dict(layers), **more}
+    return {
+        "format": "srcnn-pytorch",
+        "kernel_sizes": [f1, f2, f3],
+        "channels": channels,
+        "widths": [n1, n2],
+        "padding_mode": padding_mode,
+        "interpolation": "matlab",
+        "upscale_factor": 3,
+        "facts": {"train_set": "T91"},
+        "state_dict": state_dict(layers),
+        **more,
+    }
 
 
 def lornatang(layers):
@@ -49,8 +67,13 @@ def lornatang(layers):
     optimizer = torch.optim.SGD(modules, lr=1e-4, momentum=0.9)
     sum(p.sum() for p in modules).backward()
     optimizer.step()  # so that its state holds tensors too
-    return {"epoch": 7, "best_psnr": 32.5, "best_ssim": 0.9, "state_dict": state_dict(layers),
-            "optimizer": optimizer.state_dict()}
+    return {
+        "epoch": 7,
+        "best_psnr": 32.5,
+        "best_ssim": 0.9,
+        "state_dict": state_dict(layers),
+        "optimizer": optimizer.state_dict(),
+    }
 
 
 def yjn870(layers):
@@ -58,7 +81,11 @@ def yjn870(layers):
 
 
 def mmagic(layers, prefix="generator."):
-    meta = {"mmedit_version": "0.5.0", "iter": 1000000, "config": "scale = 4\nmodel = dict(type='BasicRestorer')"}
+    meta = {
+        "mmedit_version": "0.5.0",
+        "iter": 1000000,
+        "config": "scale = 4\nmodel = dict(type='BasicRestorer')",
+    }
     return {"meta": meta, "state_dict": state_dict(layers, PLAIN, prefix)}
 
 
@@ -77,7 +104,9 @@ def authors_arrays(layers) -> dict:
         array = np.zeros((inputs, f * f, outputs))
         for a in range(inputs):
             for b in range(outputs):
-                array[a, :, b] = weight[b, a].ravel(order="F")  # the kernel's columns, one after the other
+                array[a, :, b] = weight[b, a].ravel(
+                    order="F"
+                )  # the kernel's columns, one after the other
         arrays[f"weights_conv{i}"] = array[0] if i == 1 else array[..., 0] if i == 3 else array
         arrays[f"biases_conv{i}"] = bias.double().numpy()[:, None]
     return arrays
@@ -86,6 +115,7 @@ def authors_arrays(layers) -> dict:
 def mat_bytes(arrays: dict, compress=True) -> bytes:
     """A MATLAB 5 file with those arrays, as scipy writes it."""
     from scipy.io import savemat
+
     file = io.BytesIO()
     savemat(file, arrays, do_compression=compress)
     return file.getvalue()
@@ -98,8 +128,12 @@ def mat_element(kind: int, body: bytes) -> bytes:
 def mat_bomb(name: bytes, size: int) -> bytes:
     """A small MATLAB file whose array unpacks to ``size`` zero bytes."""
     packer = zlib.compressobj(1)
-    head = mat_element(6, bytes((6, 0, 0, 0, 0, 0, 0, 0))) + mat_element(5, struct.pack("<2i", size // 8, 1))
+    head = mat_element(6, bytes((6, 0, 0, 0, 0, 0, 0, 0))) + mat_element(
+        5, struct.pack("<2i", size // 8, 1)
+    )
     head += mat_element(1, name)
     head = struct.pack("<2I", 14, len(head) + 8 + size) + head + struct.pack("<2I", 9, size)
     packed = packer.compress(head + bytes(size)) + packer.flush()
-    return b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM" + struct.pack("<2I", 15, len(packed)) + packed
+    return (
+        b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM" + struct.pack("<2I", 15, len(packed)) + packed
+    )

@@ -1,4 +1,5 @@
 """That the benchmark runs: its figures are for people to read."""
+
 import json
 import sys
 
@@ -8,9 +9,13 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 
 def test_quick(run_script, tmp_path):
-    process = run_script("tests/benchmark.py", "--quick", "--output", tmp_path / "benchmark.json", timeout=600)
+    process = run_script(
+        "tests/benchmark.py", "--quick", "--output", tmp_path / "benchmark.json", timeout=600
+    )
     assert process.returncode == 0, process.stderr
-    assert "ports" in process.stdout and ("not measured: no CUDA device" in process.stdout or "cuda" in process.stdout)
+    assert "ports" in process.stdout and (
+        "not measured: no CUDA device" in process.stdout or "cuda" in process.stdout
+    )
     rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
     assert len(rows) >= 9 and all(row["here"] > 0 and row["unit"] for row in rows)
 

@@ -1,4 +1,5 @@
 """Settings: the block, the command line, and what follows from them."""
+
 import re
 import subprocess
 import sys
@@ -6,81 +7,102 @@ import sys
 import pytest
 
 import config
+import files
 from config import load
 
 
 def test_defaults_and_recipes():
     fast, paper = load("train", []), load("train", ["--recipe", "paper"])
-    assert (fast.upscale_factor, fast.kernel_sizes, fast.channels, fast.recipe) == (3, (9, 1, 5), 1, "fast")
+    assert (fast.upscale_factor, fast.kernel_sizes, fast.channels, fast.recipe) == (
+        3,
+        (9, 1, 5),
+        1,
+        "fast",
+    )
     for settings, recipe in ((fast, "fast"), (paper, "paper")):
         assert {k: getattr(settings, k) for k in config.RECIPES[recipe]} == config.RECIPES[recipe]
     assert (paper.batch_size, paper.crop_size, paper.learning_rate) == (128, 33, 1e-4)
     assert set(vars(fast)) == set(config._TYPES) | {"exp_dir"}
 
 
-@pytest.mark.parametrize("words, name, value", [
-    ("--upscale_factor 2", "upscale_factor", 2),
-    ("--upscale_factor=4", "upscale_factor", 4),
-    ("--kernel_sizes 9 5 5", "kernel_sizes", (9, 5, 5)),
-    ("--steps 1_000", "steps", 1000),
-    ("--learning_rate 1e-3", "learning_rate", 1e-3),
-    ("--learning_rate=2", "learning_rate", 2.0),
-    ("--max_device_gb 0", "max_device_gb", 0.0),
-    ("--shrink 0.5 0.25", "shrink", (0.5, 0.25)),
-    ("--shrink", "shrink", ()),
-    ("--test_sets Set5", "test_sets", ("Set5",)),
-    ("--exp_name 7", "exp_name", "7"),
-    ("--exp_name=", "exp_name", "srcnn_9-1-5_x3"),
-    ("--compile", "compile", True),
-    ("--compile false", "compile", False),
-    ("--overwrite true --upscale_factor 2", "overwrite", True),
-])
+@pytest.mark.parametrize(
+    "words, name, value",
+    [
+        ("--upscale_factor 2", "upscale_factor", 2),
+        ("--upscale_factor=4", "upscale_factor", 4),
+        ("--kernel_sizes 9 5 5", "kernel_sizes", (9, 5, 5)),
+        ("--steps 1_000", "steps", 1000),
+        ("--learning_rate 1e-3", "learning_rate", 1e-3),
+        ("--learning_rate=2", "learning_rate", 2.0),
+        ("--max_device_gb 0", "max_device_gb", 0.0),
+        ("--shrink 0.5 0.25", "shrink", (0.5, 0.25)),
+        ("--shrink", "shrink", ()),
+        ("--test_sets Set5", "test_sets", ("Set5",)),
+        ("--exp_name 7", "exp_name", "7"),
+        ("--exp_name=", "exp_name", "srcnn_9-1-5_x3"),
+        ("--compile", "compile", True),
+        ("--compile false", "compile", False),
+        ("--overwrite true --upscale_factor 2", "overwrite", True),
+    ],
+)
 def test_command_line(words, name, value):
     found = getattr(load("train", words.split()), name)
     assert found == value and type(found) is type(value)
 
 
-@pytest.mark.parametrize("words, complaint", [
-    ("--upscale_facto 2", "unknown setting --upscale_facto: did you mean --upscale_factor?"),
-    ("--batchsize=8", "unknown setting --batchsize: did you mean --batch_size?"),
-    ("--zzz 2", "unknown setting --zzz: see --help"),
-    ("stray", "unknown setting stray"),
-    ("--upscale_factor 0", "upscale_factor=0: must be at least 2"),
-    ("--upscale_factor 1", "must be at least 2"),
-    ("--upscale_factor -3", "must be at least 2"),
-    ("--upscale_factor 2.5", "upscale_factor='2.5': expected int"),
-    ("--upscale_factor two", "expected int"),
-    ("--upscale_factor", "--upscale_factor: expected one argument"),
-    ("--upscale_factor 2 3", "unknown setting 3"),
-    ("--batch_size 1e3", "expected int"),
-    ("--batch_size 0", "batch_size=0"),
-    ("--learning_rate fast", "expected float"),
-    ("--learning_rate [1]", "expected float"),
-    ("--learning_rate -1", "learning_rate=-1.0: must be at least 0"),
-    ("--kernel_sizes 9 x 5", "kernel_sizes='x': expected int"),
-    ("--kernel_sizes 9 5", "three odd sizes"),
-    ("--kernel_sizes 9 2 5", "three odd sizes"),
-    ("--kernel_sizes", "three odd sizes"),
-    ("--channels 2", "channels=2: one of 1, 3"),
-    ("--recipe slow", "one of fast, paper"),
-    ("--mode test", "one of train, valid"),
-    ("--compile perhaps", "compile='perhaps': expected bool"),
-    ("--shrink 1.5", "factors between 0 and 1"),
-    ("--crop_size 5", "must be at least 17"),
-    ("--steps 0", "must be at least 1"),
-    ("--print_frequency 0", "must be at least 1"),
-    ("--seed -1", "must be at least 0"),
-])
+@pytest.mark.parametrize(
+    "words, complaint",
+    [
+        ("--upscale_facto 2", "unknown setting --upscale_facto: did you mean --upscale_factor?"),
+        ("--batchsize=8", "unknown setting --batchsize: did you mean --batch_size?"),
+        ("--zzz 2", "unknown setting --zzz: see --help"),
+        ("stray", "unknown setting stray"),
+        ("--upscale_factor 0", "upscale_factor=0: must be at least 2"),
+        ("--upscale_factor 1", "must be at least 2"),
+        ("--upscale_factor -3", "must be at least 2"),
+        ("--upscale_factor 2.5", "upscale_factor='2.5': expected int"),
+        ("--upscale_factor two", "expected int"),
+        ("--upscale_factor", "--upscale_factor: expected one argument"),
+        ("--upscale_factor 2 3", "unknown setting 3"),
+        ("--batch_size 1e3", "expected int"),
+        ("--batch_size 0", "batch_size=0"),
+        ("--learning_rate fast", "expected float"),
+        ("--learning_rate [1]", "expected float"),
+        ("--learning_rate -1", "learning_rate=-1.0: must be at least 0"),
+        ("--kernel_sizes 9 x 5", "kernel_sizes='x': expected int"),
+        ("--kernel_sizes 9 5", "three odd sizes"),
+        ("--kernel_sizes 9 2 5", "three odd sizes"),
+        ("--kernel_sizes", "three odd sizes"),
+        ("--channels 2", "channels=2: one of 1, 3"),
+        ("--recipe slow", "one of fast, paper"),
+        ("--mode test", "one of train, valid"),
+        ("--compile perhaps", "compile='perhaps': expected bool"),
+        ("--shrink 1.5", "factors between 0 and 1"),
+        ("--crop_size 5", "must be at least 17"),
+        ("--steps 0", "must be at least 1"),
+        ("--print_frequency 0", "must be at least 1"),
+        ("--seed -1", "must be at least 0"),
+    ],
+)
 def test_bad_settings_are_named_in_one_line(words, complaint):
     with pytest.raises(ValueError) as error:
         load("train", words.split())
     assert complaint in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name, value, complaint", [
-    ("upscale_factor", "3", "upscale_factor='3': expected int"), ("compile", 1, "expected bool"),
-    ("steps", True, "expected int"), ("learning_rate", "1", "expected float"), ("train_set", None, None),
-    ("kernel_sizes", 9, "expected ints"), ("test_sets", "Set5", "expected strs"), ("batch_size", 0, "at least 1")])
+@pytest.mark.parametrize(
+    "name, value, complaint",
+    [
+        ("upscale_factor", "3", "upscale_factor='3': expected int"),
+        ("compile", 1, "expected bool"),
+        ("steps", True, "expected int"),
+        ("learning_rate", "1", "expected float"),
+        ("train_set", None, None),
+        ("kernel_sizes", 9, "expected ints"),
+        ("test_sets", "Set5", "expected strs"),
+        ("batch_size", 0, "at least 1"),
+    ],
+)
 def test_block_edited_wrongly(monkeypatch, name, value, complaint):
     monkeypatch.setattr(config, name, value)
     if complaint:
@@ -89,17 +111,28 @@ def test_block_edited_wrongly(monkeypatch, name, value, complaint):
 
 
 def test_block_edited(monkeypatch):
-    for name, value in {"kernel_sizes": [9, 5, 5], "steps": 50, "learning_rate": 1, "upscale_factor": 4}.items():
+    for name, value in {
+        "kernel_sizes": [9, 5, 5],
+        "steps": 50,
+        "learning_rate": 1,
+        "upscale_factor": 4,
+    }.items():
         monkeypatch.setattr(config, name, value)
     settings = load("train", ["--upscale_factor", "2"])
     assert (settings.kernel_sizes, settings.steps, settings.learning_rate) == ((9, 5, 5), 50, 1)
     assert settings.exp_dir == "results/srcnn_9-5-5_x2"
 
 
-@pytest.mark.parametrize("words, folder", [
-    ("", "results/srcnn_9-1-5_x3"), ("--upscale_factor 2 --kernel_sizes 9 3 5", "results/srcnn_9-3-5_x2"),
-    ("--channels 3 --results_dir out", "out/srcnn_9-1-5_x3_rgb"), ("--recipe paper", "results/srcnn_9-1-5_x3_paper"),
-    ("--exp_name mine", "results/mine")])
+@pytest.mark.parametrize(
+    "words, folder",
+    [
+        ("", "results/srcnn_9-1-5_x3"),
+        ("--upscale_factor 2 --kernel_sizes 9 3 5", "results/srcnn_9-3-5_x2"),
+        ("--channels 3 --results_dir out", "out/srcnn_9-1-5_x3_rgb"),
+        ("--recipe paper", "results/srcnn_9-1-5_x3_paper"),
+        ("--exp_name mine", "results/mine"),
+    ],
+)
 def test_names_follow(words, folder):
     assert load("train", words.split()).exp_dir == folder
 
@@ -107,7 +140,10 @@ def test_names_follow(words, folder):
 def test_mode_of_another_script(capsys):
     assert load("train", []).mode == "train" and capsys.readouterr().out == ""
     assert load("valid", []).mode == "valid"
-    assert capsys.readouterr().out == 'config.py has mode="train"; this script goes on with mode="valid"\n'
+    assert (
+        capsys.readouterr().out
+        == 'config.py has mode="train"; this script goes on with mode="valid"\n'
+    )
     assert load(None, []).mode == "train" and capsys.readouterr().out == ""
 
 
@@ -118,7 +154,10 @@ def test_mode_is_told_by_one_process(capsys, monkeypatch):
 
 
 def test_positional():
-    assert load(None, ["a.png", "--compare", "true", "b.png"], positional="inputs").inputs == ["a.png", "b.png"]
+    assert load(None, ["a.png", "--compare", "true", "b.png"], positional="inputs").inputs == [
+        "a.png",
+        "b.png",
+    ]
     assert load(None, [], positional="inputs").inputs == []
 
 
@@ -129,12 +168,19 @@ def test_help_lists_every_setting(capsys):
     assert exit.value.code == 0
     for name in config._TYPES:
         entry = re.search(rf"--{name} .*?(?=\n  --|\Z)", text, re.DOTALL)
-        assert entry and len(config._comments()[name]) > 10 and config._comments()[name][:30] in text, name
+        assert (
+            entry and len(config._comments()[name]) > 10 and config._comments()[name][:30] in text
+        ), name
     assert "[fast: 0.004, paper: 0.0001]" in text
 
 
-@pytest.mark.parametrize("error, line", [
-    (ValueError("a\n  b"), "error: a b"), (FileNotFoundError(2, "No", "x"), "error: [Errno 2] No: 'x'")])
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (files.UserError("a\n  b"), "error: a b"),
+        (FileNotFoundError(2, "No", "x"), "error: [Errno 2] No: 'x'"),
+    ],
+)
 def test_run_ends_with_one_line(monkeypatch, error, line):
     def main(settings):
         raise error
@@ -158,13 +204,21 @@ def test_other_errors_keep_their_traceback(monkeypatch):
 def test_as_a_user_sees_it(tmp_path):
     """The command itself, in a process of its own, which needs nothing but the standard library for this."""
     root = config.__file__.rsplit("/", 1)[0]
-    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); import config; config.run(print, 'train')"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); import config; config.run(print, 'train')"
+    )
 
     def run(*words):
-        return subprocess.run([sys.executable, "-c", code, root, *words], cwd=tmp_path, capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, "-c", code, root, *words], cwd=tmp_path, capture_output=True, text=True
+        )
 
     wrong = run("--lerning_rate", "1")
     assert (wrong.returncode, wrong.stdout) == (1, "")
     assert wrong.stderr == "error: unknown setting --lerning_rate: did you mean --learning_rate?\n"
     right = run("--upscale_factor", "2")
-    assert right.returncode == 0 and "upscale_factor=2" in right.stdout and not list(tmp_path.iterdir())
+    assert (
+        right.returncode == 0
+        and "upscale_factor=2" in right.stdout
+        and not list(tmp_path.iterdir())
+    )

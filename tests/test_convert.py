@@ -1,16 +1,18 @@
 """convert.py, as a command and within; ONNX; the hub's entry."""
+
 import importlib.util
 
+import layouts
 import pytest
 import torch
+from conftest import ROOT, error_line
+from layouts import convolve, random_layers, torch_bytes
 
 import config
 import convert
-import layouts
-import model
-from conftest import ROOT, error_line
-from layouts import convolve, random_layers, torch_bytes
-from model import SRCNN, load_checkpoint
+import weights
+from model import SRCNN
+from weights import load_checkpoint
 
 Y915, Y955, RGB915, RGB955 = (random_layers(k, c) for c in (1, 3) for k in ((9, 1, 5), (9, 5, 5)))
 SOURCES = {
@@ -21,14 +23,20 @@ SOURCES = {
     "yjn870, RGB": (layouts.yjn870(RGB955), RGB955, "zeros"),
     "mmagic": (layouts.mmagic(RGB915), RGB915, "zeros"),
 }
-needs_onnx = pytest.mark.skipif(not all(map(importlib.util.find_spec, ("onnxscript", "onnxruntime"))),
-                                reason="needs onnx, onnxscript and onnxruntime")
+needs_onnx = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("onnxscript", "onnxruntime"))),
+    reason="needs onnx, onnxscript and onnxruntime",
+)
 
 
 def converted(tmp_path, content, *arguments):
     (tmp_path / "source").write_bytes(torch_bytes(content))
     target = tmp_path / "new" / "target"
-    convert.main(config.load(None, ["--model_path", str(tmp_path / "source"), "--output", str(target), *arguments]))
+    convert.main(
+        config.load(
+            None, ["--model_path", str(tmp_path / "source"), "--output", str(target), *arguments]
+        )
+    )
     return target
 
 
@@ -39,7 +47,14 @@ def test_converted_and_loaded_again_is_the_same_network(source, layout, tmp_path
     content, layers, padding = SOURCES[source]
     target = converted(tmp_path, content, "--layout", layout)
     before, after = SRCNN.from_pretrained(tmp_path / "source"), SRCNN.from_pretrained(target)
-    for name in ("kernel_sizes", "channels", "widths", "padding_mode", "upscale_factor", "interpolation"):
+    for name in (
+        "kernel_sizes",
+        "channels",
+        "widths",
+        "padding_mode",
+        "upscale_factor",
+        "interpolation",
+    ):
         assert getattr(before, name) == getattr(after, name), name
     x = torch.rand(1, after.channels, 19, 23)
     torch.testing.assert_close(after(x), convolve(layers, x, padding), atol=1e-5, rtol=0)
@@ -47,46 +62,70 @@ def test_converted_and_loaded_again_is_the_same_network(source, layout, tmp_path
 
 def test_others_code_reads_what_we_write(tmp_path):
     """With the very calls that Lornatang's and yjn870's scripts make."""
+
     class Theirs(torch.nn.Module):
         def __init__(self, *names):
             super().__init__()
-            for name, layer in zip(names, (torch.nn.Conv2d(1, 64, 9, padding=4), torch.nn.Conv2d(64, 32, 5, padding=2),
-                                           torch.nn.Conv2d(32, 1, 5, padding=2))):
-                self.add_module(name, layer if name.startswith(("conv", "rec")) else torch.nn.Sequential(layer))
+            for name, layer in zip(
+                names,
+                (
+                    torch.nn.Conv2d(1, 64, 9, padding=4),
+                    torch.nn.Conv2d(64, 32, 5, padding=2),
+                    torch.nn.Conv2d(32, 1, 5, padding=2),
+                ),
+            ):
+                self.add_module(
+                    name, layer if name.startswith(("conv", "rec")) else torch.nn.Sequential(layer)
+                )
 
     lornatang = Theirs("features", "map", "reconstruction")
-    checkpoint = torch.load(converted(tmp_path, layouts.ours(Y955), "--layout", "lornatang"), weights_only=True)
+    checkpoint = torch.load(
+        converted(tmp_path, layouts.ours(Y955), "--layout", "lornatang"), weights_only=True
+    )
     mine = lornatang.state_dict()
     mine.update({k: v for k, v in checkpoint["state_dict"].items() if k in mine})
     lornatang.load_state_dict(mine)
     assert checkpoint["epoch"] == 0 and checkpoint["best_psnr"] == 0
 
     plain, mine = Theirs("conv1", "conv2", "conv3"), {}
-    loaded = torch.load(converted(tmp_path, layouts.ours(Y955), "--layout", "plain", "--overwrite"), weights_only=True)
+    loaded = torch.load(
+        converted(tmp_path, layouts.ours(Y955), "--layout", "plain", "--overwrite"),
+        weights_only=True,
+    )
     plain.load_state_dict(loaded)
     mine = plain.state_dict()
     for name, value in loaded.items():
         mine[name].copy_(value)  # a KeyError for anything else
     for network in (lornatang, plain):
-        assert all(torch.equal(a, b) for a, b in zip(network.parameters(), [t for pair in Y955 for t in pair]))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(network.parameters(), [t for pair in Y955 for t in pair])
+        )
 
 
 def test_notes_say_what_other_code_will_not_do(tmp_path, capsys):
-    for layout, source, words in (("lornatang", "ours", "wrong within 8 pixels of the border"),
-                                  ("plain", "ours, RGB", "wrong within 6 pixels of the border"),
-                                  ("plain", "mmagic", "upscaled by torch's bicubic"), ("plain", "yjn870", None),
-                                  ("ours", "mmagic", None)):
+    for layout, source, words in (
+        ("lornatang", "ours", "wrong within 8 pixels of the border"),
+        ("plain", "ours, RGB", "wrong within 6 pixels of the border"),
+        ("plain", "mmagic", "upscaled by torch's bicubic"),
+        ("plain", "yjn870", None),
+        ("ours", "mmagic", None),
+    ):
         converted(tmp_path, SOURCES[source][0], "--layout", layout, "--overwrite")
         notes = capsys.readouterr().out.splitlines()[1:]
         assert len(notes) == bool(words) and (not words or words in notes[0]), notes
 
 
 @needs_onnx
-@pytest.mark.parametrize("layers, padding", [(Y915, "replicate"), (RGB955, "zeros"), (Y955, "valid")],
-                         ids=["replicate", "zeros RGB", "valid"])
+@pytest.mark.parametrize(
+    "layers, padding",
+    [(Y915, "replicate"), (RGB955, "zeros"), (Y955, "valid")],
+    ids=["replicate", "zeros RGB", "valid"],
+)
 def test_onnx_computes_the_same(layers, padding, tmp_path):
     """At any size and number of images, within 1e-5."""
     import onnxruntime
+
     target = converted(tmp_path, layouts.ours(layers, padding), "--layout", "onnx")
     session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
     for n, height, width in ((1, 33, 47), (3, 20, 64), (1, 17, 17), (2, 128, 100)):
@@ -126,10 +165,16 @@ def test_replaces_only_when_told(tmp_path):
 def test_hub(tmp_path, monkeypatch):
     """torch.hub.load from this folder, on weights made here in the place of those that ship."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(model, "WEIGHTS", tmp_path)
-    (tmp_path / "srcnn_9-5-5_x4_rgb.pth").write_bytes(torch_bytes(layouts.ours(RGB955, upscale_factor=4)))
-    network = torch.hub.load(str(ROOT), "srcnn", source="local", upscale_factor=4, kernel_sizes=(9, 5, 5), channels=3)
+    monkeypatch.setattr(weights, "WEIGHTS", tmp_path)
+    (tmp_path / "srcnn_9-5-5_x4_rgb.pth").write_bytes(
+        torch_bytes(layouts.ours(RGB955, upscale_factor=4))
+    )
+    network = torch.hub.load(
+        str(ROOT), "srcnn", source="local", upscale_factor=4, kernel_sizes=(9, 5, 5), channels=3
+    )
     x = torch.rand(1, 3, 24, 24)
     torch.testing.assert_close(network(x), convolve(RGB955, x, "replicate"), atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="no weights ship as srcnn_9-1-5_x11 .there are: srcnn_9-5-5_x4_rgb"):
+    with pytest.raises(
+        ValueError, match="no weights ship as srcnn_9-1-5_x11 .there are: srcnn_9-5-5_x4_rgb"
+    ):
         torch.hub.load(str(ROOT), "srcnn", source="local", upscale_factor=11)

@@ -1,4 +1,5 @@
 """Crops and test pairs."""
+
 import pickle
 
 import pytest
@@ -7,6 +8,7 @@ from launch import make_tiny
 from torch.utils.data import DataLoader
 
 import dataset
+import image_io
 import imgproc
 from dataset import DeviceCrops, StreamedCrops, load_images, split_holdout
 
@@ -26,7 +28,10 @@ def make_crops(kind, folder, **options):
 
 def prepared(path, images):
     path.mkdir()
-    torch.save({"names": [str(i) for i in range(len(images))], "images": images}, path / "00000-of-00001.pth")
+    torch.save(
+        {"names": [str(i) for i in range(len(images))], "images": images},
+        path / "00000-of-00001.pth",
+    )
     return path
 
 
@@ -38,13 +43,18 @@ def test_streamed_is_the_same_as_on_the_device(tmp_path, channels, scale, quanti
     sizes = [(40, 95), (20, 20), (61, 37), (35, 35), (130, 41)]
     images = [torch.randint(0, 256, (channels, *size), dtype=torch.uint8) for size in sizes]
     kept = [4, 0, 1, 3]
-    options = dict(upscale_factor=scale, batch_size=200, crop_size=24, stride=stride, quantize=quantize, seed=5)
+    options = dict(
+        upscale_factor=scale, batch_size=200, crop_size=24, stride=stride, quantize=quantize, seed=5
+    )
     device = DeviceCrops([images[i] for i in kept], device="cpu", **options)
     stream = StreamedCrops(prepared(tmp_path / "set", images), kept, **options)
     assert device.count == stream.count
     for step in (0, 7):
         for a, b in zip(device[step], stream[step]):
-            assert a.shape == b.shape == (200, channels, 24, 24) and a.dtype == b.dtype == torch.float32
+            assert (
+                a.shape == b.shape == (200, channels, 24, 24)
+                and a.dtype == b.dtype == torch.float32
+            )
             torch.testing.assert_close(a, b, rtol=0, atol=1.5e-6)
     assert torch.equal(device[7][1], stream[7][1])
 
@@ -61,7 +71,7 @@ def test_crops_come_in_all_8_ways(folder, kind):
         full = images[image].float() / 255
         low, _ = dataset.test_pair(images[image], 2)
         for whole, crop in ((full, hr[i]), (low[0], lr[i])):
-            part = whole[:, top:top + 24, left:left + 24]
+            part = whole[:, top : top + 24, left : left + 24]
             part = part.flip(1) if transform & 1 else part
             part = part.flip(2) if transform & 2 else part
             part = part.transpose(1, 2) if transform & 4 else part
@@ -72,8 +82,11 @@ def test_crops_come_in_all_8_ways(folder, kind):
 
 def test_positions_are_uniform():
     """Every position of every image large enough, and no other, is drawn, equally often."""
-    images = [torch.zeros(1, 26, 27, dtype=torch.uint8), torch.zeros(1, 18, 60, dtype=torch.uint8),
-              torch.zeros(1, 24, 25, dtype=torch.uint8)]
+    images = [
+        torch.zeros(1, 26, 27, dtype=torch.uint8),
+        torch.zeros(1, 18, 60, dtype=torch.uint8),
+        torch.zeros(1, 24, 25, dtype=torch.uint8),
+    ]
     crops = DeviceCrops(images, 2, 40_000, 24, "cpu")
     assert crops.count == 3 * 3 + 1  # 26×26 (cropped to multiples of 2), and 24×24
     image, top, left, transform = crops.draw(0)
@@ -94,6 +107,7 @@ def test_batches_follow_from_seed_and_step(folder):
 @pytest.mark.parametrize("kind", ["device", "stream"])
 def test_processes_share_the_batch(folder, kind, stride):
     """Together, the processes' parts are the batch of one process."""
+
     def crops(rank, world):
         options = dict(upscale_factor=3, batch_size=12, crop_size=33, stride=stride)
         return make_crops(kind, folder, **options, rank=rank, world=world)
@@ -113,18 +127,22 @@ def test_paper_sub_images():
     for image in images:
         image = imgproc.modcrop(image, 3)
         for y in range(0, image.shape[1] - 32, 14):
-            expected += [image[:, y:y + 33, x:x + 33] for x in range(0, image.shape[2] - 32, 14)]
+            expected += [
+                image[:, y : y + 33, x : x + 33] for x in range(0, image.shape[2] - 32, 14)
+            ]
     crops = DeviceCrops(images, 3, 4, 33, "cpu", stride=14)
     assert crops.count == len(expected) == 2 * 2 + 1 + 1 * 4
     seen = [crop for step in range(9) for crop in (crops[step][1] * 255).byte()]
-    assert {bytes(c.numpy()) for c in seen} == {bytes(e.numpy()) for e in expected} and len(seen) == 4 * len(expected)
+    assert {bytes(c.numpy()) for c in seen} == {bytes(e.numpy()) for e in expected} and len(
+        seen
+    ) == 4 * len(expected)
     assert torch.equal(crops[0][1], crops[9][1]) and torch.equal(crops[1][0], crops[10][0])
     order = [bytes(c.numpy()) for c in seen[:9]]
     assert len(set(order)) == 9 and order != [bytes(e.numpy()) for e in expected]
 
 
 def test_t91_has_21884_sub_images(shared):
-    sizes = [imgproc.image_size(path) for path in (shared / "data/T91").glob("*.bmp")]
+    sizes = [image_io.image_size(path) for path in (shared / "data/T91").glob("*.bmp")]
     assert dataset._Crops(sizes, 3, 128, 33, 14, 0, 0, 1, "cpu").count == 21_884
 
 
@@ -133,7 +151,7 @@ def test_shrunk_copies(folder):
     crops = DeviceCrops(images, 2, 64, 24, "cpu", shrink=(0.75, 0.3))  # 0.3 leaves less than a crop
     assert crops.sizes.tolist() == [[64, 60], [48, 44]]  # 48×45 cropped to multiples of 2
     small = imgproc.imresize(images[0].float(), 0.75).round().clamp(0, 255)[:, :48, :44]
-    assert torch.equal(crops.hr[0, 64 * 60:].view(48, 44).float(), small[0])
+    assert torch.equal(crops.hr[0, 64 * 60 :].view(48, 44).float(), small[0])
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
@@ -142,7 +160,9 @@ def test_worker_processes(folder, context):
     holds no pixels."""
     stream = StreamedCrops(folder, [0, 2, 3], 3, 8, 24)
     assert len(pickle.dumps(stream)) < 1000
-    loader = DataLoader(stream, batch_size=None, sampler=range(4, 7), num_workers=1, multiprocessing_context=context)
+    loader = DataLoader(
+        stream, batch_size=None, sampler=range(4, 7), num_workers=1, multiprocessing_context=context
+    )
     for step, batch in zip(range(4, 7), loader, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(batch, stream[step]))
 
@@ -163,7 +183,9 @@ def test_sets_that_cannot_be_used(folder, tmp_path):
         (tmp_path / "set/00000-of-00002.pth").write_bytes(content)
         (tmp_path / "set/00001-of-00002.pth").write_bytes(content)
         for mmap in (False, True):
-            with pytest.raises(ValueError, match="00000-of-00002.pth: damaged .*; delete it and run"):
+            with pytest.raises(
+                ValueError, match="00000-of-00002.pth: damaged .*; delete it and run"
+            ):
                 load_images(tmp_path / "set", mmap)
 
 
@@ -179,6 +201,15 @@ def test_split_holdout():
 
 
 def test_prepared_folder_names(tmp_path):
-    names = [dataset.prepared_folder("data", name, channels, part).as_posix() for name, channels, part in (
-        ("T91", 1, "train"), ("Set5", 3, "test"), ("sample", 1, "test"), (str(tmp_path / "photos"), 3, "train"))]
-    assert names == [f"data/prepared/{name}" for name in ("T91-y", "Set5-rgb", "sample-test-y", "photos-rgb")]
+    names = [
+        dataset.prepared_folder("data", name, channels, part).as_posix()
+        for name, channels, part in (
+            ("T91", 1, "train"),
+            ("Set5", 3, "test"),
+            ("sample", 1, "test"),
+            (str(tmp_path / "photos"), 3, "train"),
+        )
+    ]
+    assert names == [
+        f"data/prepared/{name}" for name in ("T91-y", "Set5-rgb", "sample-test-y", "photos-rgb")
+    ]

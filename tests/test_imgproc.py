@@ -1,4 +1,5 @@
 """imgproc.py against MATLAB's rules, written out here a second time, and against the paper's figures."""
+
 import struct
 import subprocess
 import sys
@@ -7,9 +8,11 @@ import zlib
 import numpy as np
 import pytest
 import torch
-
-import imgproc
 from conftest import ROOT
+
+import files
+import image_io
+import imgproc
 from dataset import image_paths
 
 RANDOM = np.random.default_rng(0)
@@ -18,9 +21,12 @@ RANDOM = np.random.default_rng(0)
 # ------------------------------------------------------------------------------------------------------------- imresize
 def matlab_weights(size, scale):
     """The matrix of one axis, following ``contributions`` in MATLAB's imresize.m line by line (positions from 1)."""
+
     def cubic(x):
         x = abs(x)
-        return (1.5 * x**3 - 2.5 * x**2 + 1) * (x <= 1) + (-0.5 * x**3 + 2.5 * x**2 - 4 * x + 2) * ((1 < x) & (x <= 2))
+        return (1.5 * x**3 - 2.5 * x**2 + 1) * (x <= 1) + (-0.5 * x**3 + 2.5 * x**2 - 4 * x + 2) * (
+            (1 < x) & (x <= 2)
+        )
 
     out = int(np.ceil(scale * size))
     width = 4 / scale if scale < 1 else 4
@@ -39,7 +45,27 @@ def matlab_imresize(image, scale):
     return matlab_weights(image.shape[0], scale) @ image @ matlab_weights(image.shape[1], scale).T
 
 
-SCALES = [2, 3, 4, 1 / 2, 1 / 3, 1 / 4, 0.9, 0.8, 0.7, 0.6, 1.5, 2.7, 0.37, 1, 0.05, 7 / 3, np.pi, np.pi / 4, 0.1234567]
+SCALES = [
+    2,
+    3,
+    4,
+    1 / 2,
+    1 / 3,
+    1 / 4,
+    0.9,
+    0.8,
+    0.7,
+    0.6,
+    1.5,
+    2.7,
+    0.37,
+    1,
+    0.05,
+    7 / 3,
+    np.pi,
+    np.pi / 4,
+    0.1234567,
+]
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -55,7 +81,9 @@ def test_imresize_is_matlabs(scale):
 def test_imresize_known_answer():
     """The ramp of the issue; its second row, printed there as 6.1505, is 15 - 8.8499 by symmetry."""
     expected = [[0.7506, 2.1004, 3.4503], [6.1501, 7.5, 8.8499], [11.5497, 12.8996, 14.2494]]
-    np.testing.assert_allclose(imgproc.imresize(np.arange(16.0).reshape(4, 4), 0.75), expected, atol=5e-5)
+    np.testing.assert_allclose(
+        imgproc.imresize(np.arange(16.0).reshape(4, 4), 0.75), expected, atol=5e-5
+    )
 
 
 @pytest.mark.parametrize("scale", [3, 1 / 3, 0.9, np.pi])
@@ -63,22 +91,29 @@ def test_imresize_takes_channels_batches_and_layouts(scale):
     image = RANDOM.random((21, 34, 3))
     expected = np.stack([matlab_imresize(image[..., c], scale) for c in range(3)], 2)
     planes = torch.from_numpy(image).permute(2, 0, 1)
-    results = [imgproc.imresize(image, scale), imgproc.imresize(image[:, ::-1].copy()[:, ::-1], scale),
-               imgproc.imresize(np.asfortranarray(image), scale),
-               imgproc.imresize(planes, scale).permute(1, 2, 0).numpy(),
-               imgproc.imresize(torch.stack([planes.flip(1), planes]), scale)[1].permute(1, 2, 0).numpy()]
+    results = [
+        imgproc.imresize(image, scale),
+        imgproc.imresize(image[:, ::-1].copy()[:, ::-1], scale),
+        imgproc.imresize(np.asfortranarray(image), scale),
+        imgproc.imresize(planes, scale).permute(1, 2, 0).numpy(),
+        imgproc.imresize(torch.stack([planes.flip(1), planes]), scale)[1].permute(1, 2, 0).numpy(),
+    ]
     for result in results:
         np.testing.assert_allclose(result, expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 4e-3)])
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 4e-3)]
+)
 @pytest.mark.parametrize("scale", [3, 1 / 3, 0.9, 1.5])
 def test_imresize_keeps_the_type_and_its_accuracy(dtype, tolerance, scale):
     """Also far from the origin, where positions counted in float32 would be off by 0.0001 pixels."""
     image = torch.from_numpy(RANDOM.random((2, 2000))).to(dtype)
     result = imgproc.imresize(image, scale)
     assert result.dtype == dtype
-    np.testing.assert_allclose(result.double(), matlab_imresize(image.double().numpy(), scale), atol=tolerance)
+    np.testing.assert_allclose(
+        result.double(), matlab_imresize(image.double().numpy(), scale), atol=tolerance
+    )
 
 
 def test_imresize_of_integers_rounds_after_each_pass():
@@ -87,7 +122,9 @@ def test_imresize_of_integers_rounds_after_each_pass():
         rows = np.clip(np.floor(matlab_weights(20, scale) @ image + 0.5 + 1e-9), 0, 255)
         expected = np.clip(np.floor(rows @ matlab_weights(23, scale).T + 0.5 + 1e-9), 0, 255)
         result = imgproc.imresize(image, scale)
-        assert result.dtype == np.uint8 and np.abs(result - expected).max() <= 1  # halves may fall either way
+        assert (
+            result.dtype == np.uint8 and np.abs(result - expected).max() <= 1
+        )  # halves may fall either way
         assert (result != expected).mean() < 0.01
     assert imgproc.imresize(image.astype(np.uint16) * 257, 2).dtype == np.uint16
 
@@ -114,8 +151,14 @@ def test_imresize_on_a_gpu(scale):
     torch.testing.assert_close(result.cpu(), imgproc.imresize(image, scale), rtol=0, atol=1e-12)
 
 
-PAPER = {("Set5", 2): (33.6614, 0.9299), ("Set5", 3): (30.3922, 0.8682), ("Set5", 4): (28.4207, 0.8104),
-         ("Set14", 2): (30.2318, 0.8687), ("Set14", 3): (27.5405, 0.7736), ("Set14", 4): (26.0001, 0.7019)}
+PAPER = {
+    ("Set5", 2): (33.6614, 0.9299),
+    ("Set5", 3): (30.3922, 0.8682),
+    ("Set5", 4): (28.4207, 0.8104),
+    ("Set14", 2): (30.2318, 0.8687),
+    ("Set14", 3): (27.5405, 0.7736),
+    ("Set14", 4): (26.0001, 0.7019),
+}
 
 
 @pytest.mark.parametrize("name, scale", PAPER)
@@ -123,7 +166,7 @@ def test_bicubic_gives_the_papers_figures(shared, name, scale):
     """All of the protocol at once: conversion, crop, bicubic down and up, rounding, PSNR and SSIM."""
     scores = []
     for path in image_paths(shared / "data", name):
-        image = imgproc.read_image(path)
+        image = image_io.read_image(path)
         y = imgproc.modcrop(imgproc.rgb2y(image) if image.ndim == 3 else image, scale)
         bicubic = imgproc.imresize(imgproc.imresize(y / 255, 1 / scale), scale)
         bicubic = np.floor(bicubic.clip(0, 1) * 255 + 0.5).astype(np.uint8)
@@ -135,8 +178,10 @@ def test_bicubic_gives_the_papers_figures(shared, name, scale):
 def test_upsample():
     x = torch.rand(2, 3, 9, 7)
     torch.testing.assert_close(imgproc.upsample(x, 3), imgproc.imresize(x, 3))
-    torch.testing.assert_close(imgproc.upsample(x, 2, "torch"), torch.nn.functional.interpolate(
-        x, scale_factor=2, mode="bicubic", align_corners=False))
+    torch.testing.assert_close(
+        imgproc.upsample(x, 2, "torch"),
+        torch.nn.functional.interpolate(x, scale_factor=2, mode="bicubic", align_corners=False),
+    )
 
 
 # ----------------------------------------------------------------------------------------------------- colour and crops
@@ -149,8 +194,9 @@ def test_ycbcr_is_matlabs():
     assert (imgproc.rgb2y(rgb) == y).all()
     assert (imgproc.rgb2ycbcr(rgb)[..., 0] == y).all()
     bars = np.array([[[255, 255, 255], [0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)
-    assert imgproc.rgb2ycbcr(bars).tolist() == [[[235, 128, 128], [16, 128, 128], [81, 90, 240], [145, 54, 34],
-                                                 [41, 240, 110]]]
+    assert imgproc.rgb2ycbcr(bars).tolist() == [
+        [[235, 128, 128], [16, 128, 128], [81, 90, 240], [145, 54, 34], [41, 240, 110]]
+    ]
     assert np.abs(imgproc.ycbcr2rgb(imgproc.rgb2ycbcr(rgb)).astype(int) - rgb).max() <= 2
     floats = RANDOM.random((300, 400, 3)).astype(np.float32)
     back = imgproc.ycbcr2rgb(imgproc.rgb2ycbcr(floats))
@@ -161,9 +207,17 @@ def test_ycbcr_is_matlabs():
 def test_modcrop_and_shave():
     image = RANDOM.random((10, 14, 3))
     tensor = torch.from_numpy(image).permute(2, 0, 1)
-    assert imgproc.modcrop(image, 4).shape == (8, 12, 3) and imgproc.modcrop(tensor, 4).shape == (3, 8, 12)
-    assert (imgproc.modcrop(image, 4) == image[:8, :12]).all() and imgproc.modcrop(image, 11).size == 0
-    assert (imgproc.shave(image, 3) == image[3:-3, 3:-3]).all() and imgproc.shave(tensor, 3).shape == (3, 4, 8)
+    assert imgproc.modcrop(image, 4).shape == (8, 12, 3) and imgproc.modcrop(tensor, 4).shape == (
+        3,
+        8,
+        12,
+    )
+    assert (imgproc.modcrop(image, 4) == image[:8, :12]).all() and imgproc.modcrop(
+        image, 11
+    ).size == 0
+    assert (imgproc.shave(image, 3) == image[3:-3, 3:-3]).all() and imgproc.shave(
+        tensor, 3
+    ).shape == (3, 4, 8)
     assert imgproc.shave(image, 0).shape == image.shape
 
 
@@ -180,11 +234,15 @@ def test_metrics_of_small_and_equal_images():
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_images_written_are_read_back(tmp_path, suffix, channels):
     ramp = np.add.outer(np.arange(40), 2 * np.arange(50)).astype(np.uint8)
-    image = ramp if channels == 1 else np.stack([ramp, ramp[::-1], ramp[:, ::-1], 255 - ramp][:channels], 2)
+    image = (
+        ramp
+        if channels == 1
+        else np.stack([ramp, ramp[::-1], ramp[:, ::-1], 255 - ramp][:channels], 2)
+    )
     path = tmp_path / f"bild ü{suffix}"
-    imgproc.write_image(path, image)
-    result = imgproc.read_image(path)
-    assert imgproc.image_size(path) == (40, 50) and list(tmp_path.iterdir()) == [path]
+    image_io.write_image(path, image)
+    result = image_io.read_image(path)
+    assert image_io.image_size(path) == (40, 50) and list(tmp_path.iterdir()) == [path]
     if suffix == ".jpg":
         image = image[..., :3] if channels == 4 else image
     elif suffix == ".webp" and channels == 1:
@@ -197,10 +255,10 @@ def test_images_written_are_read_back(tmp_path, suffix, channels):
 def test_16_bits(tmp_path, suffix):
     image = RANDOM.integers(0, 2**16, (20, 30, 3), dtype=np.uint16)
     for array in (image, image[..., 0]):
-        imgproc.write_image(tmp_path / f"a{suffix}", array)
-        assert (imgproc.read_image(tmp_path / f"a{suffix}") == array).all()
-    imgproc.write_image(tmp_path / "a.bmp", image)
-    assert (imgproc.read_image(tmp_path / "a.bmp") == np.round(image / 257)).all()
+        image_io.write_image(tmp_path / f"a{suffix}", array)
+        assert (image_io.read_image(tmp_path / f"a{suffix}") == array).all()
+    image_io.write_image(tmp_path / "a.bmp", image)
+    assert (image_io.read_image(tmp_path / "a.bmp") == np.round(image / 257)).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -213,38 +271,73 @@ def test_exif_orientation(tmp_path, suffix, orientation):
     upright[:16, :16, 0], upright[:16, 16:, 1] = 255, 255
     stored = Image.fromarray(upright)
     if orientation > 1:
-        undo = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_90", "TRANSVERSE",
-                "ROTATE_270")
+        undo = (
+            "FLIP_LEFT_RIGHT",
+            "ROTATE_180",
+            "FLIP_TOP_BOTTOM",
+            "TRANSPOSE",
+            "ROTATE_90",
+            "TRANSVERSE",
+            "ROTATE_270",
+        )
         stored = stored.transpose(Image.Transpose[undo[orientation - 2]])
     exif = Image.Exif()
     exif[0x0112] = orientation
     more = {"tiffinfo": {0x0112: orientation}} if suffix == ".tif" else {"exif": exif}
     for mode in ("RGB",) if suffix == ".jpg" else ("RGB", "RGBA"):
         stored.convert(mode).save(tmp_path / f"a{suffix}", lossless=True, **more)
-        result = imgproc.read_image(tmp_path / f"a{suffix}")
+        result = image_io.read_image(tmp_path / f"a{suffix}")
         corners = result[[8, 8, 40, 40], [8, 24, 8, 24]][:, :3]
-        assert np.abs(corners.astype(int) - [[255, 0, 0], [0, 255, 0], [0, 0, 0], [0, 0, 0]]).max() < 10, corners
+        assert (
+            np.abs(corners.astype(int) - [[255, 0, 0], [0, 255, 0], [0, 0, 0], [0, 0, 0]]).max()
+            < 10
+        ), corners
 
 
 def png(width, height, data=b""):
     def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(data))
+        + chunk(b"IEND", b"")
+    )
 
 
 HOSTILE = {
-    "empty.png": b"", "text.png": b"I am not an image.\n" * 9, "short.bmp": b"BM", "short.jpg": b"\xff\xd8\xff",
-    "loop.jpg": b"\xff\xd8\xff\xe0" + b"\0" * 99, "cut.png": png(5, 5)[:40], "nothing.png": png(0, 5),
+    "empty.png": b"",
+    "text.png": b"I am not an image.\n" * 9,
+    "short.bmp": b"BM",
+    "short.jpg": b"\xff\xd8\xff",
+    "loop.jpg": b"\xff\xd8\xff\xe0" + b"\0" * 99,
+    "cut.png": png(5, 5)[:40],
+    "nothing.png": png(0, 5),
     "no data.png": png(5, 5),
-    "bomb.png": png(30000, 30000, bytes(10**6)), "wide.png": png(2**31 - 1, 1),
-    "bomb.bmp": b"BM" + bytes(12) + struct.pack("<IiiHHIIiiII", 40, 60000, -60000, 1, 24, 0, 0, 0, 0, 0, 0) + bytes(99),
-    "bomb.jpg": b"\xff\xd8\xff\xc0\0\x11\x08\xff\xff\xff\xff\x03\x01\x22\0\x02\x11\x01\x03\x11\x01" + bytes(99),
+    "bomb.png": png(30000, 30000, bytes(10**6)),
+    "wide.png": png(2**31 - 1, 1),
+    "bomb.bmp": b"BM"
+    + bytes(12)
+    + struct.pack("<IiiHHIIiiII", 40, 60000, -60000, 1, 24, 0, 0, 0, 0, 0, 0)
+    + bytes(99),
+    "bomb.jpg": b"\xff\xd8\xff\xc0\0\x11\x08\xff\xff\xff\xff\x03\x01\x22\0\x02\x11\x01\x03\x11\x01"
+    + bytes(99),
     "bomb.webp": b"RIFF\xff\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff\xff\xff" * 2 + bytes(99),
-    "bomb.tif": b"II*\0\x08\0\0\0\x02\0" + struct.pack("<HHIIHHII", 256, 4, 1, 2**31, 257, 4, 1, 2**31),
-    "bomb twice.tif": b"II*\0\x08\0\0\0\x04\0" + b"".join(  # the decoder takes the first of equal tags
-        struct.pack("<HHII", tag, 4, 1, size) for size in (2**31, 8) for tag in (256, 257)),
-    "far.tif": b"II*\0\xff\xff\xff\x7f", "circle.tif": b"MM\0*\0\0\0\x00" + bytes(50),
+    "bomb.tif": b"II*\0\x08\0\0\0\x02\0"
+    + struct.pack("<HHIIHHII", 256, 4, 1, 2**31, 257, 4, 1, 2**31),
+    "bomb twice.tif": b"II*\0\x08\0\0\0\x04\0"
+    + b"".join(  # the decoder takes the first of equal tags
+        struct.pack("<HHII", tag, 4, 1, size) for size in (2**31, 8) for tag in (256, 257)
+    ),
+    "far.tif": b"II*\0\xff\xff\xff\x7f",
+    "circle.tif": b"MM\0*\0\0\0\x00" + bytes(50),
 }
 
 
@@ -253,7 +346,7 @@ def test_what_is_no_image_is_refused(tmp_path, name):
     """Before a pixel is allocated, where the declared size is absurd."""
     (tmp_path / name).write_bytes(HOSTILE[name])
     with pytest.raises(ValueError) as error:
-        imgproc.read_image(tmp_path / name)
+        image_io.read_image(tmp_path / name)
     assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
     if name.startswith(("bomb", "wide")):
         assert "pixels" in str(error.value)
@@ -261,28 +354,39 @@ def test_what_is_no_image_is_refused(tmp_path, name):
 
 def test_missing_files_and_odd_kinds(tmp_path):
     with pytest.raises(OSError, match="missing.png"):
-        imgproc.read_image(tmp_path / "missing.png")
+        image_io.read_image(tmp_path / "missing.png")
     with pytest.raises(OSError):
-        imgproc.read_image(tmp_path)
+        image_io.read_image(tmp_path)
     import cv2
 
     cv2.imwrite(str(tmp_path / "float.tif"), np.zeros((8, 8), np.float32))
     with pytest.raises(ValueError, match="float.tif: .*float32"):
-        imgproc.read_image(tmp_path / "float.tif")
+        image_io.read_image(tmp_path / "float.tif")
     with pytest.raises(ValueError, match="suffix|unknown kind"):
-        imgproc.write_image(tmp_path / "a.xyz", np.zeros((8, 8), np.uint8))
+        image_io.write_image(tmp_path / "a.xyz", np.zeros((8, 8), np.uint8))
     with pytest.raises(ValueError, match="no images"):
-        imgproc.list_images(ROOT / "tests")
+        image_io.list_images(ROOT / "tests")
 
 
 def test_opencv_adds_no_lines_of_its_own(tmp_path):
     (tmp_path / "cut.png").write_bytes(png(50, 50, bytes(50 * 151))[:80])
-    (tmp_path / "cut.tif").write_bytes(b"II*\0\x08\0\0\0\x02\0" + struct.pack("<HHII", 256, 4, 1, 9)
-                                       + struct.pack("<HHII", 257, 4, 1, 9) + bytes(40))
-    code = ("import imgproc\nfor name in ('cut.png', 'cut.tif'):\n    try: imgproc.read_image(name)\n"
-            "    except ValueError as error: print(error)")
-    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
-                             env={"PYTHONPATH": str(ROOT), "PATH": ""})
+    (tmp_path / "cut.tif").write_bytes(
+        b"II*\0\x08\0\0\0\x02\0"
+        + struct.pack("<HHII", 256, 4, 1, 9)
+        + struct.pack("<HHII", 257, 4, 1, 9)
+        + bytes(40)
+    )
+    code = (
+        "import image_io\nfor name in ('cut.png', 'cut.tif'):\n    try: image_io.read_image(name)\n"
+        "    except ValueError as error: print(error)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+    )
     assert process.stderr == "" and process.stdout.count("\n") == 2, process.stderr
 
 
@@ -291,19 +395,21 @@ def test_fuzzed_images_end_well_or_in_one_line(tmp_path):
     read, refused, seeds = 0, 0, []
     image = imgproc.imresize(RANDOM.random((6, 8, 3)).astype(np.float32), 3)
     for suffix in (".png", ".bmp", ".jpg", ".tif", ".webp"):
-        imgproc.write_image(tmp_path / f"seed{suffix}", (image.clip(0, 1) * 255).astype(np.uint8))
+        image_io.write_image(tmp_path / f"seed{suffix}", (image.clip(0, 1) * 255).astype(np.uint8))
         seeds.append((tmp_path / f"fuzzed{suffix}", (tmp_path / f"seed{suffix}").read_bytes()))
     for i in range(1500):
         path, seed = seeds[i % len(seeds)]
         data = bytearray(seed)
         for _ in range(RANDOM.integers(1, 6)):
             end = 60 if RANDOM.random() < 0.5 else len(data)
-            data[RANDOM.integers(0, end)] = RANDOM.choice([0, 1, 0x7F, 0xFF, RANDOM.integers(0, 256)])
+            data[RANDOM.integers(0, end)] = RANDOM.choice(
+                [0, 1, 0x7F, 0xFF, RANDOM.integers(0, 256)]
+            )
         if i % 7 == 0:
-            data = data[:RANDOM.integers(0, len(data))]
+            data = data[: RANDOM.integers(0, len(data))]
         path.write_bytes(data)
         try:
-            result = imgproc.read_image(path)
+            result = image_io.read_image(path)
             assert result.dtype in (np.uint8, np.uint16) and result.size
             read += 1
         except ValueError as error:
@@ -315,11 +421,11 @@ def test_fuzzed_images_end_well_or_in_one_line(tmp_path):
 # -------------------------------------------------------------------------------------------------------- other helpers
 def test_replace_file_leaves_all_or_nothing(tmp_path):
     path = tmp_path / "new" / "file"
-    with imgproc.replace_file(path) as temporary:
+    with files.replace_file(path) as temporary:
         temporary.write_text("first")
         assert not path.exists()
     for error, expected in ((KeyboardInterrupt, KeyboardInterrupt), (RuntimeError, OSError)):
-        with pytest.raises(expected), imgproc.replace_file(path) as temporary:
+        with pytest.raises(expected), files.replace_file(path) as temporary:
             temporary.write_text("half of the sec")
             raise error
     assert path.read_text() == "first" and list(path.parent.iterdir()) == [path]
@@ -327,6 +433,6 @@ def test_replace_file_leaves_all_or_nothing(tmp_path):
 
 def test_sample_images_are_photographs_in_the_wheel():
     for part in ("train", "test"):
-        for path in imgproc.sample_images(part):
-            assert min(imgproc.image_size(path)) >= 300
-    assert not set(imgproc.SAMPLE["train"]) & set(imgproc.SAMPLE["test"])
+        for path in image_io.sample_images(part):
+            assert min(image_io.image_size(path)) >= 300
+    assert not set(image_io.SAMPLE["train"]) & set(image_io.SAMPLE["test"])

@@ -1,8 +1,8 @@
 """The notebook in assets/ runs as a reader would run it, and its stored outputs are those of the weights that ship."""
+
 import shutil
 
 import pytest
-
 from conftest import ROOT
 
 for package in ("nbclient", "nbformat", "ipykernel", "matplotlib"):
@@ -23,15 +23,25 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     return lambda notebook, folder: NotebookClient(
-        notebook, timeout=900, resources={"metadata": {"path": str(tmp_path / folder)}}).execute()
+        notebook, timeout=900, resources={"metadata": {"path": str(tmp_path / folder)}}
+    ).execute()
 
 
 def printed(notebook) -> str:
-    return "".join(output["text"] for cell in notebook.cells for output in cell.get("outputs", []) if "text" in output)
+    return "".join(
+        output["text"]
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "text" in output
+    )
 
 
 def images(notebook) -> int:
-    return sum("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
+    return sum(
+        "image/png" in output.get("data", {})
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+    )
 
 
 def scores(notebook) -> list[float]:
@@ -50,7 +60,9 @@ def test_runs_from_top_to_bottom(run):
     assert srcnn > bicubic + 1 and len(sizes) == 3 and min(sizes) > bicubic + 1
     assert trained > bicubic + 0.3
     assert images(notebook) == images(stored) == 4
-    assert scores(stored)[:-1] == pytest.approx([bicubic, srcnn, *sizes], abs=0.01), "stored outputs are of other weights"
+    assert scores(stored)[:-1] == pytest.approx([bicubic, srcnn, *sizes], abs=0.01), (
+        "stored outputs are of other weights"
+    )
     assert scores(stored)[-1] == pytest.approx(trained, abs=0.2)
 
 

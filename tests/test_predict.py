@@ -1,4 +1,5 @@
 """model.predict against the plain network: tiles, borders, types, memory."""
+
 import subprocess
 import sys
 
@@ -6,18 +7,30 @@ import pytest
 import torch
 from conftest import ROOT
 
-import model
+import inference
+import weights
 from dataset import test_pair as make_pair
-from imgproc import psnr, read_image, rgb2y
-from model import SRCNN, predict
+from image_io import read_image
+from imgproc import psnr, rgb2y
+from inference import predict
+from model import SRCNN
 
 TILE = 10  # pixels on a side, for tests at the edges of tiles
-SIZES = [(1, 1), (1, 47), (47, 1), (2, 3), (TILE - 1, TILE), (TILE, TILE), (TILE + 1, 2 * TILE + 1), (33, 58)]
+SIZES = [
+    (1, 1),
+    (1, 47),
+    (47, 1),
+    (2, 3),
+    (TILE - 1, TILE),
+    (TILE, TILE),
+    (TILE + 1, 2 * TILE + 1),
+    (33, 58),
+]
 
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(model, "TILE_BYTES", 64 * 4 * TILE**2 // torch.get_num_threads())
+    monkeypatch.setattr(inference, "TILE_BYTES", 64 * 4 * TILE**2 // torch.get_num_threads())
 
 
 def random_network(kernel_sizes=(9, 1, 5), channels=1, padding_mode="replicate", widths=(64, 32)):
@@ -30,11 +43,13 @@ def compare(network, x):
     with torch.no_grad():
         expected = network(x)
     exact, fast = predict(network, x), predict(network, x, torch.bfloat16)
-    assert exact.shape == fast.shape == expected.shape and exact.dtype == fast.dtype == torch.float32
+    assert (
+        exact.shape == fast.shape == expected.shape and exact.dtype == fast.dtype == torch.float32
+    )
     return (exact - expected).abs().max().item(), (fast - expected).abs().max().item()
 
 
-@pytest.mark.parametrize("padding_mode", model.PADDING_MODES)
+@pytest.mark.parametrize("padding_mode", weights.PADDING_MODES)
 @pytest.mark.parametrize("kernel_sizes", [(9, 1, 5), (9, 3, 5), (9, 5, 5)])
 def test_equals_the_plain_network(small_tiles, kernel_sizes, padding_mode):
     for channels in (1, 3):
@@ -47,7 +62,7 @@ def test_equals_the_plain_network(small_tiles, kernel_sizes, padding_mode):
                 assert exact < 1e-6 and fast < 5e-3, (height, width, count, exact, fast)
 
 
-@pytest.mark.parametrize("padding_mode", model.PADDING_MODES)
+@pytest.mark.parametrize("padding_mode", weights.PADDING_MODES)
 def test_equals_the_plain_network_in_tiles_of_their_own_size(padding_mode):
     for size in [(1, 301, 299), (5, 60, 50), (1, 20, 2000)]:
         x = torch.rand(size).unsqueeze(1)
@@ -66,8 +81,13 @@ def test_leaves_network_and_input_as_they_are():
     state, kept = {k: v.clone() for k, v in network.state_dict().items()}, x.clone()
     threads = torch.get_num_threads()
     predict(network.train(), x, torch.bfloat16)
-    assert network.training and all(p.requires_grad and p.grad is None for p in network.parameters())
-    assert all(torch.equal(v, state[k]) and v.dtype == state[k].dtype for k, v in network.state_dict().items())
+    assert network.training and all(
+        p.requires_grad and p.grad is None for p in network.parameters()
+    )
+    assert all(
+        torch.equal(v, state[k]) and v.dtype == state[k].dtype
+        for k, v in network.state_dict().items()
+    )
     assert torch.equal(x, kept) and torch.get_num_threads() == threads
     assert network(x).requires_grad
 
@@ -101,8 +121,10 @@ def test_bfloat16_costs_less_than_a_hundredth_of_a_decibel(shared):
             image = read_image(path)
             y = torch.from_numpy(image if image.ndim == 2 else rgb2y(image[..., :3]))[None]
             lr, hr = make_pair(y, 3)
-            eight_bits = [(predict(network, lr, dtype)[0, 0] * 255).round().clamp(0, 255).byte().numpy()
-                          for dtype in (torch.float32, torch.bfloat16)]
+            eight_bits = [
+                (predict(network, lr, dtype)[0, 0] * 255).round().clamp(0, 255).byte().numpy()
+                for dtype in (torch.float32, torch.bfloat16)
+            ]
             scores.append([psnr(sr[3:-3, 3:-3], hr[0, 3:-3, 3:-3].numpy()) for sr in eight_bits])
         exact, fast = torch.tensor(scores).mean(0)
         assert abs(exact - fast) < 0.01, (name, exact, fast)
@@ -110,7 +132,8 @@ def test_bfloat16_costs_less_than_a_hundredth_of_a_decibel(shared):
 
 MEMORY = """
 import resource, torch
-from model import SRCNN, predict
+from inference import predict
+from model import SRCNN
 network, peak = SRCNN(), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 predict(network, torch.rand(1, 1, 300, 300), torch.bfloat16)
 x = torch.rand(1, 1, 1500, 2000)
@@ -122,5 +145,9 @@ print(peak() - before)
 
 def test_memory_does_not_grow_with_the_image():
     pytest.importorskip("resource")  # not on Windows
-    process = subprocess.run([sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(process.stdout) < 12 + 60, "MiB, of which the result is 12; layer 1's output would be 366"
+    process = subprocess.run(
+        [sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert int(process.stdout) < 12 + 60, (
+        "MiB, of which the result is 12; layer 1's output would be 366"
+    )

@@ -1,4 +1,5 @@
 """prepare_dataset.py: sources of every kind, faults on the way, hostile archives, and the tensors that come of it."""
+
 import gzip
 import hashlib
 import http.server
@@ -15,16 +16,19 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, error_line
 
 import config
 import dataset
+import image_io
 import imgproc
 import prepare_dataset
-from conftest import ROOT, error_line
 
 RANDOM = np.random.default_rng(0)
-LAYOUTS = {"ours": {"T91": "T91", "Set5": "Set5"},
-           "archive": {"T91": "root-78be1a2/Train", "Set5": "root-78be1a2/Test/Set5"}}
+LAYOUTS = {
+    "ours": {"T91": "T91", "Set5": "Set5"},
+    "archive": {"T91": "root-78be1a2/Train", "Set5": "root-78be1a2/Test/Set5"},
+}
 
 
 @pytest.fixture
@@ -33,11 +37,15 @@ def tiny(tmp_path, monkeypatch):
     images = {}
     for name, count in (("T91", 6), ("Set5", 2)):
         for i in range(count):
-            imgproc.write_image(tmp_path / "image.bmp", RANDOM.integers(0, 256, (40 + i, 50, 3), dtype=np.uint8))
+            image_io.write_image(
+                tmp_path / "image.bmp", RANDOM.integers(0, 256, (40 + i, 50, 3), dtype=np.uint8)
+            )
             images[name, f"t{i}.bmp"] = (tmp_path / "image.bmp").read_bytes()
     (tmp_path / "image.bmp").unlink()
-    manifest = {name: {f: hashlib.sha256(c).hexdigest() for (n, f), c in images.items() if n == name}
-                for name in ("T91", "Set5")}
+    manifest = {
+        name: {f: hashlib.sha256(c).hexdigest() for (n, f), c in images.items() if n == name}
+        for name in ("T91", "Set5")
+    }
     for module in (dataset, prepare_dataset):
         monkeypatch.setattr(module, "manifest", lambda: manifest)
     monkeypatch.setattr(prepare_dataset, "PAUSE", 0)
@@ -69,7 +77,9 @@ def laid_out(images: dict, layout="archive") -> dict:
 
 def main(tmp_path, *arguments):
     """The script in this process, with T91 and Set5 in tmp_path/data."""
-    prepare_dataset.main(config.load(argv=["--data_dir", str(tmp_path / "data"), "--test_sets", "Set5", *arguments]))
+    prepare_dataset.main(
+        config.load(argv=["--data_dir", str(tmp_path / "data"), "--test_sets", "Set5", *arguments])
+    )
 
 
 def fetched(tmp_path) -> dict:
@@ -83,11 +93,18 @@ def test_the_real_sets(shared, tmp_path, run_script):
     assert process.returncode == 0, process.stderr
     assert "T91-y: 91 images" in process.stdout and "21,884 sub-images" in process.stdout
     assert "Set5-y: 5 images" in process.stdout and "Set14-y: 14 images" in process.stdout
-    code = ("import sys; sys.modules.update(cv2=None, skimage=None)\nimport dataset\n"
-            "names, images = dataset.load_images('data/prepared/T91-y', mmap=True)\n"
-            "print(len(names), images[0].dtype, images[0].shape[0], sum(i.numel() for i in images))")
-    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
-                             env={**os.environ, "PYTHONPATH": str(ROOT)})
+    code = (
+        "import sys; sys.modules.update(cv2=None, skimage=None)\nimport dataset\n"
+        "names, images = dataset.load_images('data/prepared/T91-y', mmap=True)\n"
+        "print(len(names), images[0].dtype, images[0].shape[0], sum(i.numel() for i in images))"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert process.stdout.split() == ["91", "torch.uint8", "1", "5355633"], process.stderr
 
 
@@ -108,15 +125,24 @@ def test_sources(tiny, tmp_path, kind, layout):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes(content)
     else:
-        source.write_bytes(zip_of(members) if kind == "zip" else tar_of(members, "w:gz" if kind == "tar.gz" else "w"))
+        source.write_bytes(
+            zip_of(members)
+            if kind == "zip"
+            else tar_of(members, "w:gz" if kind == "tar.gz" else "w")
+        )
     main(tmp_path, "--source", str(source))
     assert fetched(tmp_path) == tiny
     names, images = dataset.load_images(tmp_path / "data" / "prepared" / "T91-y")
     assert names == [f"t{i}" for i in range(6)]
-    assert (images[3][0].numpy() == imgproc.rgb2y(imgproc.read_image(tmp_path / "data" / "T91" / "t3.bmp"))).all()
+    assert (
+        images[3][0].numpy()
+        == imgproc.rgb2y(image_io.read_image(tmp_path / "data" / "T91" / "t3.bmp"))
+    ).all()
 
 
-@pytest.mark.parametrize("damage", [lambda c: c[:-1], lambda c: c[:500] + bytes([c[500] ^ 1]) + c[501:], lambda c: b""])
+@pytest.mark.parametrize(
+    "damage", [lambda c: c[:-1], lambda c: c[:500] + bytes([c[500] ^ 1]) + c[501:], lambda c: b""]
+)
 def test_a_damaged_image_in_the_source_is_named_and_nothing_written(tiny, tmp_path, damage):
     members = laid_out(tiny) | {"root-78be1a2/Train/t4.bmp": damage(tiny["T91", "t4.bmp"])}
     (tmp_path / "source.zip").write_bytes(zip_of(members))
@@ -140,7 +166,11 @@ def test_only_what_is_missing_or_damaged_is_taken(tiny, tmp_path):
 def test_sources_without_the_images(tiny, tmp_path):
     (tmp_path / "text.zip").write_text("no archive")
     (tmp_path / "empty").mkdir()
-    for source, words in (("text.zip", "no readable"), ("empty", "lacks T91/t0.bmp and 7 more"), ("none", "no such")):
+    for source, words in (
+        ("text.zip", "no readable"),
+        ("empty", "lacks T91/t0.bmp and 7 more"),
+        ("none", "no such"),
+    ):
         with pytest.raises(ValueError, match=f"source=.*{source}: {words}"):
             main(tmp_path, "--source", str(tmp_path / source))
 
@@ -150,21 +180,34 @@ def test_sources_without_the_images(tiny, tmp_path):
 def server(monkeypatch):
     """A web server; ``server.answers`` is the list of what it answers next, the last one for good: an HTTP status,
     (content, announced length) or content, sent in chunks without a length as GitHub does."""
+
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self):
             self.server.asked += 1
-            answer = self.server.answers.pop(0) if len(self.server.answers) > 1 else self.server.answers[0]
+            answer = (
+                self.server.answers.pop(0)
+                if len(self.server.answers) > 1
+                else self.server.answers[0]
+            )
             self.close_connection = True
             if isinstance(answer, int):
                 self.send_error(answer)
                 return
             content, length = answer if isinstance(answer, tuple) else (answer, None)
             self.send_response(200)
-            self.send_header(*(("Transfer-Encoding", "chunked") if length is None else ("Content-Length", str(length))))
+            self.send_header(
+                *(
+                    ("Transfer-Encoding", "chunked")
+                    if length is None
+                    else ("Content-Length", str(length))
+                )
+            )
             self.end_headers()
-            self.wfile.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(content), content) if length is None else content)
+            self.wfile.write(
+                b"%x\r\n%s\r\n0\r\n\r\n" % (len(content), content) if length is None else content
+            )
 
         def log_message(self, *_):
             pass
@@ -172,7 +215,9 @@ def server(monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.asked = 0
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(prepare_dataset, "ARCHIVE", f"http://127.0.0.1:{server.server_port}/archive.zip")
+    monkeypatch.setattr(
+        prepare_dataset, "ARCHIVE", f"http://127.0.0.1:{server.server_port}/archive.zip"
+    )
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     yield server
     server.shutdown()
@@ -190,16 +235,26 @@ def test_download_tries_again_and_is_not_repeated(tiny, tmp_path, server):
 
 def test_download_that_never_succeeds(tiny, tmp_path, server):
     content = zip_of(laid_out(tiny))
-    for answer in (404, (content[:1000], len(content)), content[:1000], b"<html>log in to this network</html>"):
+    for answer in (
+        404,
+        (content[:1000], len(content)),
+        content[:1000],
+        b"<html>log in to this network</html>",
+    ):
         server.answers, server.asked = [answer], 0
-        with pytest.raises(OSError, match=r"cannot download http.*--source FILE.*--train_set sample --test_sets"):
+        with pytest.raises(
+            OSError, match=r"cannot download http.*--source FILE.*--train_set sample --test_sets"
+        ):
             main(tmp_path)
         assert server.asked == prepare_dataset.ATTEMPTS and not list((tmp_path / "data").iterdir())
 
 
 def test_download_with_a_damaged_image(tiny, tmp_path, server):
     """The archive is whole but not what the manifest says: nothing of it is kept, and the next run fetches it anew."""
-    server.answers = [zip_of(laid_out(tiny) | {"root-78be1a2/Test/Set5/t0.bmp": b"BM"}), zip_of(laid_out(tiny))]
+    server.answers = [
+        zip_of(laid_out(tiny) | {"root-78be1a2/Test/Set5/t0.bmp": b"BM"}),
+        zip_of(laid_out(tiny)),
+    ]
     with pytest.raises(ValueError, match="Set5/t0.bmp is damaged .*run this again"):
         main(tmp_path)
     assert not list((tmp_path / "data").iterdir())
@@ -210,10 +265,19 @@ def test_download_with_a_damaged_image(tiny, tmp_path, server):
 def test_no_network(tmp_path, run_script):
     line = error_line(run_script("prepare_dataset.py", https_proxy="http://127.0.0.1:9"))
     assert "--source FILE" in line and "--train_set sample --test_sets sample" in line
-    process = run_script("prepare_dataset.py", "--train_set", "sample", "--test_sets", "sample",
-                         https_proxy="http://127.0.0.1:9")
+    process = run_script(
+        "prepare_dataset.py",
+        "--train_set",
+        "sample",
+        "--test_sets",
+        "sample",
+        https_proxy="http://127.0.0.1:9",
+    )
     assert process.returncode == 0 and "sample-train-y: 10 images" in process.stdout, process.stderr
-    assert sorted(p.name for p in (tmp_path / "data" / "prepared").iterdir()) == ["sample-test-y", "sample-train-y"]
+    assert sorted(p.name for p in (tmp_path / "data" / "prepared").iterdir()) == [
+        "sample-test-y",
+        "sample-train-y",
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------- hostile archives
@@ -228,20 +292,37 @@ def hostile_archives(tiny):
     outside = {"../T91/t0.bmp": secret, "/tmp/T91/t0.bmp": secret, "x/../../T91/t0.bmp": secret}
     yield "lacks", zip_of(outside)
     yield "lacks", tar_of(outside)
-    yield "lacks", tar_of({"T91/t0.bmp": link("T91/t0.bmp", "/etc/passwd"), "T91": link("T91", "/tmp"),
-                           "T91/t1.bmp": link("T91/t1.bmp", "/etc/passwd", tarfile.LNKTYPE),
-                           "T91/t2.bmp": link("T91/t2.bmp", "", tarfile.CHRTYPE)})
-    yield "lacks", zip_of({"T91/t0.bmp/x": b"", "T91\\t0.bmp": secret, "T91/./../T91/t0.bmp": secret})
+    yield (
+        "lacks",
+        tar_of(
+            {
+                "T91/t0.bmp": link("T91/t0.bmp", "/etc/passwd"),
+                "T91": link("T91", "/tmp"),
+                "T91/t1.bmp": link("T91/t1.bmp", "/etc/passwd", tarfile.LNKTYPE),
+                "T91/t2.bmp": link("T91/t2.bmp", "", tarfile.CHRTYPE),
+            }
+        ),
+    )
+    yield (
+        "lacks",
+        zip_of({"T91/t0.bmp/x": b"", "T91\\t0.bmp": secret, "T91/./../T91/t0.bmp": secret}),
+    )
     everything = laid_out(tiny)
     yield "T91/t0.bmp is damaged", zip_of(everything | {"root-78be1a2/Train/t0.bmp": bytes(10**8)})
-    yield "T91/t0.bmp is damaged", tar_of(everything | {"root-78be1a2/Train/t0.bmp": bytes(10**8)}, "w:gz")
+    yield (
+        "T91/t0.bmp is damaged",
+        tar_of(everything | {"root-78be1a2/Train/t0.bmp": bytes(10**8)}, "w:gz"),
+    )
     yield "more than 256 MB", gzip.compress(bytes(2**28 + 1), 1)
     pax = tarfile.TarInfo("x")
     pax.type, pax.size = tarfile.XHDTYPE, 2**32
     yield "no readable|lacks", pax.tobuf(tarfile.USTAR_FORMAT) + bytes(1024)
     good = zip_of(everything)
-    yield "no readable|damaged|lacks", good[:len(good) // 2]
-    yield "no readable|damaged|lacks", good.replace(b"\x14\0\0\0\x08\0", b"\x14\0\x01\0\x08\0")  # "encrypted"
+    yield "no readable|damaged|lacks", good[: len(good) // 2]
+    yield (
+        "no readable|damaged|lacks",
+        good.replace(b"\x14\0\0\0\x08\0", b"\x14\0\x01\0\x08\0"),
+    )  # "encrypted"
 
 
 def test_hostile_archives(tiny, tmp_path):
@@ -264,9 +345,13 @@ def test_fuzzed_archives_end_well_or_in_one_line(tiny, tmp_path):
     for i in range(900):
         data = bytearray(seeds[i % 3])
         for _ in range(RANDOM.integers(1, 8)):
-            position = RANDOM.integers(0, len(data)) if RANDOM.random() < 0.7 else -RANDOM.integers(1, 900)
+            position = (
+                RANDOM.integers(0, len(data)) if RANDOM.random() < 0.7 else -RANDOM.integers(1, 900)
+            )
             data[position] = RANDOM.integers(0, 256)
-        (tmp_path / "fuzzed").write_bytes(data[:RANDOM.integers(0, len(data))] if i % 5 == 0 else data)
+        (tmp_path / "fuzzed").write_bytes(
+            data[: RANDOM.integers(0, len(data))] if i % 5 == 0 else data
+        )
         try:
             assert prepare_dataset._read_source(tmp_path / "fuzzed", wanted) == tiny
             whole += 1
@@ -279,19 +364,28 @@ def test_fuzzed_archives_end_well_or_in_one_line(tiny, tmp_path):
 # -------------------------------------------------------------------------------------------------------------- tensors
 def folder_of_images(folder, count=8, side=100):
     for i in range(count):
-        imgproc.write_image(folder / f"{i:02d}.png", RANDOM.integers(0, 256, (side, side + i, 3), dtype=np.uint8))
+        image_io.write_image(
+            folder / f"{i:02d}.png", RANDOM.integers(0, 256, (side, side + i, 3), dtype=np.uint8)
+        )
     return sorted(folder.iterdir())
 
 
 def test_kinds_of_images(tmp_path):
     colour = RANDOM.integers(0, 256, (20, 30, 3), dtype=np.uint8)
     gray, alpha = colour[..., 0], np.dstack([colour, colour[..., :1]])
-    for name, image in (("gray", gray), ("colour", colour), ("alpha", alpha), ("deep", colour.astype(np.uint16) * 257)):
-        imgproc.write_image(tmp_path / f"{name}.png", image)
-        y, rgb = (prepare_dataset.training_image(tmp_path / f"{name}.png", channels) for channels in (1, 3))
+    for name, image in (
+        ("gray", gray),
+        ("colour", colour),
+        ("alpha", alpha),
+        ("deep", colour.astype(np.uint16) * 257),
+    ):
+        image_io.write_image(tmp_path / f"{name}.png", image)
+        y, rgb = (dataset.training_image(tmp_path / f"{name}.png", channels) for channels in (1, 3))
         assert y.dtype == rgb.dtype == torch.uint8 and y.is_contiguous() and rgb.is_contiguous()
         assert (y.numpy() == (gray if name == "gray" else imgproc.rgb2y(colour))[None]).all()
-        assert (rgb.numpy() == (np.stack([gray] * 3) if name == "gray" else colour.transpose(2, 0, 1))).all()
+        assert (
+            rgb.numpy() == (np.stack([gray] * 3) if name == "gray" else colour.transpose(2, 0, 1))
+        ).all()
 
 
 def test_shards_hold_what_fits_and_only_changed_ones_are_made_anew(tmp_path, monkeypatch):
@@ -301,13 +395,15 @@ def test_shards_hold_what_fits_and_only_changed_ones_are_made_anew(tmp_path, mon
     shards = sorted(folder.iterdir())
     assert [p.name for p in shards] == [f"{i:05d}-of-00004.pth" for i in range(4)]
     before = [p.stat().st_mtime_ns for p in shards]
-    imgproc.write_image(paths[5], np.full((90, 90, 3), 255, np.uint8))
+    image_io.write_image(paths[5], np.full((90, 90, 3), 255, np.uint8))
     (folder / "00001-of-00004.pth.tmp-99").write_text("left by a killed run")
     prepare_dataset.prepare(paths, folder, 1)
     assert sorted(folder.iterdir()) == shards
     assert [p.stat().st_mtime_ns == t for p, t in zip(shards, before)] == [True, True, False, True]
     shards[0].write_bytes(shards[0].read_bytes()[:-500])
-    prepare_dataset.prepare(paths[:6], folder, 1)  # a smaller set: other names, none of the old left
+    prepare_dataset.prepare(
+        paths[:6], folder, 1
+    )  # a smaller set: other names, none of the old left
     names, images = dataset.load_images(folder)
     assert names == [f"{i:02d}" for i in range(6)] and (images[5] == 235).all()
 
@@ -315,13 +411,23 @@ def test_shards_hold_what_fits_and_only_changed_ones_are_made_anew(tmp_path, mon
 def test_a_run_that_ended_early_is_completed(tmp_path, monkeypatch):
     """Killed outright while it works; the second run keeps the finished shards."""
     paths = folder_of_images(tmp_path / "photos", 12)
-    code = ("import sys, time, pathlib, prepare_dataset as p\np.SHARD_BYTES, work = 25_000, p.training_image\n"
-            "def slow(path, channels):\n    time.sleep(60 * (path.stem >= '08'))\n    return work(path, channels)\n"
-            "p.training_image = slow\np.prepare(sorted(pathlib.Path('photos').iterdir()), pathlib.Path('prepared'), 1)")
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.DEVNULL,
-                               env={**os.environ, "PYTHONPATH": str(ROOT)})
+    code = (
+        "import sys, time, pathlib, prepare_dataset as p\np.SHARD_BYTES, work = 25_000, p.training_image\n"
+        "def slow(path, channels):\n    time.sleep(60 * (path.stem >= '08'))\n    return work(path, channels)\n"
+        "p.training_image = slow\np.prepare(sorted(pathlib.Path('photos').iterdir()), pathlib.Path('prepared'), 1)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     deadline = time.time() + 100
-    while len(list((tmp_path / "prepared").glob("*.pth"))) < 4 and time.time() < deadline and process.poll() is None:
+    while (
+        len(list((tmp_path / "prepared").glob("*.pth"))) < 4
+        and time.time() < deadline
+        and process.poll() is None
+    ):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -334,7 +440,9 @@ def test_a_run_that_ended_early_is_completed(tmp_path, monkeypatch):
     assert all(p.stat().st_mtime_ns == t for p, t in finished.items())
     names, images = dataset.load_images(tmp_path / "prepared", mmap=True)
     assert len(names) == 12
-    assert all(torch.equal(image, prepare_dataset.training_image(path, 1)) for path, image in zip(paths, images))
+    assert all(
+        torch.equal(image, dataset.training_image(path, 1)) for path, image in zip(paths, images)
+    )
 
 
 def test_bad_folders_and_full_disks(tmp_path, run_script):
@@ -342,17 +450,33 @@ def test_bad_folders_and_full_disks(tmp_path, run_script):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("no folder")
     sets = ("--test_sets", "--train_set")
-    for name, error, words in (("empty", ValueError, "no images"), ("Urban100", OSError, "Urban100: no folder")):
+    for name, error, words in (
+        ("empty", ValueError, "no images"),
+        ("Urban100", OSError, "Urban100: no folder"),
+    ):
         with pytest.raises(error, match=words):
-            prepare_dataset.main(config.load(argv=[*sets, str(tmp_path / name) if name == "empty" else name]))
+            prepare_dataset.main(
+                config.load(argv=[*sets, str(tmp_path / name) if name == "empty" else name])
+            )
     with pytest.raises(ValueError, match="rename one"):
-        prepare_dataset.main(config.load(argv=["--train_set", "a/photos", "--test_sets", "b/photos"]))
+        prepare_dataset.main(
+            config.load(argv=["--train_set", "a/photos", "--test_sets", "b/photos"])
+        )
     with pytest.raises(OSError, match="file"):
-        prepare_dataset.prepare(sorted((tmp_path / "photos").iterdir()), tmp_path / "file" / "prepared", 1)
-    code = ("import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)); sys.argv[0] = 'x'\n"
-            "import config, prepare_dataset; config.run(prepare_dataset.main)")
-    process = subprocess.run([sys.executable, "-c", code, *sets, "photos"], cwd=tmp_path, capture_output=True,
-                             text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        prepare_dataset.prepare(
+            sorted((tmp_path / "photos").iterdir()), tmp_path / "file" / "prepared", 1
+        )
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)); sys.argv[0] = 'x'\n"
+        "import config, prepare_dataset; config.run(prepare_dataset.main)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code, *sets, "photos"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert "cannot be written" in error_line(process)
     assert not list((tmp_path / "data").rglob("*.pth*"))
     (tmp_path / "photos" / "text.png").write_text("no image")

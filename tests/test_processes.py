@@ -1,4 +1,5 @@
 """Training on several processes (Gloo on the CPU), against the same training on one."""
+
 import os
 import signal
 import subprocess
@@ -9,7 +10,8 @@ import torch
 from launch import ROOT, TINY, make_tiny, ranks
 from test_train import NAME, check_folder, contents, rows, small_files_only
 
-from model import SRCNN, load_checkpoint
+from model import SRCNN
+from weights import load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +22,12 @@ def data(tmp_path_factory):
 @pytest.fixture
 def start(data, tmp_path):
     """``start(2, "--steps", 4)``: train.py on the tiny set on two processes; returns their runs, rank 0's first."""
+
     def start(count, *arguments, first=None):
-        return ranks(count, "train.py", "--data_dir", data, *TINY, *arguments, cwd=tmp_path, first=first)
+        return ranks(
+            count, "train.py", "--data_dir", data, *TINY, *arguments, cwd=tmp_path, first=first
+        )
+
     return start
 
 
@@ -38,18 +44,28 @@ def stop_after_saving():
         if str(new).endswith("metrics.csv"):
             os.replace = replace
             os.kill(os.getpid(), signal.SIGTERM)
+
     os.replace = then_signal
 
 
 def differences(tmp_path, one, other):
     """Largest differences of the last weights of two runs, and of their outputs; their metrics must be the same."""
-    a, b = (torch.load(tmp_path / "results" / name / "last.pth", weights_only=True) for name in (one, other))
+    a, b = (
+        torch.load(tmp_path / "results" / name / "last.pth", weights_only=True)
+        for name in (one, other)
+    )
     row_a, row_b = (rows(tmp_path / "results" / name)[-1] for name in (one, other))
     assert row_a == pytest.approx(row_b, rel=1e-5)
     x = torch.rand(1, 1, 40, 40, generator=torch.Generator().manual_seed(0))
     outputs = (SRCNN.from_checkpoint(a)(x) - SRCNN.from_checkpoint(b)(x)).abs().max().item()
-    weights = max((x[k] - y[k]).abs().max().item() for k in a["state_dict"] for x, y in (
-        (a["state_dict"], b["state_dict"]), (a["training"]["network"], b["training"]["network"])))
+    weights = max(
+        (x[k] - y[k]).abs().max().item()
+        for k in a["state_dict"]
+        for x, y in (
+            (a["state_dict"], b["state_dict"]),
+            (a["training"]["network"], b["training"]["network"]),
+        )
+    )
     print(f"{other}: weights differ by {weights:.1e}, outputs by {outputs:.1e}")
     return weights, outputs
 
@@ -74,12 +90,22 @@ def test_fast_recipe_on_two_processes_is_that_on_one(start, tmp_path, options):
     """Gone on with from one checkpoint (seen: weights 1e-6, outputs 5e-7). Over more steps, rounding errors grow: where
     the gradient has no part in a direction, SOAP's axes there are arbitrary, and its steps do not get smaller."""
     options = [*options.split(), "--steps", 200, "--valid_frequency"]
-    base, = start(1, *options, 30, "--exp_name", "base", first=stop_after_saving)
+    (base,) = start(1, *options, 30, "--exp_name", "base", first=stop_after_saving)
     assert base.wait() == 128 + signal.SIGTERM, base.output
     for count in (1, 2, 4):
-        runs = start(count, *options, 36, "--exp_name", f"on{count}", "--resume", "results/base/last.pth",
-                     first=stop_after_saving)
-        assert [run.wait() for run in runs] == [128 + signal.SIGTERM] + [1] * (count - 1), runs[0].output
+        runs = start(
+            count,
+            *options,
+            36,
+            "--exp_name",
+            f"on{count}",
+            "--resume",
+            "results/base/last.pth",
+            first=stop_after_saving,
+        )
+        assert [run.wait() for run in runs] == [128 + signal.SIGTERM] + [1] * (count - 1), runs[
+            0
+        ].output
     for other in ("on2", "on4"):
         assert max(differences(tmp_path, "on1", other)) < 1e-5
 
@@ -129,10 +155,14 @@ def test_no_room_ends_all(start, data, tmp_path):
 
 def test_errors_are_every_processes(start):
     """Each process ends with a line; under torchrun, which ends the rest, only process 0 gets to say it."""
-    cases = {"--batch_size 5": "batch_size=5: not divisible by 2 processes; set a multiple",
-             "--resume nowhere.pth": "nowhere.pth: no such file",
-             "--learning_rate 1e6 --steps 90 --valid_frequency 60 --exp_name nan": "not finite at step"}
-    for complaint, runs in [(complaint, start(2, *options.split())) for options, complaint in cases.items()]:
+    cases = {
+        "--batch_size 5": "batch_size=5: not divisible by 2 processes; set a multiple",
+        "--resume nowhere.pth": "nowhere.pth: no such file",
+        "--learning_rate 1e6 --steps 90 --valid_frequency 60 --exp_name nan": "not finite at step",
+    }
+    for complaint, runs in [
+        (complaint, start(2, *options.split())) for options, complaint in cases.items()
+    ]:
         assert complaint in runs[0].error()
         lost = "error: process 1 lost the others, which ended or cannot be reached"
         assert runs[1].error() in (runs[0].error(), lost)
@@ -140,16 +170,36 @@ def test_errors_are_every_processes(start):
 
 def test_torchrun(data, tmp_path):
     """The command itself, and that errors all processes share are said once."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / "train.py",
-               "--data_dir", data, *TINY, "--steps", "4"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        ROOT / "train.py",
+        "--data_dir",
+        data,
+        *TINY,
+        "--steps",
+        "4",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400, env=environment)
+    run = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=400, env=environment
+    )
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("parameters, recipe fast") == 1 and run.stdout.count("Written: ") == 1
     assert "Warning" not in run.stderr, run.stderr
     assert check_folder(tmp_path / "results" / NAME) == ["best.pth", "last.pth", "metrics.csv"]
-    run = subprocess.run([*command, "--batch_size", "5"], cwd=tmp_path, capture_output=True, text=True, timeout=400,
-                         env=environment)
+    run = subprocess.run(
+        [*command, "--batch_size", "5"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env=environment,
+    )
     assert run.returncode != 0
     assert [line for line in run.stderr.splitlines() if line.startswith("error: ")] == [
-        "error: batch_size=5: not divisible by 2 processes; set a multiple"]
+        "error: batch_size=5: not divisible by 2 processes; set a multiple"
+    ]

@@ -1,17 +1,19 @@
 """The weights in assets/weights/: they are what the README says of them."""
+
 import re
 
 import pytest
 import torch
 from conftest import ROOT
 
-from dataset import image_paths
+from dataset import image_paths, training_image
+from evaluation import evaluate
 from model import SRCNN
-from prepare_dataset import training_image
-from validate import evaluate
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SHIPPED = [(k, s, 1) for k in ((9, 1, 5), (9, 3, 5), (9, 5, 5)) for s in (2, 3, 4)] + [((9, 1, 5), 4, 3)]
+SHIPPED = [(k, s, 1) for k in ((9, 1, 5), (9, 3, 5), (9, 5, 5)) for s in (2, 3, 4)] + [
+    ((9, 1, 5), 4, 3)
+]
 
 
 def named(network) -> str:
@@ -25,8 +27,13 @@ def images(data_dir, name, channels):
 @pytest.mark.parametrize("network", SHIPPED, ids=named)
 def test_beats_bicubic_on_every_sample_image(network):
     kernel_sizes, scale, channels = network
-    scores = evaluate(SRCNN.from_pretrained(scale, kernel_sizes, channels), images("", "sample", channels), scale,
-                      "y" if channels == 1 else "rgb", with_ssim=False)
+    scores = evaluate(
+        SRCNN.from_pretrained(scale, kernel_sizes, channels),
+        images("", "sample", channels),
+        scale,
+        "y" if channels == 1 else "rgb",
+        with_ssim=False,
+    )
     for name, image in scores["images"].items():
         assert image["srcnn"]["psnr"] > image["bicubic"]["psnr"], name
 
@@ -35,10 +42,16 @@ def test_beats_bicubic_on_every_sample_image(network):
 def test_readme_has_its_figures(shared, network):
     kernel_sizes, scale, channels = network
     model = SRCNN.from_pretrained(scale, kernel_sizes, channels)
-    scores = [evaluate(model, images(shared / "data", name, channels), scale, "y" if channels == 1 else "rgb")["srcnn"]
-              for name in ("Set5", "Set14")]
+    scores = [
+        evaluate(
+            model, images(shared / "data", name, channels), scale, "y" if channels == 1 else "rgb"
+        )["srcnn"]
+        for name in ("Set5", "Set14")
+    ]
     expected = " | ".join(f"{s['psnr']:.2f} / {s['ssim']:.4f}" for s in scores)
-    assert re.search(rf"^\| srcnn_{named(network)} \|.*{re.escape(expected)}", README, re.MULTILINE), expected
+    assert re.search(
+        rf"^\| srcnn_{named(network)} \|.*{re.escape(expected)}", README, re.MULTILINE
+    ), expected
 
 
 @pytest.mark.parametrize("network", SHIPPED, ids=named)
@@ -46,7 +59,15 @@ def test_carries_what_made_it(network):
     path = ROOT / "assets" / "weights" / f"srcnn_{named(network)}.pth"
     content = torch.load(path, weights_only=True)
     facts = content["facts"]
-    assert facts["train_set"] == "T91" and facts["psnr_holdout"] > 25 and facts["settings"]["select_by"] == "holdout"
+    assert (
+        facts["train_set"] == "T91"
+        and facts["psnr_holdout"] > 25
+        and facts["settings"]["select_by"] == "holdout"
+    )
     assert content["upscale_factor"] == network[1] and "training" not in content
     assert path.stat().st_size < 300_000
-    assert (ROOT / "assets" / "logs" / f"srcnn_{named(network)}.csv").read_text().startswith("step,samples,seconds")
+    assert (
+        (ROOT / "assets" / "logs" / f"srcnn_{named(network)}.csv")
+        .read_text()
+        .startswith("step,samples,seconds")
+    )

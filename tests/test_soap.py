@@ -1,4 +1,5 @@
 """The SOAP optimizer."""
+
 import copy
 import math
 
@@ -33,8 +34,10 @@ def test_faster_than_adam_where_axes_are_turned():
     assert soap < adam / 3 < start
 
 
-@pytest.mark.parametrize("shape", [(5,), (1,), (4, 3, 1, 1), (4, 3, 3, 3), (1, 4, 5, 5), (6, 1, 9, 9), (1, 1, 1, 1),
-                                   (3, 2)])
+@pytest.mark.parametrize(
+    "shape",
+    [(5,), (1,), (4, 3, 1, 1), (4, 3, 3, 3), (1, 4, 5, 5), (6, 1, 9, 9), (1, 1, 1, 1), (3, 2)],
+)
 def test_any_shape(shape):
     torch.manual_seed(0)
     weight, target = torch.nn.Parameter(torch.randn(shape)), torch.randn(shape)
@@ -53,7 +56,10 @@ def test_biases_get_adam():
     torch.manual_seed(0)
     a = torch.nn.Parameter(torch.randn(7))
     b = torch.nn.Parameter(a.detach().clone())
-    pairs = [(a, SOAP([a], lr=0.01)), (b, torch.optim.Adam([b], lr=0.01, betas=(0.95, 0.95), eps=1e-8))]
+    pairs = [
+        (a, SOAP([a], lr=0.01)),
+        (b, torch.optim.Adam([b], lr=0.01, betas=(0.95, 0.95), eps=1e-8)),
+    ]
     for _ in range(20):
         gradient = torch.randn(7)
         for weight, optimizer in pairs:
@@ -79,6 +85,7 @@ def test_rotation_changes_nothing():
 
 def test_state_goes_on_to_the_bit(tmp_path):
     """Saved, loaded and gone on with, across renewals of the bases."""
+
     def steps(network, optimizer, first, last):
         for step in range(first, last):
             x = torch.randn(4, 1, 12, 12, generator=torch.Generator().manual_seed(step))
@@ -87,7 +94,9 @@ def test_state_goes_on_to_the_bit(tmp_path):
             optimizer.step()
 
     torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Conv2d(1, 6, 5), torch.nn.ReLU(), torch.nn.Conv2d(6, 1, 3))
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 6, 5), torch.nn.ReLU(), torch.nn.Conv2d(6, 1, 3)
+    )
     network.to(memory_format=torch.channels_last)
     optimizer = SOAP(network.parameters())
     steps(network, optimizer, 0, 17)

@@ -1,4 +1,5 @@
 """Training: faults, resuming, and the recipes' arithmetic."""
+
 import csv
 import json
 import math
@@ -20,9 +21,13 @@ from torch.nn import functional as F
 
 import config
 import dataset
+import evaluation
+import kernels
+import recipe
+import soap
 import train
-import validate
-from model import SRCNN, load_checkpoint
+from model import SRCNN
+from weights import load_checkpoint
 
 NAME = "srcnn_5-1-3_x3"
 
@@ -35,8 +40,10 @@ def data(tmp_path_factory):
 @pytest.fixture
 def start(data, tmp_path):
     """``start("--steps", 4)`` starts train.py on the tiny set; results in tmp_path / "results"."""
+
     def start(*arguments, before=None):
         return Run("train.py", "--data_dir", data, *TINY, *arguments, cwd=tmp_path, before=before)
+
     return start
 
 
@@ -53,7 +60,9 @@ def same(a, b) -> bool:
 
 def rows(folder):
     with open(folder / "metrics.csv", newline="") as file:
-        return [{k: float(v) for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+        return [
+            {k: float(v) for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)
+        ]
 
 
 def check_folder(folder):
@@ -75,11 +84,19 @@ def kill_at_step_11():
         if len(steps) == 11:
             os.kill(os.getpid(), signal.SIGKILL)
         return backward(*args, **kwargs)
+
     torch.Tensor.backward = dying
 
 
-@pytest.mark.parametrize("options", [
-    "--precision fp32", "--precision bf16", "--recipe paper --holdout 0", "--max_device_gb 0 --num_workers 1"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--precision fp32",
+        "--precision bf16",
+        "--recipe paper --holdout 0",
+        "--max_device_gb 0 --num_workers 1",
+    ],
+)
 def test_killed_and_resumed_is_bit_identical(start, tmp_path, options):
     options = [*options.split(), "--steps", 14, "--exp_name"]
     whole, killed = start(*options, "whole"), start(*options, "killed", before=kill_at_step_11)
@@ -89,7 +106,10 @@ def test_killed_and_resumed_is_bit_identical(start, tmp_path, options):
     resumed = start(*options, "killed", "--resume", last)
     assert resumed.wait() == 0, resumed.output
     for name in ("best.pth", "last.pth"):
-        a, b = (torch.load(tmp_path / "results" / run / name, weights_only=True) for run in ("whole", "killed"))
+        a, b = (
+            torch.load(tmp_path / "results" / run / name, weights_only=True)
+            for run in ("whole", "killed")
+        )
         assert same(a["state_dict"], b["state_dict"])
     for part in ("step", "best", "network", "optimizer"):
         assert same(a["training"][part], b["training"][part]), part
@@ -103,8 +123,12 @@ def test_killed_at_any_moment(start, tmp_path):
     for _ in range(4):
         resume = ["--resume", folder / "last.pth"] if step else []
         run = start("--steps", 100_000, "--valid_frequency", 1, *resume)
-        run.wait_for(lambda: (folder / "last.pth").exists()
-                     and load_checkpoint(folder / "last.pth")["training"]["step"] > step)
+        run.wait_for(
+            lambda: (
+                (folder / "last.pth").exists()
+                and load_checkpoint(folder / "last.pth")["training"]["step"] > step
+            )
+        )
         time.sleep(chance.uniform(0, 0.5))
         run.process.kill()
         assert run.wait() == -signal.SIGKILL
@@ -119,9 +143,10 @@ def die_while_writing():
     def dying(path, content):
         written.append(path.name.split(".tmp")[0])
         if written.count("last.pth") == 2:
-            write(path, bytes(content)[:len(content) // 2])
+            write(path, bytes(content)[: len(content) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
         return write(path, content)
+
     Path.write_bytes = dying
 
 
@@ -138,8 +163,14 @@ def test_killed_while_writing_a_checkpoint(start, tmp_path):
     assert [row["step"] for row in rows(folder)] == [4, 8, 12]
 
 
-@pytest.mark.parametrize("number, options", [
-    (signal.SIGTERM, ""), (signal.SIGINT, "--recipe paper"), (signal.SIGINT, "--max_device_gb 0 --num_workers 1")])
+@pytest.mark.parametrize(
+    "number, options",
+    [
+        (signal.SIGTERM, ""),
+        (signal.SIGINT, "--recipe paper"),
+        (signal.SIGINT, "--max_device_gb 0 --num_workers 1"),
+    ],
+)
 def test_signal_saves_and_says_how_to_go_on(start, tmp_path, number, options):
     """The last case: Ctrl-C in a terminal reaches the loading processes as well."""
     options = [*options.split(), "--exp_name", "run", "--valid_frequency", 50_000]
@@ -150,7 +181,10 @@ def test_signal_saves_and_says_how_to_go_on(start, tmp_path, number, options):
     line = run.output.strip().splitlines()[-1]
     last = tmp_path / "results/run/last.pth"
     step = load_checkpoint(last)["training"]["step"]
-    assert line == f"stopped at step {step}; go on with the same command and --resume results/run/last.pth"
+    assert (
+        line
+        == f"stopped at step {step}; go on with the same command and --resume results/run/last.pth"
+    )
     assert "Traceback" not in run.output
     run = start(*options, "--steps", step + 2, "--resume", last)
     assert run.wait() == 0 and rows(last.parent)[-1]["step"] == step + 2, run.output
@@ -178,7 +212,9 @@ def test_no_room_leaves_the_last_checkpoint(start, tmp_path):
 def test_full_disk(start, tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True
+    ).returncode:
         pytest.skip("no mounting here")
     try:
         assert start("--steps", 4, "--results_dir", folder).wait() == 0
@@ -208,18 +244,22 @@ def test_divergence_names_the_step_and_keeps_the_checkpoint(start, tmp_path, rec
     before = contents(folder)
     options += ["--steps", 90, "--learning_rate", 1e6]
     line = start(*options, "--valid_frequency", 60, "--resume", folder / "last.pth").error()
-    assert "learning_rate" in line and 4 < int(re.search(r"not finite at step (\d+);", line)[1]) < 60
+    assert (
+        "learning_rate" in line and 4 < int(re.search(r"not finite at step (\d+);", line)[1]) < 60
+    )
     assert contents(folder) == before
     # with a checkpoint every step, the weights have grown when the last one is saved, but are numbers
     assert "not finite at step" in start(*options, "--valid_frequency", 1).error()
     checkpoint = torch.load(folder / "last.pth", weights_only=True)
-    assert train.all_finite(SRCNN.from_checkpoint(load_checkpoint(folder / "last.pth")),
-                            type("O", (), {"state": checkpoint["training"]["optimizer"]["state"]}))
+    assert train.all_finite(
+        SRCNN.from_checkpoint(load_checkpoint(folder / "last.pth")),
+        type("O", (), {"state": checkpoint["training"]["optimizer"]["state"]}),
+    )
 
 
 def test_all_finite_looks_at_the_optimizer_too():
     network = SRCNN((3, 1, 3))
-    optimizer = train.SOAP(network.parameters())
+    optimizer = soap.SOAP(network.parameters())
     network(torch.rand(1, 1, 9, 9)).mean().backward()
     optimizer.step()
     assert train.all_finite(network, optimizer)
@@ -236,37 +276,52 @@ def trained(data, tmp_path_factory):
     return folder / "results" / NAME
 
 
-@pytest.mark.parametrize("options, complaint", [
-    ("--kernel_sizes 9 1 5", r"has kernel_sizes=\(5, 1, 3\), config asks for \(9, 1, 5\)"),
-    ("--channels 3", "has channels=1, config asks for 3"),
-    ("--upscale_factor 2", "a run at x3, config asks for x2"),
-    ("--recipe paper", "does not fit recipe=paper"),
-    ("--resume nowhere.pth", "nowhere.pth: no such file"),
-    ("--resume .", "not a file"),
-    ("--resume truncated.pth", "truncated.pth: damaged"),
-    ("--resume text.pth", "text.pth: neither"),
-    ("--batch_size 0", "batch_size=0"),
-    ("--crop_size 500", "crop_size=500: no training image is that large"),
-    ("--crop_size 17 --kernel_sizes 9 9 9", "crop_size=17: .* above 24"),
-    ("--holdout 6", "holdout=6: the training set has 6 images"),
-    ("--select_by Set99", "select_by='Set99'"),
-    ("--train_set nothing", "not prepared; run prepare_dataset.py"),
-    ("--device cuda:99", "device='cuda:99'"),
-    ("--lerning_rate 1", "unknown setting --lerning_rate: did you mean --learning_rate"),
-])
+@pytest.mark.parametrize(
+    "options, complaint",
+    [
+        ("--kernel_sizes 9 1 5", r"has kernel_sizes=\(5, 1, 3\), config asks for \(9, 1, 5\)"),
+        ("--channels 3", "has channels=1, config asks for 3"),
+        ("--upscale_factor 2", "a run at x3, config asks for x2"),
+        ("--recipe paper", "does not fit recipe=paper"),
+        ("--resume nowhere.pth", "nowhere.pth: no such file"),
+        ("--resume .", "not a file"),
+        ("--resume truncated.pth", "truncated.pth: damaged"),
+        ("--resume text.pth", "text.pth: neither"),
+        ("--batch_size 0", "batch_size=0"),
+        ("--crop_size 500", "crop_size=500: no training image is that large"),
+        ("--crop_size 17 --kernel_sizes 9 9 9", "crop_size=17: .* above 24"),
+        ("--holdout 6", "holdout=6: the training set has 6 images"),
+        ("--select_by Set99", "select_by='Set99'"),
+        ("--train_set nothing", "not prepared; run prepare_dataset.py"),
+        ("--device cuda:99", "device='cuda:99'"),
+        ("--lerning_rate 1", "unknown setting --lerning_rate: did you mean --learning_rate"),
+    ],
+)
 def test_refused_with_one_line(start, trained, tmp_path, options, complaint):
     (tmp_path / "truncated.pth").write_bytes((trained / "last.pth").read_bytes()[:-500])
     (tmp_path / "text.pth").write_text("not a checkpoint")
-    resume = [] if "--resume" in options or "--kernel_sizes 9 9 9" in options else ["--resume", trained / "last.pth"]
+    resume = (
+        []
+        if "--resume" in options or "--kernel_sizes 9 9 9" in options
+        else ["--resume", trained / "last.pth"]
+    )
     before = contents(trained)
     assert re.search(complaint, start(*resume, *options.split()).error())
     assert contents(trained) == before and not list((tmp_path / "results").glob("*/*"))
 
 
-@pytest.mark.parametrize("state", [{"step": 3}, {"step": 1, "best": 0.0, "seconds": 0.0, "history": [], "network": {},
-                                                 "optimizer": {}}])
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"step": 3},
+        {"step": 1, "best": 0.0, "seconds": 0.0, "history": [], "network": {}, "optimizer": {}},
+    ],
+)
 def test_strange_training_state(start, trained, tmp_path, state):
-    torch.save(torch.load(trained / "best.pth", weights_only=True) | {"training": state}, tmp_path / "strange.pth")
+    torch.save(
+        torch.load(trained / "best.pth", weights_only=True) | {"training": state},
+        tmp_path / "strange.pth",
+    )
     assert "its state does not fit" in start("--resume", tmp_path / "strange.pth").error()
 
 
@@ -274,14 +329,31 @@ def test_weights_of_others_start_at_step_0(start, tmp_path):
     """Weights alone, of another layout, padding and scale."""
     network = SRCNN((5, 1, 3), padding_mode="zeros")
     names = {"features.0": "conv1", "map.0": "conv2", "reconstruction": "conv3"}
-    torch.save({f"generator.{names[k.rsplit('.', 1)[0]]}.{k.rsplit('.', 1)[1]}": v
-                for k, v in network.state_dict().items()}, tmp_path / "foreign.pth")
+    torch.save(
+        {
+            f"generator.{names[k.rsplit('.', 1)[0]]}.{k.rsplit('.', 1)[1]}": v
+            for k, v in network.state_dict().items()
+        },
+        tmp_path / "foreign.pth",
+    )
     assert load_checkpoint(tmp_path / "foreign.pth")["interpolation"] == "torch"
-    run = start("--resume", tmp_path / "foreign.pth", "--steps", 1, "--recipe", "paper", "--learning_rate", 1e-9)
+    run = start(
+        "--resume",
+        tmp_path / "foreign.pth",
+        "--steps",
+        1,
+        "--recipe",
+        "paper",
+        "--learning_rate",
+        1e-9,
+    )
     assert run.wait() == 0, run.output
     last = load_checkpoint(tmp_path / f"results/{NAME}_paper/last.pth")
     assert last["training"]["step"] == 1 and last["upscale_factor"] == 3
-    assert (last["padding_mode"], last["interpolation"]) == ("replicate", "matlab")  # what it is trained for from here
+    assert (last["padding_mode"], last["interpolation"]) == (
+        "replicate",
+        "matlab",
+    )  # what it is trained for from here
     for name, weight in network.state_dict().items():
         torch.testing.assert_close(last["state_dict"][name], weight, atol=1e-5, rtol=0)
 
@@ -290,7 +362,9 @@ def test_finished_run_and_lost_best(start, trained, tmp_path):
     """Resuming a finished run does no harm; a best.pth that is not there is made anew."""
     run = start("--steps", 4, "--resume", trained / "last.pth")
     assert run.wait() == 0, run.output
-    run = start("--steps", 5, "--resume", trained / "last.pth", "--learning_rate", 0.5)  # worse than before
+    run = start(
+        "--steps", 5, "--resume", trained / "last.pth", "--learning_rate", 0.5
+    )  # worse than before
     assert run.wait() == 0, run.output
     assert load_checkpoint(tmp_path / "results" / NAME / "best.pth")["facts"]["step"] == 5
 
@@ -299,9 +373,20 @@ def test_checkpoints_of_long_runs_load(start, trained, tmp_path):
     """load_checkpoint takes so much and no more; train.py stays within that."""
     checkpoint = torch.load(trained / "last.pth", weights_only=True)
     row = checkpoint["training"]["history"][0]
-    history = [row | {"step": i - 20_000, "samples": 10**10, "psnr_third": random.random(), "loss": random.random()}
-               for i in range(9_000)]
-    torch.save(checkpoint | {"training": checkpoint["training"] | {"history": history}}, tmp_path / "long.pth")
+    history = [
+        row
+        | {
+            "step": i - 20_000,
+            "samples": 10**10,
+            "psnr_third": random.random(),
+            "loss": random.random(),
+        }
+        for i in range(9_000)
+    ]
+    torch.save(
+        checkpoint | {"training": checkpoint["training"] | {"history": history}},
+        tmp_path / "long.pth",
+    )
     run = start("--resume", tmp_path / "long.pth", "--steps", 5)
     assert run.wait() == 0, run.output
     last = tmp_path / "results" / NAME / "last.pth"
@@ -312,9 +397,21 @@ def test_checkpoints_of_long_runs_load(start, trained, tmp_path):
 def test_checkpoint_facts(trained, data):
     best, last = (load_checkpoint(trained / name) for name in ("best.pth", "last.pth"))
     facts = last["facts"]
-    assert facts["train_set"] == "tiny" and facts["step"] == 4 and facts["settings"]["data_dir"] == str(data)
-    assert {"psnr_holdout", "psnr_tinytest"} < set(facts) and facts["settings"]["kernel_sizes"] == [5, 1, 3]
-    assert best["training"] is None and best["upscale_factor"] == 3 and best["padding_mode"] == "replicate"
+    assert (
+        facts["train_set"] == "tiny"
+        and facts["step"] == 4
+        and facts["settings"]["data_dir"] == str(data)
+    )
+    assert {"psnr_holdout", "psnr_tinytest"} < set(facts) and facts["settings"]["kernel_sizes"] == [
+        5,
+        1,
+        3,
+    ]
+    assert (
+        best["training"] is None
+        and best["upscale_factor"] == 3
+        and best["padding_mode"] == "replicate"
+    )
     row = rows(trained)[-1]
     assert (row["step"], row["samples"], row["psnr_holdout"]) == (4, 16, facts["psnr_holdout"])
     json.dumps(facts)
@@ -327,38 +424,70 @@ def settings(*arguments):
 
 def test_paper_recipe_start_and_rates():
     torch.manual_seed(0)
-    network, average = train.build(settings("--recipe", "paper"), None, torch.device("cpu"))
+    network, average = recipe.build(settings("--recipe", "paper"), None, torch.device("cpu"))
     weights = torch.cat([p.flatten() for n, p in network.named_parameters() if "weight" in n])
     assert abs(weights.std().item() / 0.001 - 1) < 0.05 and abs(weights.mean().item()) < 5e-5
     assert all(not p.any() for n, p in network.named_parameters() if "bias" in n)
-    optimizer = train.make_optimizer(network, settings("--recipe", "paper"))
+    optimizer = recipe.make_optimizer(network, settings("--recipe", "paper"))
     names = {id(p): n for n, p in network.named_parameters()}
-    rates = {names[id(p)]: (group["lr"] * group["factor"], group["momentum"], group["weight_decay"], group["nesterov"])
-             for group in optimizer.param_groups for p in group["params"]}
-    assert {n: r[0] for n, r in rates.items()} == pytest.approx({
-        "features.0.weight": 1e-4, "features.0.bias": 1e-5, "map.0.weight": 1e-4, "map.0.bias": 1e-5,
-        "reconstruction.weight": 1e-5, "reconstruction.bias": 1e-5})
+    rates = {
+        names[id(p)]: (
+            group["lr"] * group["factor"],
+            group["momentum"],
+            group["weight_decay"],
+            group["nesterov"],
+        )
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert {n: r[0] for n, r in rates.items()} == pytest.approx(
+        {
+            "features.0.weight": 1e-4,
+            "features.0.bias": 1e-5,
+            "map.0.weight": 1e-4,
+            "map.0.bias": 1e-5,
+            "reconstruction.weight": 1e-5,
+            "reconstruction.bias": 1e-5,
+        }
+    )
     assert all(r[1:] == (0.9, 0, False) for r in rates.values())
-    assert {train.rate_at(step, settings("--recipe", "paper")) for step in (0, 10, 999_999)} == {1e-4}
+    assert {recipe.rate_at(step, settings("--recipe", "paper")) for step in (0, 10, 999_999)} == {
+        1e-4
+    }
 
 
 def test_paper_recipe_steps_by_hand(start, data, tmp_path):
     """Three steps of Caffe's solver written out: E = sum of squares / (2N), V = 0.9 V + rate × gradient, W -= V."""
-    run = start("--recipe", "paper", "--steps", 3, "--shrink", "--holdout", 0, "--learning_rate", 1e-2,
-                "--crop_size", 33)
+    run = start(
+        "--recipe",
+        "paper",
+        "--steps",
+        3,
+        "--shrink",
+        "--holdout",
+        0,
+        "--learning_rate",
+        1e-2,
+        "--crop_size",
+        33,
+    )
     assert run.wait() == 0, run.output
     torch.manual_seed(0)
     network = SRCNN((5, 1, 3), padding_mode="valid")
-    train.initialize(network, "paper")
+    recipe.initialize(network, "paper")
     images = torch.load(data / "prepared/tiny-y/00000-of-00001.pth", weights_only=True)["images"]
-    crops = train.DeviceCrops(images, 3, 4, 33, "cpu", stride=14)
+    crops = dataset.DeviceCrops(images, 3, 4, 33, "cpu", stride=14)
     rates = [1e-2, 1e-3, 1e-2, 1e-3, 1e-3, 1e-3]
     speed = [torch.zeros_like(p) for p in network.parameters()]
     for step in range(3):
         lr, hr = crops[step]
         energy = ((network(lr) - hr[:, :, 3:30, 3:30]) ** 2).sum() / 8
-        for p, v, rate, gradient in zip(network.parameters(), speed, rates,
-                                        torch.autograd.grad(energy, list(network.parameters()))):
+        for p, v, rate, gradient in zip(
+            network.parameters(),
+            speed,
+            rates,
+            torch.autograd.grad(energy, list(network.parameters())),
+        ):
             v.mul_(0.9).add_(rate * gradient)
             p.data -= v
     result = load_checkpoint(tmp_path / f"results/{NAME}_paper/last.pth")["state_dict"]
@@ -370,14 +499,21 @@ def test_paper_recipe_steps_by_hand(start, data, tmp_path):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_fast_recipe_starts_at_bicubic(channels):
     network = SRCNN((9, 5, 5), channels)
-    train.initialize(network, "fast")
+    recipe.initialize(network, "fast")
     x = torch.rand(2, channels, 30, 30)
     torch.testing.assert_close(network(x)[..., 8:-8, 8:-8], x[..., 8:-8, 8:-8])
 
 
 def test_fast_recipe_rate():
-    rates = [train.rate_at(step, settings("--steps", 1000, "--learning_rate", 1)) for step in range(1000)]
-    assert rates[0] == pytest.approx(0.01) and rates[500] == pytest.approx(0.5) and 0 <= rates[-1] < 1e-4
+    rates = [
+        recipe.rate_at(step, settings("--steps", 1000, "--learning_rate", 1))
+        for step in range(1000)
+    ]
+    assert (
+        rates[0] == pytest.approx(0.01)
+        and rates[500] == pytest.approx(0.5)
+        and 0 <= rates[-1] < 1e-4
+    )
     assert rates[99:] == sorted(rates[99:], reverse=True)
 
 
@@ -386,7 +522,7 @@ def test_trained_network_is_the_network(channels):
     """TrainedSRCNN and NarrowConv2d against plain convolutions: outputs and all gradients."""
     torch.manual_seed(0)
     plain = SRCNN((9, 3, 5), channels, (8, 6), "valid")
-    trained = train.TrainedSRCNN((9, 3, 5), channels, (8, 6), "valid")
+    trained = recipe.TrainedSRCNN((9, 3, 5), channels, (8, 6), "valid")
     trained.load_state_dict(plain.state_dict())
     trained.to(memory_format=torch.channels_last)
     x = torch.rand(3, channels, 22, 20)
@@ -397,19 +533,22 @@ def test_trained_network_is_the_network(channels):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-3 * b.grad.abs().max().item())
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(trained(x), plain(x).float(), rtol=0.03, atol=0.03)
-    x, weight = torch.rand(2, 5, 9, 8, dtype=torch.double), torch.rand(3, 5, 3, 3, dtype=torch.double)
-    torch.testing.assert_close(train.NarrowConv2d.apply(x, weight), F.conv2d(x, weight).float())
+    x, weight = (
+        torch.rand(2, 5, 9, 8, dtype=torch.double),
+        torch.rand(3, 5, 3, 3, dtype=torch.double),
+    )
+    torch.testing.assert_close(kernels.NarrowConv2d.apply(x, weight), F.conv2d(x, weight).float())
 
 
 def test_dithered():
     """Values that bf16 holds, next to the weight, and in the mean the weight; the gradient passes."""
     torch.manual_seed(0)
     weight = torch.tensor([1.003, -0.7001, 1e-3, 0.0, -3e-5, 0.5], requires_grad=True)
-    samples = torch.stack([train.dithered(weight) for _ in range(4000)])
+    samples = torch.stack([recipe.dithered(weight) for _ in range(4000)])
     assert torch.equal(samples.bfloat16().float(), samples) and (samples[:, -1] == 0.5).all()
     assert ((samples - weight).abs() <= weight.abs() / 128).all()
     torch.testing.assert_close(samples.mean(0), weight, rtol=4e-4, atol=0)
-    train.dithered(weight).sum().backward()
+    recipe.dithered(weight).sum().backward()
     assert torch.equal(weight.grad, torch.ones(6))
 
 
@@ -431,10 +570,19 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def test_needs_torch_numpy_and_tqdm_alone(data, tmp_path):
     """With everything else blocked: all modules import, doing nothing by that, and train.py trains."""
-    run = subprocess.run([sys.executable, "-c", BLOCKED, ROOT, "--data_dir", data, *TINY, "--steps", "2"], cwd=tmp_path,
-                         capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    run = subprocess.run(
+        [sys.executable, "-c", BLOCKED, ROOT, "--data_dir", data, *TINY, "--steps", "2"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert run.returncode == 0, run.stderr
-    assert sorted(os.listdir(tmp_path)) == ["results"] and "best.pth, last.pth, metrics.csv" in run.stdout
+    assert (
+        sorted(os.listdir(tmp_path)) == ["results"]
+        and "best.pth, last.pth, metrics.csv" in run.stdout
+    )
 
 
 def compile_in_this_process():
@@ -444,11 +592,26 @@ def compile_in_this_process():
 @pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler")
 def test_compiled(start, tmp_path):
     """The compiled network takes the same steps."""
-    options = ["--recipe", "paper", "--steps", 2, "--valid_frequency", 2, "--kernel_sizes", 3, 1, 3, "--exp_name"]
+    options = [
+        "--recipe",
+        "paper",
+        "--steps",
+        2,
+        "--valid_frequency",
+        2,
+        "--kernel_sizes",
+        3,
+        1,
+        3,
+        "--exp_name",
+    ]
     plain = start(*options, "plain")
     compiled = start(*options, "compiled", "--compile", before=compile_in_this_process)
     assert plain.wait() == 0 and compiled.wait(600) == 0, compiled.output
-    a, b = (load_checkpoint(tmp_path / f"results/{name}/last.pth")["state_dict"] for name in ("plain", "compiled"))
+    a, b = (
+        load_checkpoint(tmp_path / f"results/{name}/last.pth")["state_dict"]
+        for name in ("plain", "compiled")
+    )
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-7)
 
@@ -465,12 +628,16 @@ def test_rgb(data, start, tmp_path):
     network = SRCNN.from_pretrained(last.with_name("best.pth"))
     assert (network.channels, network.upscale_factor) == (3, 2)
     images = list(zip(*dataset.load_images(data / "prepared/tinytest-rgb")))
-    score = validate.evaluate(SRCNN.from_pretrained(last), images, 2, "rgb", with_ssim=False)["srcnn"]["psnr"]
+    score = evaluation.evaluate(SRCNN.from_pretrained(last), images, 2, "rgb", with_ssim=False)[
+        "srcnn"
+    ]["psnr"]
     assert rows(last.parent)[-1]["psnr_tinytest"] == pytest.approx(score, abs=1e-6)
 
 
 def test_learns(start, tmp_path):
-    run = start("--steps", 150, "--valid_frequency", 50, "--kernel_sizes", 9, 1, 5, "--precision", "auto")
+    run = start(
+        "--steps", 150, "--valid_frequency", 50, "--kernel_sizes", 9, 1, 5, "--precision", "auto"
+    )
     assert run.wait() == 0, run.output
     scores = [row["psnr_holdout"] for row in rows(tmp_path / "results/srcnn_9-1-5_x3")]
     assert scores[-1] > scores[0]

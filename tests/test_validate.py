@@ -5,12 +5,15 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from conftest import ROOT, error_line, identity
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import config
+import evaluation
+import imgproc
 import validate
-from conftest import ROOT, error_line, identity
-from imgproc import imresize, read_image, rgb2y
+from image_io import read_image
+from imgproc import imresize, rgb2y
 
 
 def run_main(*arguments):
@@ -20,6 +23,7 @@ def run_main(*arguments):
 @pytest.fixture(scope="module")
 def photograph():
     import skimage.data
+
     return skimage.data.astronaut()[:101, 150:260]
 
 
@@ -29,20 +33,32 @@ def pictures(tmp_path, photograph):
     folder = tmp_path / "pictures"
     folder.mkdir()
     bgr = np.ascontiguousarray(photograph[..., ::-1])
-    for name, image in {"colour.png": bgr, "gray.png": bgr[..., 1], "colour.bmp": bgr, "tiny.png": bgr[:2, :2],
-                        "deep.png": bgr.astype(np.uint16) * 257, "alpha.png": np.dstack([bgr, bgr[..., 0]])}.items():
+    for name, image in {
+        "colour.png": bgr,
+        "gray.png": bgr[..., 1],
+        "colour.bmp": bgr,
+        "tiny.png": bgr[:2, :2],
+        "deep.png": bgr.astype(np.uint16) * 257,
+        "alpha.png": np.dstack([bgr, bgr[..., 0]]),
+    }.items():
         assert cv2.imwrite(str(folder / name), image)
     return folder
 
 
 def test_paper_protocol_by_other_means(photograph):
-    scores = validate.evaluate(identity(), [("a", validate.to_tensor(photograph))], 3)["images"]["a"]
+    scores = evaluation.evaluate(identity(), [("a", imgproc.to_tensor(photograph))], 3)["images"][
+        "a"
+    ]
     truth = rgb2y(photograph)[:99, :108]
     bicubic = imresize(imresize(truth / 255, 1 / 3), 3)
     a, b = truth[3:-3, 3:-3], np.round(bicubic.clip(0, 1) * 255).astype(np.uint8)[3:-3, 3:-3]
-    ssim = structural_similarity(a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255)
+    ssim = structural_similarity(
+        a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
+    )
     for kind in ("bicubic", "srcnn"):  # the network passes its input through
-        assert scores[kind] == pytest.approx({"psnr": peak_signal_noise_ratio(a, b), "ssim": ssim}, abs=1e-9)
+        assert scores[kind] == pytest.approx(
+            {"psnr": peak_signal_noise_ratio(a, b), "ssim": ssim}, abs=1e-9
+        )
 
 
 def test_rgb_protocol_by_other_means(photograph):
@@ -50,48 +66,84 @@ def test_rgb_protocol_by_other_means(photograph):
     small = np.round(imresize(truth / 255, 1 / 4).clip(0, 1) * 255) / 255
     bicubic = np.round(imresize(small, 4).clip(0, 1) * 255).astype(np.uint8)
     a, b = truth[4:-4, 4:-4], bicubic[4:-4, 4:-4]
-    ssim = np.mean([structural_similarity(a[..., c], b[..., c], gaussian_weights=True, sigma=1.5, data_range=255,
-                                          use_sample_covariance=False) for c in range(3)])
+    ssim = np.mean(
+        [
+            structural_similarity(
+                a[..., c],
+                b[..., c],
+                gaussian_weights=True,
+                sigma=1.5,
+                data_range=255,
+                use_sample_covariance=False,
+            )
+            for c in range(3)
+        ]
+    )
     for channels in (1, 3):  # a Y network there: Y by the network, chroma by bicubic
-        scores = validate.evaluate(identity(channels), [("a", validate.to_tensor(photograph))], 4, "rgb")["images"]["a"]
-        assert scores["bicubic"] == pytest.approx({"psnr": peak_signal_noise_ratio(a, b), "ssim": ssim}, abs=1e-9)
-        assert scores["srcnn"] == pytest.approx(scores["bicubic"], abs=2e-3 if channels == 1 else 1e-9)
+        scores = evaluation.evaluate(
+            identity(channels), [("a", imgproc.to_tensor(photograph))], 4, "rgb"
+        )["images"]["a"]
+        assert scores["bicubic"] == pytest.approx(
+            {"psnr": peak_signal_noise_ratio(a, b), "ssim": ssim}, abs=1e-9
+        )
+        assert scores["srcnn"] == pytest.approx(
+            scores["bicubic"], abs=2e-3 if channels == 1 else 1e-9
+        )
 
 
 def test_torch_interpolation_is_what_the_network_sees(photograph):
     network = identity()
     network.interpolation = "torch"
-    scores = validate.evaluate(network, [("a", validate.to_tensor(photograph))], 3)
-    assert scores["bicubic"] == validate.evaluate(identity(), [("a", validate.to_tensor(photograph))], 3)["bicubic"]
+    scores = evaluation.evaluate(network, [("a", imgproc.to_tensor(photograph))], 3)
+    assert (
+        scores["bicubic"]
+        == evaluation.evaluate(identity(), [("a", imgproc.to_tensor(photograph))], 3)["bicubic"]
+    )
     assert scores["srcnn"]["psnr"] != scores["bicubic"]["psnr"]
 
 
 def test_authors_network_has_the_papers_figures(shared, tmp_path):
-    run_main("--model_path", shared / "oracle" / "srcnn-authors-9-5-5-imagenet-x4.mat", "--upscale_factor", 4,
-             "--data_dir", shared / "data", "--test_sets", "Set5", "--results_dir", tmp_path)
-    result = json.loads((tmp_path / "srcnn_9-5-5_x4" / "validation.json").read_text())["sets"]["Set5"]
+    run_main(
+        "--model_path",
+        shared / "oracle" / "srcnn-authors-9-5-5-imagenet-x4.mat",
+        "--upscale_factor",
+        4,
+        "--data_dir",
+        shared / "data",
+        "--test_sets",
+        "Set5",
+        "--results_dir",
+        tmp_path,
+    )
+    result = json.loads((tmp_path / "srcnn_9-5-5_x4" / "validation.json").read_text())["sets"][
+        "Set5"
+    ]
     assert f"{result['bicubic']['psnr']:.4f} {result['bicubic']['ssim']:.4f}" == "28.4207 0.8104"
     assert f"{result['srcnn']['psnr']:.3f} {result['srcnn']['ssim']:.4f}" == "30.484 0.8628"
 
 
 def test_everything_on_the_sample_set(run_script, identity_file, tmp_path):
-    done = run_script("validate.py", "--model_path", identity_file, "--test_sets", "Set5", "nowhere")
+    done = run_script(
+        "validate.py", "--model_path", identity_file, "--test_sets", "Set5", "nowhere"
+    )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert "nowhere" in done.stdout and "validates on sample" in done.stdout
     assert "8,129 parameters, 8,032 multiply-accumulates per pixel" in done.stdout
     folder = tmp_path / "results" / "srcnn_9-1-5_x3"
     content = json.loads((folder / "validation.json").read_text())
     assert content["upscale_factor"] == 3 and content["model_path"] == str(identity_file)
-    result, = content["sets"].values()
+    (result,) = content["sets"].values()
     assert set(result["images"]) == {"astronaut", "camera", "chelsea", "coffee", "rocket"}
     for kind in ("bicubic", "srcnn"):
         for metric in ("psnr", "ssim"):
             values = [image[kind][metric] for image in result["images"].values()]
             assert result[kind][metric] == pytest.approx(np.mean(values), abs=1e-12)
     for name, image in result["images"].items():
-        line, = re.findall(rf"^{name} .*$", done.stdout, re.MULTILINE)
+        (line,) = re.findall(rf"^{name} .*$", done.stdout, re.MULTILINE)
         assert f"{image['bicubic']['psnr']:.4f}" in line and f"{image['srcnn']['ssim']:.4f}" in line
-        picture, comparison = (read_image(folder / "sample" / f"{name}_{k}.png") for k in ("srcnn", "comparison"))
+        picture, comparison = (
+            read_image(folder / "sample" / f"{name}_{k}.png") for k in ("srcnn", "comparison")
+        )
         assert picture.shape[0] % 3 == 0 and picture.ndim == (2 if name == "camera" else 3)
         assert comparison.shape[1] > 1200
     page = (folder / "report.html").read_text()
@@ -102,10 +154,14 @@ def test_everything_on_the_sample_set(run_script, identity_file, tmp_path):
 
 def test_images_of_every_kind(pictures, identity_file, tmp_path, capsys):
     run_main("--model_path", identity_file, "--test_sets", pictures, "--results_dir", tmp_path)
-    result = json.loads((tmp_path / "srcnn_9-1-5_x3" / "validation.json").read_text())["sets"]["pictures"]
+    result = json.loads((tmp_path / "srcnn_9-1-5_x3" / "validation.json").read_text())["sets"][
+        "pictures"
+    ]
     assert set(result["images"]) == {"alpha", "colour.bmp", "colour.png", "deep", "gray"}
     assert result["too_small"] == ["tiny"] and "pictures/tiny: left out" in capsys.readouterr().out
-    same = [result["images"][name]["srcnn"] for name in ("alpha", "colour.bmp", "colour.png", "deep")]
+    same = [
+        result["images"][name]["srcnn"] for name in ("alpha", "colour.bmp", "colour.png", "deep")
+    ]
     assert all(scores == same[0] for scores in same)
 
 
@@ -114,9 +170,18 @@ def test_flat_images_and_nothing_measurable_are_json(tmp_path, identity_file):
     for side, folder in ((64, "flat"), (3, "small")):
         (tmp_path / folder).mkdir(exist_ok=True)
         cv2.imwrite(str(tmp_path / folder / "a.png"), np.full((side, side), 128, np.uint8))
-    run_main("--model_path", identity_file, "--test_sets", tmp_path / "flat", tmp_path / "small",
-             "--results_dir", tmp_path)
-    sets = json.loads((tmp_path / "srcnn_9-1-5_x3" / "validation.json").read_text(), parse_constant=pytest.fail)["sets"]
+    run_main(
+        "--model_path",
+        identity_file,
+        "--test_sets",
+        tmp_path / "flat",
+        tmp_path / "small",
+        "--results_dir",
+        tmp_path,
+    )
+    sets = json.loads(
+        (tmp_path / "srcnn_9-1-5_x3" / "validation.json").read_text(), parse_constant=pytest.fail
+    )["sets"]
     assert sets["flat"]["srcnn"] == {"psnr": None, "ssim": 1.0}
     assert sets["small"]["srcnn"] == {"psnr": None, "ssim": None}
 
@@ -124,12 +189,25 @@ def test_flat_images_and_nothing_measurable_are_json(tmp_path, identity_file):
 def test_two_processes_print_the_same_table(pictures, identity_file, tmp_path, run_script):
     arguments = ["--model_path", identity_file, "--test_sets", pictures, "--device", "cpu"]
     run_main(*arguments, "--results_dir", tmp_path / "one")
-    launcher = tmp_path / "launch.py"  # run_script runs the project's scripts; this is how torchrun starts
+    launcher = (
+        tmp_path / "launch.py"
+    )  # run_script runs the project's scripts; this is how torchrun starts
     launcher.write_text("from torch.distributed.run import main; main()")
-    done = run_script(launcher, "--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0",
-                      ROOT / "validate.py", *arguments, "--results_dir", tmp_path / "two")
+    done = run_script(
+        launcher,
+        "--nproc_per_node=2",
+        "--rdzv_backend=c10d",
+        "--rdzv_endpoint=localhost:0",
+        ROOT / "validate.py",
+        *arguments,
+        "--results_dir",
+        tmp_path / "two",
+    )
     assert done.returncode == 0, done.stderr
-    one, two = (json.loads((tmp_path / n / "srcnn_9-1-5_x3" / "validation.json").read_text()) for n in ("one", "two"))
+    one, two = (
+        json.loads((tmp_path / n / "srcnn_9-1-5_x3" / "validation.json").read_text())
+        for n in ("one", "two")
+    )
     assert without_times(one) == without_times(two)
     for name in ("alpha", "gray"):
         assert len(re.findall(rf"^{name} ", done.stdout, re.MULTILINE)) == 1
@@ -150,23 +228,27 @@ def test_scores_without_opencv_and_scikit_image(run_script, tmp_path):
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 sys.modules.update(cv2=None, skimage=None, scipy=None, PIL=None)
-import torch, validate
+import torch, evaluation
 from model import SRCNN
 image = torch.arange(3600).remainder(251).byte().view(1, 60, 60)
-print(sorted(validate.evaluate(SRCNN().eval(), [("a", image)], 2, with_ssim=False)["srcnn"]))
+print(sorted(evaluation.evaluate(SRCNN().eval(), [("a", image)], 2, with_ssim=False)["srcnn"]))
 """)
     done = run_script(script)
     assert done.stdout.strip() == "['psnr']", done.stderr
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--upscale_factor", 4], "made for x3"),
-    (["--model_path", "missing.pth"], "missing.pth"),
-    (["--model_path", ""], "no weights ship as srcnn_9-1-5_x7"),
-    (["--results_dir", "{file}/results"], "cannot be written"),
-    (["--test_sets", "{empty}"], "no images there"),
-    (["--test_sets", "{texts}"], "a.png: not a PNG"),
-    (["--device", "gpu"], "device='gpu'")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--upscale_factor", 4], "made for x3"),
+        (["--model_path", "missing.pth"], "missing.pth"),
+        (["--model_path", ""], "no weights ship as srcnn_9-1-5_x7"),
+        (["--results_dir", "{file}/results"], "cannot be written"),
+        (["--test_sets", "{empty}"], "no images there"),
+        (["--test_sets", "{texts}"], "a.png: not a PNG"),
+        (["--device", "gpu"], "device='gpu'"),
+    ],
+)
 def test_bad_input_is_named(arguments, message, identity_file, tmp_path):
     (tmp_path / "file").write_text("text")
     (tmp_path / "empty").mkdir()
@@ -175,8 +257,16 @@ def test_bad_input_is_named(arguments, message, identity_file, tmp_path):
     places = {name: tmp_path / name for name in ("file", "empty", "texts")}
     scale = ["--upscale_factor", 7] if arguments[-1] == "" else []
     with pytest.raises((ValueError, OSError), match=re.escape(message)) as raised:
-        run_main("--model_path", identity_file, "--test_sets", "sample", "--results_dir", tmp_path / "results",
-                 *scale, *(str(a).format(**places) for a in arguments))
+        run_main(
+            "--model_path",
+            identity_file,
+            "--test_sets",
+            "sample",
+            "--results_dir",
+            tmp_path / "results",
+            *scale,
+            *(str(a).format(**places) for a in arguments),
+        )
     assert "\n" not in str(raised.value)
 
 
@@ -197,26 +287,37 @@ def test_report_in_a_browser(pictures, identity_file, tmp_path):
     run_main("--model_path", identity_file, "--test_sets", pictures, "--results_dir", tmp_path)
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
-    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-                 f"--user-data-dir={tmp_path / 'chromium'}"):
+    for flag in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        f"--user-data-dir={tmp_path / 'chromium'}",
+    ):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
     try:
         for width, height in ((1280, 900), (390, 844)):
-            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
-                "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500})
+            driver.execute_cdp_cmd(
+                "Emulation.setDeviceMetricsOverride",
+                {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
+            )
             driver.get(f"file://{tmp_path}/srcnn_9-1-5_x3/report.html")
             assert driver.execute_script("return document.documentElement.scrollWidth") <= width
             wipe = driver.find_elements(By.CSS_SELECTOR, ".wipe")[1]
             driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", wipe)
 
             def position():
-                return driver.execute_script("return getComputedStyle(arguments[0]).getPropertyValue('--x')", wipe)
+                return driver.execute_script(
+                    "return getComputedStyle(arguments[0]).getPropertyValue('--x')", wipe
+                )
 
             assert position() == "50%"
-            ActionChains(driver).move_to_element(wipe).click_and_hold().move_by_offset(-wipe.size["width"] // 4, 0) \
-                .release().perform()
+            ActionChains(driver).move_to_element(wipe).click_and_hold().move_by_offset(
+                -wipe.size["width"] // 4, 0
+            ).release().perform()
             assert position() == "25%"
             driver.switch_to.active_element.send_keys(Keys.ARROW_RIGHT * 3)
             assert position() == "28%"
