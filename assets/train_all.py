@@ -1,0 +1,121 @@
+"""Make every file in assets/weights/ again, from nothing: one command for each, or for all.
+
+    python -m assets.train_all                     # all of them, in the order of the table
+    python -m assets.train_all srcnn_9-5-5_x2      # that one, and the runs that it begins from
+    python -m assets.train_all --list              # the commands alone
+    python -m assets.train_all --install           # also put what was made into assets/
+
+Needs the images (python prepare_dataset.py). A run that was interrupted goes on where it was, and
+one that is finished is not repeated: runs lie in results/<name>/, as those of train.py do.
+"""
+
+import argparse
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ASSETS = Path(__file__).parent
+SCRIPT = ASSETS.parent / "train.py"
+RESULTS = Path("results")
+
+# name of the run: (the run that it begins from, "": none; what follows "python train.py").
+# A run whose name ends in _start ships no file: the next one goes on from it, at a lower rate.
+RUNS = {
+    "srcnn_9-1-5_x3": ("", "--valid_frequency 2000"),
+    "srcnn_9-1-5_x2": (
+        "srcnn_9-1-5_x3",
+        "--upscale_factor 2 --learning_rate 0.003 --steps 10000 --valid_frequency 2000",
+    ),
+    "srcnn_9-1-5_x4": (
+        "srcnn_9-1-5_x3",
+        "--upscale_factor 4 --learning_rate 0.003 --steps 10000 --valid_frequency 2000",
+    ),
+    "srcnn_9-1-5_x4_rgb": ("", "--upscale_factor 4 --channels 3 --valid_frequency 2000"),
+    "srcnn_9-3-5_x3": ("", "--kernel_sizes 9 3 5 --valid_frequency 2000"),
+    "srcnn_9-3-5_x2": (
+        "srcnn_9-3-5_x3",
+        "--kernel_sizes 9 3 5 --upscale_factor 2 --learning_rate 0.003 --steps 6000"
+        " --valid_frequency 1500",
+    ),
+    "srcnn_9-3-5_x4": (
+        "srcnn_9-3-5_x3",
+        "--kernel_sizes 9 3 5 --upscale_factor 4 --learning_rate 0.003 --steps 6000"
+        " --valid_frequency 1500",
+    ),
+    "srcnn_9-5-5_x3_start": ("", "--kernel_sizes 9 5 5 --steps 25000 --valid_frequency 2500"),
+    "srcnn_9-5-5_x3": (
+        "srcnn_9-5-5_x3_start",
+        "--kernel_sizes 9 5 5 --learning_rate 0.003 --steps 90000 --valid_frequency 5000",
+    ),
+    "srcnn_9-5-5_x2": (
+        "srcnn_9-5-5_x3_start",
+        "--kernel_sizes 9 5 5 --upscale_factor 2 --learning_rate 0.003 --steps 12000"
+        " --valid_frequency 2000",
+    ),
+    "srcnn_9-5-5_x4": (
+        "srcnn_9-5-5_x3",
+        "--kernel_sizes 9 5 5 --upscale_factor 4 --learning_rate 0.003 --steps 12000"
+        " --valid_frequency 2000",
+    ),
+}
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="runs to make; none: all")
+    parser.add_argument("--list", action="store_true", help="print the commands, run nothing")
+    parser.add_argument("--install", action="store_true", help="copy weights and logs to assets/")
+    given = parser.parse_args(arguments)
+    unknown = [name for name in given.names if name not in RUNS]
+    if unknown:
+        sys.exit(f"error: no run is named {unknown[0]}; there are {', '.join(RUNS)}")
+    for name in needed(given.names or list(RUNS)):
+        print("+", command(name), flush=True)
+        if not given.list:
+            make(name)
+            if given.install:
+                install(name)
+
+
+def needed(names: list[str]) -> list[str]:
+    """These runs and all that they begin from, in an order in which they can be made."""
+    order = []
+    for name in names:
+        chain = []
+        while name and name not in order:
+            chain.insert(0, name)
+            name = RUNS[name][0]
+        order += chain
+    return order
+
+
+def command(name: str) -> str:
+    """The one command of a run, for a shell in the repository's root."""
+    begins_from, settings = RUNS[name]
+    begin = f" --resume {(RESULTS / begins_from / 'best.pth').as_posix()}" if begins_from else ""
+    return f"python train.py {settings}{begin} --exp_name {name}"
+
+
+def make(name: str):
+    """Train, or go on with what an interruption left; a finished run says so and ends at once."""
+    words = shlex.split(command(name))[2:]
+    last = RESULTS / name / "last.pth"
+    if last.exists():
+        # of two --resume the last one counts: the run's own state, not what it began from
+        words += ["--resume", str(last)]
+    status = subprocess.run([sys.executable, str(SCRIPT), *words]).returncode
+    if status:
+        sys.exit(status)
+
+
+def install(name: str):
+    """Weights to assets/weights/, the log to assets/logs/."""
+    shutil.copyfile(RESULTS / name / "metrics.csv", ASSETS / "logs" / f"{name}.csv")
+    if not name.endswith("_start"):
+        shutil.copyfile(RESULTS / name / "best.pth", ASSETS / "weights" / f"{name}.pth")
+
+
+if __name__ == "__main__":
+    main()
