@@ -1,0 +1,148 @@
+"""export.py: the graph of the whole operation against `inference.upscale`, in torch and in other runtimes."""
+
+import functools
+import importlib.util
+import io
+
+import numpy as np
+import pytest
+import torch
+
+import export
+import inference
+from imgproc import upsample
+from model import SRCNN
+
+SIZES = (
+    (1, 1),
+    (1, 7),
+    (2, 3),
+    (3, 2),
+    (31, 20),
+    (17, 64),
+)  # smaller than the mirrored border, and larger
+needs_onnx = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))),
+    reason="needs onnx and onnxscript: pip install -r tests/requirements.txt",
+)
+
+
+def random_network(upscale_factor, kernel_sizes=(9, 1, 5), interpolation="matlab", **options):
+    torch.manual_seed(upscale_factor)
+    network = SRCNN(kernel_sizes, **options).eval()
+    network.upscale_factor, network.interpolation = upscale_factor, interpolation
+    return network
+
+
+NETWORKS = {
+    "Y x2": (random_network(2), 2),
+    "Y x3": (random_network(3, (9, 5, 5)), 3),
+    "Y x4, zeros": (random_network(4, (5, 3, 3), padding_mode="zeros"), 4),
+    "Y x5": (random_network(5, (3, 1, 3), widths=(8, 4)), 5),
+    "Y x3, torch's bicubic": (random_network(3, interpolation="torch"), 3),
+    "RGB x3": (random_network(3, channels=3), 3),
+    "RGB x4, zeros, torch's bicubic": (
+        random_network(4, (9, 5, 5), "torch", channels=3, padding_mode="zeros"),
+        4,
+    ),
+    "any scale": (random_network(0), 3),
+    "bicubic x2": ("bicubic", 2),
+    "bicubic x3": ("bicubic", 3),
+    "bicubic x4": ("bicubic", 4),
+}
+
+
+def pictures():
+    """Random RGB in [0, 1], H×W×3, with black and white, where bicubic overshoots and is clipped."""
+    random = np.random.default_rng(0)
+    for height, width in SIZES:
+        picture = random.random((height, width, 3), np.float32) * 1.6 - 0.3
+        yield picture.clip(0, 1)
+
+
+def planes(picture):
+    return picture.transpose(2, 0, 1)[None]
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4, 5, 8])
+@pytest.mark.parametrize("interpolation", ["matlab", "torch"])
+def test_bicubic_is_one_convolution(scale, interpolation):
+    bicubic = export.Bicubic(scale, interpolation, 2)
+    for height, width in SIZES:
+        x = torch.rand(3, 2, height, width)
+        torch.testing.assert_close(bicubic(x), upsample(x, scale, interpolation), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_whole_operation_is_upscale(name):
+    network, scale = NETWORKS[name]
+    operation = export.WholeOperation(network, scale)
+    for picture in pictures():
+        with torch.inference_mode():
+            large = operation(torch.from_numpy(planes(picture)))
+        expected = inference.upscale(picture, scale, network)
+        np.testing.assert_allclose(large.numpy(), planes(expected), atol=1e-5, rtol=0)
+
+
+@functools.cache
+def graph_of(name) -> bytes:
+    file = io.BytesIO()
+    export.export_onnx_image(*NETWORKS[name], file)
+    return file.getvalue()
+
+
+@needs_onnx
+@pytest.mark.parametrize("name", ["Y x3", "RGB x4, zeros, torch's bicubic"])
+def test_other_runtimes_compute_the_same(name):
+    """ONNX Runtime and OpenVINO, within 1e-5, at any size and number of pictures."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs: pip install onnxruntime")
+    network, scale = NETWORKS[name]
+    graph = graph_of(name)
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    runs = {"onnxruntime": lambda x: session.run(["restored"], {"image": x})[0]}
+    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
+    if importlib.util.find_spec("openvino"):
+        import openvino
+
+        exact = {"INFERENCE_PRECISION_HINT": "f32"}  # bf16 by itself, where the processor has it
+        core = openvino.Core()
+        compiled = core.compile_model(core.read_model(graph), "CPU", exact)
+        runs["openvino"] = lambda x: compiled(x)[0]
+    for runtime, run in runs.items():
+        for picture in pictures():
+            expected = planes(inference.upscale(picture, scale, network))
+            error = np.abs(run(planes(picture)) - expected).max()
+            assert error <= 1e-5, (runtime, picture.shape, error)
+        both = np.concatenate([planes(picture), planes(picture[::-1])])
+        assert run(both).shape == (2, 3, picture.shape[0] * scale, picture.shape[1] * scale)
+
+
+@needs_onnx
+def test_graph_has_common_operations_and_no_paths():
+    """Operations that runtimes in browsers have too, and none of the exporter's notes on whose machine made it."""
+    import onnx
+
+    content = graph_of("Y x3")
+    graph = onnx.load_from_string(content)
+    onnx.checker.check_model(graph, full_check=True)
+    operations = {node.op_type for node in graph.graph.node}
+    assert operations <= {
+        *("Pad", "Slice", "Concat", "Conv", "DepthToSpace", "Relu", "Add", "Sub", "Mul", "Clip")
+    }
+    assert graph.opset_import[0].version == export.OPSET and len(graph.opset_import) == 1
+    assert b"export.py" not in content and b"site-packages" not in content
+    weights = sum(p.numel() for p in NETWORKS["Y x3"][0].parameters()) * 4
+    assert len(content) < weights + 12000
+
+
+def test_what_cannot_be_exported_is_named():
+    with pytest.raises(ValueError, match="for x3, not x2: give upscale_factor=3"):
+        export.export_onnx_image(random_network(3), 2, io.BytesIO())
+    with pytest.raises(ValueError, match="padding_mode='valid'"):
+        export.export_onnx_image(random_network(3, padding_mode="valid"), 3, io.BytesIO())
+
+
+def test_without_its_packages(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(ValueError, match="pip install onnx onnxscript"):
+        export.export_onnx_image(random_network(3), 3, io.BytesIO())
