@@ -1,4 +1,4 @@
-"""The settings: edit the block below, or override any of them for one run, under its own name, in every script:
+"""The settings: edit the block below, or override any of them for one run, by its name:
 
 python train.py --upscale_factor 2 --kernel_sizes 9 5 5
 """
@@ -17,41 +17,48 @@ from pathlib import Path
 from files import UserError
 
 # fmt: off
-# ---------------------------------------------------------------- the block to edit (None: the recipe's own value)
+# ------------------------------------------- the block to edit (None: the recipe's own value)
 upscale_factor: int = 3  # how many times larger the output is: 2, 3, 4, ...
-mode: str = "train"  # what this file is set up for: "train" or "valid"
+mode: str = "train"  # what `python config.py` runs: "train" (train.py) or "valid" (validate.py)
 resume: str = ""  # train: last.pth of a run to go on with, or any weights to start from
 exp_name: str = ""  # name of the run and its folder in results_dir; empty: from network and scale
 kernel_sizes: tuple[int, ...] = (9, 1, 5)  # the network: 9 1 5, 9 3 5 or 9 5 5
 channels: int = 1  # 1: luminance (Y), 3: RGB
-recipe: str = "fast"  # "fast", or "paper": the authors' training op for op
-train_set: str = "T91"  # "T91", "sample" (photographs that come with scikit-image) or a folder of images
-test_sets: tuple[str, ...] = ("Set5", "Set14")  # "Set5", "Set14", "sample" or folders of images
-model_path: str = ""  # valid, upscale, convert: weights of any known kind; empty: those that ship for this scale
+recipe: str = "fast"  # train: "fast", or "paper", the authors' training operation by operation
+train_set: str = "T91"  # train: "T91", "sample" or a folder of images
+test_sets: tuple[str, ...] = ("Set5", "Set14")  # and "BSD100", "Urban100", "sample", folders
+model_path: str = ""  # weights: file, folder, https:// address, "shipped"; empty: the run's
 data_dir: str = "data"  # images, and the tensors that prepare_dataset.py makes of them
 results_dir: str = "results"  # where runs write
-source: str = ""  # prepare: local folder or archive with T91, Set5 and Set14, instead of the download
-protocol: str = "auto"  # valid: "y" (the paper's), "rgb" (MMagic's) or "auto" (by the network's channels)
+source: str = ""  # prepare: folder or archive with T91, Set5, ... instead of the download
+protocol: str = "auto"  # valid: "y" (the paper's), "rgb" (MMagic's) or "auto" (by channels)
+self_ensemble: bool = False  # valid, upscale: mean over 8 flips and rotations, 8 times the work
 batch_size: int = None  # train: crops per step, over all processes
 steps: int = None  # train: optimizer steps
-learning_rate: float = None  # train: peak of the cosine schedule (fast), or of layers 1 and 2 (paper)
+learning_rate: float = None  # train: peak of the cosine (fast), or of layers 1 and 2 (paper)
 crop_size: int = None  # train: side of the crops in pixels
-shrink: tuple[float, ...] = None  # train: also crops from the training images shrunk by these factors
+shrink: tuple[float, ...] = None  # train: also crops from images shrunk by these factors
 holdout: int = None  # train: training images held out to pick best.pth; 0: best.pth is the last
 select_by: str = "holdout"  # train: what picks best.pth: "holdout", or one of test_sets
 print_frequency: int = 100  # train: steps between updates of the progress bar
 valid_frequency: int = 1000  # train: steps between validations; each also saves last.pth
-precision: str = "auto"  # "fp32", "bf16" or "auto" (training, fast recipe: bf16 where the device is quick at it)
-device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", ...
+precision: str = "auto"  # train: "fp32", "bf16" or "auto" (fast recipe: bf16 where quick)
+device: str = "auto"  # "auto" (first found of cuda, xpu, mps, cpu), "cpu", "cuda:1", ...
 compile: bool = False  # train: torch.compile the network
-max_device_gb: float = 4.0  # train: a larger training set is streamed from disk instead of kept on the device
+max_device_gb: float = None  # train: stream larger sets from disk; None: 40 % of free memory
 num_workers: int = 2  # train: processes that make batches of a streamed set
-seed: int = 0  # decides initial weights and batches
-layout: str = "ours"  # convert: "ours", "lornatang", "plain" or "onnx"
+seed: int = 0  # train: decides initial weights and batches
+layout: str = "ours"  # convert: ours, lornatang, plain, mmagic, authors, onnx, onnx-image
+interpolation: str = "auto"  # bicubic that the weights are for: "matlab", "torch" or "auto"
+outscale: float = None  # upscale: enlarge by this instead of upscale_factor; any number
+outsize: str = ""  # upscale: enlarge to this size instead, in pixels: "3840x2160"
 output: str = ""  # upscale: folder or file to write; convert: file to write
-overwrite: bool = False  # upscale, convert: replace files that exist
+ext: str = "auto"  # upscale: "png", "jpg", "webp", "tif", ... or "auto" (as the input)
+suffix: str = ""  # upscale: ending of the output's name; empty: _x3 for upscale_factor 3
+recursive: bool = False  # upscale: also folders in folders, their structure kept
+overwrite: bool = False  # train, upscale, convert: replace files that exist
 compare: bool = False  # upscale: also write bicubic | SRCNN side by side
-# ----------------------------------------------------------------------------------------------- end of the block
+# --------------------------------------------------------------------------- end of the block
 # fmt: on
 
 RECIPES = {
@@ -74,7 +81,8 @@ CHOICES = {
     "protocol": ("auto", "y", "rgb"),
     "channels": (1, 3),
     "precision": ("auto", "fp32", "bf16"),
-    "layout": ("ours", "lornatang", "plain", "onnx"),
+    "layout": ("ours", "lornatang", "plain", "mmagic", "authors", "onnx", "onnx-image"),
+    "interpolation": ("auto", "matlab", "torch"),
 }
 SMALLEST = {
     "upscale_factor": 2,
@@ -89,10 +97,35 @@ SMALLEST = {
     "num_workers": 0,
     "seed": 0,
 }
+# What the block says as it comes: another value there, or any on the command line, was set by hand
+AS_SHIPPED = {
+    "mode": "train",
+    "exp_name": "",
+    "upscale_factor": 3,
+    "kernel_sizes": (9, 1, 5),
+    "channels": 1,
+    "test_sets": ("Set5", "Set14"),
+}
 _TYPES = dict(sys.modules[__name__].__annotations__)
 
 
-def load(mode=None, argv=None, positional=None) -> types.SimpleNamespace:
+class Settings(types.SimpleNamespace):
+    """All settings as attributes, and exp_dir.
+
+    by_hand: which of `AS_SHIPPED` the user has set, in the block or on the command line; the
+    others are as they came, or derived (exp_name).
+    """
+
+    __slots__ = ("by_hand",)  # a slot: vars() gives the settings alone
+
+    def replace(self, **changes):
+        """A copy with other values."""
+        copy = Settings(**{**vars(self), **changes})
+        copy.by_hand = self.by_hand
+        return copy
+
+
+def load(mode=None, argv=None, positional=None) -> Settings:
     """The block's settings with the command line's on top, checked, and what follows from them.
 
     Args:
@@ -140,17 +173,22 @@ def load(mode=None, argv=None, positional=None) -> types.SimpleNamespace:
             f"unknown setting {name}"
             + (f": did you mean --{close[0]}?" if close else ": see --help")
         )
-    settings = types.SimpleNamespace()
+    settings = Settings()
     for name, kind in _TYPES.items():
         text = getattr(given, name, None)
         setattr(settings, name, values[name] if text is None else _parse(name, kind, text))
+    settings.by_hand = frozenset(
+        name
+        for name, shipped in AS_SHIPPED.items()
+        if hasattr(given, name) or getattr(settings, name) != shipped
+    )
     if positional:
         setattr(settings, positional, getattr(given, positional))
     return _complete(settings, mode)
 
 
 def run(main, mode=None, positional=None):
-    """Call ``main(settings)`` as a script: an error the user can mend ends it with one line and status 1."""
+    """Call ``main(settings)`` as a script; what a user can mend ends it with one line, status 1."""
     rank = int(os.environ.get("RANK", 0))
     try:
         return main(load(mode, positional=positional))
@@ -193,7 +231,8 @@ def _complete(settings, mode):
             setattr(settings, name, value)
     if any(not 0 < s < 1 for s in settings.shrink):
         raise UserError(f"shrink={settings.shrink}: factors between 0 and 1")
-    if mode and settings.mode != mode and os.environ.get("RANK", "0") == "0":
+    contradicted = mode and settings.mode != mode and "mode" in settings.by_hand
+    if contradicted and os.environ.get("RANK", "0") == "0":
         print(f'config.py has mode="{settings.mode}"; this script goes on with mode="{mode}"')
     settings.mode = mode or settings.mode
     settings.exp_name = settings.exp_name or default_name(settings)
@@ -202,7 +241,7 @@ def _complete(settings, mode):
 
 
 def default_name(settings) -> str:
-    """What a run is called if nobody names it: srcnn_9-1-5_x3, with _rgb or _paper where that applies."""
+    """A run's name if nobody gives one: srcnn_9-1-5_x3, with _rgb or _paper where that applies."""
     name = f"srcnn_{'-'.join(map(str, settings.kernel_sizes))}_x{settings.upscale_factor}"
     return name + "_rgb" * (settings.channels == 3) + "_paper" * (settings.recipe == "paper")
 

@@ -279,7 +279,8 @@ def training_set(settings, rank, world, device):
     )
     # hr is one byte a value, lr four; the working copies of one image come on top
     bytes_needed = 5 * sum(i.numel() for i in images) * (1 + sum(s * s for s in settings.shrink))
-    if bytes_needed <= settings.max_device_gb * 2**30:
+    limit = 4.0 if settings.max_device_gb is None else settings.max_device_gb
+    if bytes_needed <= limit * 2**30:
         return DeviceCrops(images, device=device, shrink=settings.shrink, **common), holdout
     return StreamedCrops(folder, kept, **common), holdout
 

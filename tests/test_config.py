@@ -123,6 +123,18 @@ def test_block_edited(monkeypatch):
     assert settings.exp_dir == "results/srcnn_9-5-5_x2"
 
 
+def test_what_was_set_by_hand(monkeypatch):
+    assert all(getattr(config, name) == value for name, value in config.AS_SHIPPED.items())
+    assert load("train", []).by_hand == set() and load("valid", ["--steps", "5"]).by_hand == set()
+    words = ["--exp_name", "mine", "--test_sets", "Set5", "Set14"]
+    assert load("valid", words).by_hand == {"exp_name", "test_sets"}
+    monkeypatch.setattr(config, "upscale_factor", 2)
+    settings = load("valid", [])
+    changed = settings.replace(exp_name="other")
+    assert settings.by_hand == changed.by_hand == {"upscale_factor"}
+    assert (settings.exp_name, changed.exp_name) == ("srcnn_9-1-5_x2", "other")
+
+
 @pytest.mark.parametrize(
     "words, folder",
     [
@@ -139,7 +151,8 @@ def test_names_follow(words, folder):
 
 def test_mode_of_another_script(capsys):
     assert load("train", []).mode == "train" and capsys.readouterr().out == ""
-    assert load("valid", []).mode == "valid"
+    assert load("valid", []).mode == "valid" and capsys.readouterr().out == ""
+    assert load("valid", ["--mode", "train"]).mode == "valid"
     assert (
         capsys.readouterr().out
         == 'config.py has mode="train"; this script goes on with mode="valid"\n'
@@ -149,7 +162,7 @@ def test_mode_of_another_script(capsys):
 
 def test_mode_is_told_by_one_process(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    load("valid", [])
+    load("valid", ["--mode", "train"])
     assert capsys.readouterr().out == ""
 
 
