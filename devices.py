@@ -1,48 +1,226 @@
-"""The device to compute on, and the processes that share the work."""
+"""The device to compute on, what it is able to do, and the processes that share the work."""
 
+import contextlib
 import os
+import sys
+from datetime import timedelta
 
 import torch
 from torch import distributed
 
 from files import UserError
 
+GPUS = ("cuda", "xpu", "mps")  # NVIDIA (and AMD), Intel, Apple: in the order of "auto"
+BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}  # which library processes talk by
+TIMEOUT = timedelta(minutes=2)  # after which a process that does not answer counts as lost
+PATIENCE = timedelta(days=7)  # the same in `wait_for_all`
 
-def pick_device(name: str) -> torch.device:
-    """ "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", … Raises ValueError for one that is not there."""
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+# What torch's messages say when another process ended or cannot be reached
+LOST = (
+    *("closed", "reset", "broken pipe", "timed out", "timeout", "refused", "unreachable"),
+    *("failed to recv", "failed to connect", "remote process", "no route to host", "handshake"),
+)
+_patient = []  # the group of `wait_for_all`, while there are several processes
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of this name: "auto", "cpu", "cuda", "cuda:1", "xpu", "mps", ...
+
+    "auto" takes the first GPU that computes 1 + 1, of CUDA (and ROCm), XPU and MPS in this order,
+    and else the CPU. A GPU that is there and does not compute is passed over with a line on stderr
+    that says why.
+    Raises UserError for a device that is named and not there, or that does not compute.
+    """
+    if name != "auto":
+        device, reason = probe(name)
+        if reason:
+            raise UserError(f"device={name!r}: does not work here ({reason}); use auto or cpu")
+        return device
+    for kind in GPUS:
+        if getattr(torch, kind).device_count():
+            device, reason = probe(own_gpu(kind))
+            if not reason:
+                return device
+            if os.environ.get("RANK", "0") == "0":
+                print(f"{kind} is there, but does not work ({reason})", file=sys.stderr)
+    return torch.device("cpu")
+
+
+def probe(name: str):
+    """(torch.device, ""), or (None, why not), after an addition on that device: a GPU that this
+    build of torch has no kernels for can be allocated on, and fails in the first computation
+    only."""
     try:
-        return torch.empty(1, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"device={name!r}: not to be had here ({reason}); use auto or cpu"
-        ) from None
+        x = torch.ones(1, device=name)
+        x.add(1).item()
+        return x.device, ""
+    except (RuntimeError, AssertionError, ImportError) as error:
+        return None, explain(error) or str(error).splitlines()[0]
 
 
-def quick_bf16(device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return (
-        "avx512_bf16" in torch.backends.cpu.get_cpu_capability().lower()
-        or torch.cpu._is_avx512_bf16_supported()
-    )
+def own_gpu(kind: str) -> str:
+    """The name of this process's GPU: of the processes on a machine, each takes one."""
+    count, local_rank = getattr(torch, kind).device_count(), int(os.environ.get("LOCAL_RANK", 0))
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1 and count > 0 and kind != "mps"
+    # Where each process sees its own GPU alone (as under Slurm), that one has number 0
+    return f"{kind}:{local_rank % count}" if several else kind
 
 
-def start_processes(device: str = "auto"):
-    """Join the processes that torchrun started, if it did.
+@contextlib.contextmanager
+def processes(name: str = "auto"):
+    """``with processes(settings.device) as (rank, world, device):`` on one process, or on those
+    that torchrun started.
 
     Args:
-        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
-    Returns:
-        (rank, number of processes, torch.device of this one). Raises ValueError for a device that is not there.
+        name: as for `pick_device`; "auto", "cuda" and "xpu" give each process its own GPU.
+    Yields the process's number, how many there are, and its torch.device. They talk by NCCL on
+    CUDA, by Gloo on CPUs and where torch has no NCCL (Windows). At the end the group is left.
+    Raises UserError, one line, for a device that is not there, and in place of torch's errors that
+    a user can mend: lost processes, memory that is not enough, a GPU without kernels in this build,
+    two processes on one GPU.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1 and (device == "cuda" or device == "auto" and torch.cuda.is_available()):
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    device = pick_device(device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if world > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return rank, world, device
+    device = pick_device(own_gpu(name) if name in GPUS else name)
+    if device.type in ("cuda", "xpu"):
+        getattr(torch, device.type).set_device(device)
+    leave = True
+    try:
+        if world > 1:
+            join(rank, world, device)
+        yield rank, world, device
+    except Exception as error:
+        # The others would hear of it before it is said here, and report that they lost this process
+        leave = False
+        line = explain(error, rank, device)
+        if line is None:
+            raise
+        raise UserError(line) from error
+    finally:
+        _patient.clear()
+        if leave and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def join(rank: int, world: int, device: torch.device):
+    """Make the group of all processes. Raises UserError if not all of them come, or if they cannot
+    talk."""
+    backend = BACKENDS.get(device.type) if distributed.is_available() else None
+    if backend == "nccl" and not distributed.is_nccl_available():
+        backend = "gloo"
+    if backend is None or not distributed.is_backend_available(backend):
+        raise UserError(
+            f"device={device.type}: torch has nothing here to join {world} processes with; "
+            "start one, or set device=cpu"
+        )
+    own = {"device_id": device} if backend != "gloo" else {}
+    try:
+        distributed.init_process_group(backend, timeout=TIMEOUT, **own)
+        _patient[:] = [distributed.new_group(backend="gloo", timeout=PATIENCE)]
+    except RuntimeError as error:
+        line = explain(error, rank, device)
+        if line and "lost the others" in line:
+            place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            line = (
+                f"process {rank} waited {TIMEOUT.seconds} s for the others at {place}; "
+                f"start all {world}, where they reach it"
+            )
+        if line is None:
+            raise
+        raise UserError(line) from error
+
+
+def wait_for_all():
+    """Wait until every process is here, however long one of them takes (validating, writing).
+    Between two calls no process may work for longer than `TIMEOUT` while another waits for it."""
+    for group in _patient:
+        distributed.barrier(group=group)
+
+
+def explain(error: Exception, rank: int = 0, device="") -> str | None:
+    """One line for an error of torch's that a user can do something about; None for any other."""
+    message = " ".join(str(error).split())
+    lower = message.lower()
+    if not isinstance(error, (RuntimeError, MemoryError)):
+        return None
+    short_of_memory = ("out of memory", "allocate memory", "not enough memory")
+    if isinstance(error, MemoryError) or any(words in lower for words in short_of_memory):
+        return (
+            f"out of memory on {device or 'the device'}; end what else uses it, lower batch_size, "
+            "crop_size or max_device_gb, or set device=cpu"
+        )
+    if "no kernel image" in lower:
+        return (
+            "this build of torch has no kernels for this GPU; install one that has (pytorch.org), "
+            "or set device=cpu"
+        )
+    if "duplicate gpu" in lower:
+        return (
+            "two processes were given the same GPU; start as many processes as there are GPUs, and "
+            "leave the number out of device"
+        )
+    if "address already in use" in lower or "eaddrinuse" in lower:
+        return (
+            f"port {os.environ.get('MASTER_PORT')} is in use; choose another with torchrun "
+            "--master_port, or use --standalone"
+        )
+    if not isinstance(error, distributed_error()) and "gloo" not in lower:
+        return None
+    if any(word in lower for word in LOST):
+        return f"process {rank} lost the others, which ended or cannot be reached"
+    return f"process {rank} cannot work with the others: {message[:300]}"
+
+
+def distributed_error():
+    """The class of torch.distributed's own errors; no class at all in a build of torch without it."""
+    return getattr(distributed, "DistError", ())
+
+
+@contextlib.contextmanager
+def exact_float32():
+    """``with exact_float32():`` float32 on a CUDA GPU keeps its 24 bits; torch lets convolutions
+    round to TF32's 11.
+
+    A caller who asked for TF32 by ``torch.set_float32_matmul_precision("high")`` or by the flags
+    that torch has had since 2.9, keeps it. Without a CUDA GPU this changes nothing.
+    """
+    flags = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    try:
+        before = [flag.allow_tf32 for flag in flags]
+    except RuntimeError:  # the newer flags were set, and these cannot be read any more
+        before = [True, True]
+    asked_for = before[1]
+    try:
+        if not asked_for:
+            torch.backends.cudnn.allow_tf32 = False
+        yield
+    finally:
+        if not asked_for:
+            torch.backends.cudnn.allow_tf32 = before[0]
+
+
+def quick_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies matrices of bfloat16 in hardware, which is several times as
+    fast as float32."""
+    if device.type == "cuda":  # NVIDIA's since Ampere; AMD's that torch supports all do
+        return bool(torch.version.hip) or torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type == "xpu":
+        facts = torch.xpu.get_device_capability(device)
+        return bool(facts.get("has_subgroup_matrix_multiply_accumulate"))
+    if device.type == "cpu":
+        known = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        return "avx512_bf16" in torch.backends.cpu.get_cpu_capability().lower() or known()
+    return False
+
+
+def has_float64(device) -> bool:
+    """Whether the device computes in float64: Apple's GPUs do not, nor do some of Intel's."""
+    device = torch.device(device)
+    if device.type == "xpu":
+        return bool(torch.xpu.get_device_capability(device).get("has_fp64"))
+    return device.type != "mps"
+
+
+def synchronize(device: torch.device):
+    """Wait until a GPU has done all that it was told; nothing on a CPU."""
+    if device.type in GPUS:
+        getattr(torch, device.type).synchronize()

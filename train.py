@@ -23,7 +23,7 @@ from dataset import (
     prepared_folder,
     split_holdout,
 )
-from devices import quick_bf16, start_processes
+from devices import exact_float32, processes, quick_bf16, wait_for_all
 from evaluation import evaluate
 from files import UserError, make_folder, save, write_csv
 from imgproc import shave
@@ -35,7 +35,11 @@ EMA_DECAY = 0.999
 
 
 def main(settings):
-    rank, world, device = start_processes(settings.device)
+    with processes(settings.device) as (rank, world, device), exact_float32():
+        train(settings, rank, world, device)
+
+
+def train(settings, rank, world, device):
     if (
         settings.batch_size % world
     ):  # gradients are averaged over processes, which must have equal parts
@@ -57,8 +61,6 @@ def main(settings):
     bf16 = settings.precision == "bf16" or (
         settings.precision == "auto" and not paper and quick_bf16(device)
     )
-    if device.type == "cuda" and not paper:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 
     checkpoint = load_checkpoint(settings.resume) if settings.resume else None
     network, average = build(settings, checkpoint, device)
@@ -93,6 +95,7 @@ def main(settings):
     warnings.filterwarnings(
         "ignore", "Grad strides"
     )  # DDP's, of layouts that differ in axes of size one only
+    wait_for_all()
     wrapped = (
         DistributedDataParallel(network, [device] if device.type == "cuda" else None)
         if world > 1
@@ -240,12 +243,11 @@ def main(settings):
                     seconds = before + time.perf_counter() - began
                     if not rank:
                         validate_and_save(done, mean)
+                    wait_for_all()
                     loss_sum, counted = torch.zeros_like(loss_sum), 0
                 if stopping:
                     break
     del batches  # ends the processes that make them
-    if world > 1:
-        distributed.destroy_process_group()
     if stopping and done < settings.steps:
         if not rank:
             print(

@@ -17,7 +17,7 @@ from tqdm import tqdm
 import config
 import pictures
 from dataset import image_paths
-from devices import start_processes
+from devices import processes, wait_for_all
 from evaluation import evaluate, merge
 from files import UserError, make_folder, replace_file
 from image_io import read_image, write_image
@@ -27,7 +27,12 @@ from inference import load_network, predict
 
 def main(settings):
     """Measure on the test sets that are there, print the tables, and write everything to results/<exp_name>/."""
-    rank, world, device = start_processes(settings.device)
+    with processes(settings.device) as (rank, world, device):
+        validate(settings, rank, world, device)
+
+
+def validate(settings, rank, world, device):
+    """`main` on one of several processes."""
     network = load_network(settings).to(device)
     protocol = (
         settings.protocol
@@ -69,6 +74,7 @@ def main(settings):
         results[set_name] = evaluate(network, mine, scale, protocol, visit=show)
     bar.close()
     if world > 1:
+        wait_for_all()
         parts = [None] * world
         distributed.all_gather_object(parts, (results, sliders))
         results = {
@@ -76,7 +82,6 @@ def main(settings):
             for set_name, images in sets.items()
         }
         sliders = {key: value for _, part in parts for key, value in part.items()}
-        distributed.destroy_process_group()
     if rank:
         return
 
