@@ -1,6 +1,7 @@
 """The settings: edit the block below, or override any of them for one run, by its name:
 
 python train.py --upscale_factor 2 --kernel_sizes 9 5 5
+python config.py                                           # runs what `mode` below says
 """
 
 import argparse
@@ -8,6 +9,7 @@ import ast
 import difflib
 import os
 import re
+import runpy
 import signal
 import sys
 import time
@@ -26,7 +28,7 @@ kernel_sizes: tuple[int, ...] = (9, 1, 5)  # the network: 9 1 5, 9 3 5 or 9 5 5
 channels: int = 1  # 1: luminance (Y), 3: RGB
 recipe: str = "fast"  # train: "fast", or "paper", the authors' training operation by operation
 train_set: str = "T91"  # train: "T91", "sample" or a folder of images
-test_sets: tuple[str, ...] = ("Set5", "Set14")  # and "BSD100", "Urban100", "sample", folders
+test_sets: tuple[str, ...] = ("Set5", "Set14")  # also "BSD100", "Urban100", "sample", folders
 model_path: str = ""  # weights: file, folder, https:// address, "shipped"; empty: the run's
 data_dir: str = "data"  # images, and the tensors that prepare_dataset.py makes of them
 results_dir: str = "results"  # where runs write
@@ -75,6 +77,62 @@ RECIPES = {
         batch_size=128, steps=1_000_000, learning_rate=1e-4, crop_size=33, shrink=(), holdout=0
     ),
 }
+INTS, FLOATS, STRS = tuple[int, ...], tuple[float, ...], tuple[str, ...]
+# Every setting with its type, in the groups of --help. The block above is checked against this.
+GROUPS = {
+    "network": dict(
+        upscale_factor=int,
+        kernel_sizes=INTS,
+        channels=int,
+        model_path=str,
+        interpolation=str,
+        self_ensemble=bool,
+    ),
+    "images and folders": dict(
+        train_set=str, test_sets=STRS, source=str, data_dir=str, results_dir=str, exp_name=str
+    ),
+    "training": dict(
+        recipe=str,
+        resume=str,
+        steps=int,
+        batch_size=int,
+        learning_rate=float,
+        crop_size=int,
+        shrink=FLOATS,
+        holdout=int,
+        select_by=str,
+        print_frequency=int,
+        valid_frequency=int,
+        seed=int,
+    ),
+    "device": dict(device=str, precision=str, compile=bool, max_device_gb=float, num_workers=int),
+    "measuring": dict(protocol=str),
+    "files to write": dict(
+        output=str,
+        overwrite=bool,
+        ext=str,
+        suffix=str,
+        outscale=float,
+        outsize=str,
+        recursive=bool,
+        compare=bool,
+        layout=str,
+    ),
+    "python config.py": dict(mode=str),
+}
+TYPES = {name: kind for group in GROUPS.values() for name, kind in group.items()}
+# What each script reads, which its --help lists first
+USES = {
+    "train.py": "upscale_factor kernel_sizes channels train_set test_sets data_dir results_dir "
+    + f"exp_name overwrite {' '.join([*GROUPS['training'], *GROUPS['device']])}",
+    "validate.py": "upscale_factor kernel_sizes channels model_path test_sets self_ensemble "
+    "protocol interpolation exp_name data_dir results_dir device",
+    "upscale.py": "upscale_factor kernel_sizes channels model_path output ext suffix outscale "
+    "outsize recursive overwrite compare self_ensemble interpolation results_dir device",
+    "prepare_dataset.py": "train_set test_sets data_dir source channels upscale_factor",
+    "convert.py": "model_path layout output overwrite upscale_factor kernel_sizes channels "
+    "interpolation results_dir",
+}
 CHOICES = {
     "mode": ("train", "valid"),
     "recipe": tuple(RECIPES),
@@ -97,7 +155,9 @@ SMALLEST = {
     "num_workers": 0,
     "seed": 0,
 }
-# What the block says as it comes: another value there, or any on the command line, was set by hand
+# None stands for the recipe's value, the device's, or upscale_factor
+MAY_BE_NONE = {*RECIPES["fast"], "max_device_gb", "outscale"}
+# What the block says as it comes: another value there, or any on the command line, is set by hand
 AS_SHIPPED = {
     "mode": "train",
     "exp_name": "",
@@ -106,11 +166,32 @@ AS_SHIPPED = {
     "channels": 1,
     "test_sets": ("Set5", "Set14"),
 }
-_TYPES = dict(sys.modules[__name__].__annotations__)
+# Names that other projects have for the same
+OTHER_NAMES = {
+    **dict.fromkeys(("scale", "s", "factor", "upscale", "sr_factor"), "upscale_factor"),
+    **dict.fromkeys(("lr", "rate"), "learning_rate"),
+    **dict.fromkeys(("epochs", "epoch", "num_epochs", "iterations", "iters", "max_steps"), "steps"),
+    **dict.fromkeys(("batch", "bs", "b"), "batch_size"),
+    **dict.fromkeys(("patch_size", "image_size", "patch"), "crop_size"),
+    **dict.fromkeys(("weights", "weights_file", "weights_path", "checkpoint"), "model_path"),
+    **dict.fromkeys(("ckpt", "pretrained", "model", "m"), "model_path"),
+    **dict.fromkeys(("gpu", "gpus", "gpu_id", "gpu_ids", "cuda", "cpu"), "device"),
+    **dict.fromkeys(("o", "out", "output_dir", "outdir", "output_path"), "output"),
+    **dict.fromkeys(("name", "experiment", "n"), "exp_name"),
+    **dict.fromkeys(("dataset", "data", "train_dir", "train_file"), "train_set"),
+    **dict.fromkeys(("val_set", "eval_file", "testset", "benchmark"), "test_sets"),
+    **dict.fromkeys(("workers", "j", "threads"), "num_workers"),
+    **dict.fromkeys(("amp", "fp16", "half", "fp32"), "precision"),
+    **dict.fromkeys(("format", "extension"), "ext"),
+    **dict.fromkeys(("ensemble", "tta", "x8"), "self_ensemble"),
+    **dict.fromkeys(("force", "yes", "y", "f"), "overwrite"),
+}
+PATHS = ("data_dir", "results_dir", "source", "resume", "model_path", "output")
+_TYPES = TYPES
 
 
 class Settings(types.SimpleNamespace):
-    """All settings as attributes, and exp_dir.
+    """All settings as attributes, and exp_dir (results_dir/exp_name).
 
     by_hand: which of `AS_SHIPPED` the user has set, in the block or on the command line; the
     others are as they came, or derived (exp_name).
@@ -133,50 +214,18 @@ def load(mode=None, argv=None, positional=None) -> Settings:
         argv: the command line without the program's name; None: this process's.
         positional: name under which to return arguments that are no settings; None: there are none.
 
-    Returns a namespace of all settings plus ``exp_dir`` (results_dir/exp_name).
-    Raises ValueError, one line, for an unknown name, a wrong type or an impossible value.
+    Raises UserError, one line, for a wrong line in the block, an unknown name, a wrong type or an
+    impossible value.
     """
-    parser = _Parser(
-        prog=Path(sys.argv[0]).name,
-        allow_abbrev=False,
-        formatter_class=argparse.RawTextHelpFormatter,
-        description="Settings and their defaults, as in config.py:",
-    )
-    values, comments = globals(), _comments()
-    for name, kind in _TYPES.items():
-        default = values[name]
-        if name in RECIPES["fast"] and default is None:
-            shown = ", ".join(f"{recipe}: {preset[name]}" for recipe, preset in RECIPES.items())
-        else:
-            shown = repr(default)
-        how = (
-            {"nargs": "*"}
-            if _is_tuple(kind)
-            else {"nargs": "?", "const": "true"}
-            if kind is bool
-            else {}
-        )
-        parser.add_argument(
-            f"--{name}",
-            default=argparse.SUPPRESS,
-            metavar=_label(kind),
-            help=f"{comments.get(name, '')} [{shown}]".replace("%", "%%"),
-            **how,
-        )
-    if positional:
-        parser.add_argument(positional, nargs="*", help="files, folders or patterns")
-    given, unknown = parser.parse_known_intermixed_args(argv)
+    check_block(Path(__file__).read_text(encoding="utf-8"))
+    words = _whole_words(sys.argv[1:] if argv is None else argv, bool(positional))
+    given, unknown = _parser(positional).parse_known_intermixed_args(words)
     if unknown:
-        name = unknown[0].split("=")[0]
-        close = difflib.get_close_matches(name.lstrip("-"), _TYPES, 1)
-        raise UserError(
-            f"unknown setting {name}"
-            + (f": did you mean --{close[0]}?" if close else ": see --help")
-        )
-    settings = Settings()
-    for name, kind in _TYPES.items():
-        text = getattr(given, name, None)
-        setattr(settings, name, values[name] if text is None else _parse(name, kind, text))
+        raise UserError(_unknown(unknown[0].split("=")[0]))
+    settings, block = Settings(), globals()
+    for name, kind in TYPES.items():
+        words = getattr(given, name, None)
+        setattr(settings, name, block[name] if words is None else _parse(name, kind, words))
     settings.by_hand = frozenset(
         name
         for name, shipped in AS_SHIPPED.items()
@@ -184,46 +233,280 @@ def load(mode=None, argv=None, positional=None) -> Settings:
     )
     if positional:
         setattr(settings, positional, getattr(given, positional))
+    _check_types(settings)
+    _check_values(settings)
     return _complete(settings, mode)
 
 
 def run(main, mode=None, positional=None):
-    """Call ``main(settings)`` as a script; what a user can mend ends it with one line, status 1."""
+    """Call ``main(settings)`` as a script.
+
+    What a user can mend (UserError, OSError) ends it with one line and status 1, Ctrl-C with
+    status 130. Any other exception is a bug and keeps its traceback.
+    """
+    rank = int(os.environ.get("RANK", 0))
     try:
         return main(load(mode, positional=positional))
-    except (UserError, OSError) as error:
+    except (UserError, OSError, RuntimeError) as error:
         message = " ".join(str(error).split())
+        if isinstance(error, RuntimeError):
+            if (
+                "DistError" not in [kind.__name__ for kind in type(error).__mro__]
+                and "gloo" not in message
+            ):
+                raise
+            message = f"process {rank} lost the others, which ended or cannot be reached"
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    # Most errors are those of process 0 too, which says them at once; torchrun then ends the others
-    if os.environ.get("RANK", "0") != "0":
+    if rank:
+        # Most errors are process 0's as well: it says them, and torchrun ends the others
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(10)
-    sys.exit(f"error: {message}")  # out here, where main's progress bars and workers are gone
+    # Out here main's progress bars and worker processes are gone
+    sys.exit(f"error: {message}")
 
 
-def _complete(settings, mode):
-    """Check the values, and fill in what is derived from them."""
-    for name, kind in _TYPES.items():
+# ------------------------------------------------------------------------------ the block, by hand
+def check_block(source: str):
+    """Raise UserError, one line with the remedy, for what is wrong with the block of a config.py.
+
+    Python itself would pass over most of it: a misspelt name is one more variable.
+    """
+    found = {}
+    for statement in _block(source):
+        line = f"config.py, line {statement.lineno}"
+        annotated = isinstance(statement, ast.AnnAssign)
+        plain = isinstance(statement, ast.Assign)
+        if not (annotated or plain) or statement.value is None:
+            text = source.splitlines()[statement.lineno - 1]
+            raise UserError(f"{line}: `{text}` sets nothing; remove it")
+        name = ast.unparse(statement.target if annotated else statement.targets[0])
+        if name not in TYPES:
+            raise UserError(f"{line}: {_unknown(name)}")
+        if name in found:
+            raise UserError(f"{line}: {name} is set in line {found[name]} too; remove one of them")
+        if plain:
+            value = ast.unparse(statement.value)
+            raise UserError(f"{line}: {name} lacks its type; write {_line(name, value)}")
+        found[name] = statement.lineno
+    for name in TYPES:
+        if name not in found:
+            value = repr(AS_SHIPPED[name]) if name in AS_SHIPPED else "..."
+            raise UserError(
+                f"config.py: the line of {name} is missing; put it back: {_line(name, value)} "
+                "(`git diff config.py` shows what was changed)"
+            )
+
+
+def _block(source: str) -> list:
+    """The statements between the imports and RECIPES."""
+    statements = ast.parse(source).body
+    imports = [i for i, s in enumerate(statements) if _is_import_of(s, "files")]
+    ends = [i for i, s in enumerate(statements) if _sets(s, "RECIPES")]
+    return statements[imports[0] + 1 : ends[0]]
+
+
+def _is_import_of(statement, module: str) -> bool:
+    return isinstance(statement, ast.ImportFrom) and statement.module == module
+
+
+def _sets(statement, name: str) -> bool:
+    return isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name
+
+
+def _line(name: str, value: str) -> str:
+    """A line of the block."""
+    kind = TYPES[name]
+    return f"{name}: {kind if _is_tuple(kind) else kind.__name__} = {value}"
+
+
+# --------------------------------------------------------------------------------- the command line
+def _whole_words(argv, takes_files: bool) -> list[str]:
+    """The command line with every true-or-false setting in one word (--compare=true), since its
+    value may be left out and the next word be a file, and kernel_sizes in three words."""
+    words, waiting = [], False  # waiting: the last word is such a setting, without a value so far
+    for word in argv:
+        name, equals, value = word.removeprefix("--").partition("=")
+        negated = name.removeprefix("no-")
+        is_option = word.startswith("--")
+        if waiting and not word.startswith("-") and (word.lower() in BOOLS or not takes_files):
+            words[-1] = f"{words[-1].removesuffix('=true')}={word}"
+            waiting = False
+        elif is_option and TYPES.get(name) is bool and not equals:
+            words.append(f"--{name}=true")
+            waiting = True
+        elif is_option and TYPES.get(negated) is bool and not equals:
+            words.append(f"--{negated}=false")
+            waiting = False
+        elif is_option and name == "kernel_sizes" and equals:
+            words += ["--kernel_sizes", *re.split("[-,x ]+", value)]
+            waiting = False
+        elif words[-1:] == ["--kernel_sizes"] and re.fullmatch(r"\d+([-,x ]+\d+)+", word):
+            words += re.split("[-,x ]+", word)
+        else:
+            words.append(word)
+            waiting = False
+    return words
+
+
+BOOLS = {"true": True, "false": False, "1": True, "0": False}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        if "--kernel_sizes" in message:
+            message = "kernel_sizes: give three odd sizes, for example 9 1 5"
+        raise UserError(f"{message}; see --help")
+
+
+def _parser(positional=None) -> argparse.ArgumentParser:
+    """For all settings, those that this script reads first."""
+    script = Path(sys.argv[0]).name
+    own = USES.get(script, "").split()
+    groups = {f"settings of {script}": own} if own else {}
+    for title, names in GROUPS.items():
+        groups[f"other settings: {title}" if own else title] = [n for n in names if n not in own]
+    parser = _Parser(
+        prog=script,
+        usage=f"python {script} {'FILE ... ' if positional else ''}[--setting value ...]",
+        description=_described(),
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.RawTextHelpFormatter(prog, max_help_position=24),
+    )
+    comments = _comments()
+    for title, names in groups.items():
+        group = parser.add_argument_group(title) if names else None
+        for name in names:
+            group.add_argument(
+                f"--{name}",
+                default=argparse.SUPPRESS,
+                metavar=("int",) * 3 if name == "kernel_sizes" else _label(TYPES[name]),
+                nargs=_nargs(name),
+                help=f"{comments.get(name, '')} [{_shown_default(name)}]".replace("%", "%%"),
+            )
+    if positional:
+        parser.add_argument(positional, nargs="*", help="files, folders or patterns")
+    return parser
+
+
+def _nargs(name: str):
+    """How many words a setting takes on the command line; None: one."""
+    if name == "kernel_sizes":
+        return 3  # and no more: what follows may be a file
+    return "*" if _is_tuple(TYPES[name]) else None
+
+
+def _described() -> str:
+    """What --help says first: the running script's own words."""
+    script = sys.modules["__main__"]
+    if Path(getattr(script, "__file__", None) or "").name in USES and script.__doc__:
+        return script.__doc__.strip()
+    return "Settings and their defaults, as in config.py:"
+
+
+def _shown_default(name: str) -> str:
+    value = globals()[name]
+    if value is None and name in RECIPES["fast"]:
+        return ", ".join(f"{recipe}: {preset[name]}" for recipe, preset in RECIPES.items())
+    return repr(value)
+
+
+def _comments() -> dict:
+    """The one-line comments behind the settings above, which --help shows."""
+    source = Path(__file__).read_text(encoding="utf-8")
+    return dict(re.findall(r"^(\w+): .* = .*?  # (.*)$", source, re.MULTILINE))
+
+
+def _unknown(word: str) -> str:
+    """The complaint about a name that is no setting."""
+    name = word.lstrip("-")
+    if name in ("i", "input", "inputs", "image", "image_file"):
+        return f"unknown setting {word}: name the files without it, as in upscale.py photo.jpg"
+    # Also --batch-size, and another tool's --weights-file
+    name = name.replace("-", "_").lower()
+    close = difflib.get_close_matches(name, TYPES, 1)
+    meant = OTHER_NAMES.get(name) or (close[0] if close else "")
+    if not meant:
+        return f"unknown setting {word}: see --help, or leave it out"
+    return f"unknown setting {word}: did you mean {'--' if word.startswith('-') else ''}{meant}?"
+
+
+def _parse(name, kind, words):
+    """A command-line word (for a tuple: words) as the setting's type."""
+    if _is_tuple(kind):
+        return tuple(_parse(name, kind.__args__[0], word) for word in _split(words))
+    if kind is str:
+        return words
+    try:
+        if kind is bool:
+            return BOOLS[words.lower()]
+        if kind is float:
+            return float(ast.literal_eval(words))
+        if name in COUNTED_IN_STEPS and re.fullmatch(r"[\d.]+[eE]\d+", words):
+            # 1e4 is usual for steps; in a batch_size it would rather be a slip
+            return _whole(float(words))
+        return int(words.replace("_", ""))
+    except (ValueError, KeyError, SyntaxError, TypeError):
+        raise UserError(f"{name}={words!r}: expected {_label(kind)}") from None
+
+
+COUNTED_IN_STEPS = ("steps", "print_frequency", "valid_frequency")
+
+
+def _whole(number: float) -> int:
+    if not number.is_integer():
+        raise ValueError
+    return int(number)
+
+
+def _split(words) -> list[str]:
+    """["Set5,Set14"] as two words, unless there is a file of that name."""
+    parts = [[word] if os.path.exists(word) else word.split(",") for word in words]
+    return [part for word in parts for part in word if part]
+
+
+# -------------------------------------------------------------------------------------- the values
+def _check_types(settings):
+    """Values of the block may have any type; lists become tuples."""
+    for name, kind in TYPES.items():
         value = getattr(settings, name)
-        if value is not None and not _fits(value, kind):
-            raise UserError(f"{name}={value!r}: expected {_label(kind)}")
-        if isinstance(value, list):
-            setattr(settings, name, tuple(value))
-        if name in CHOICES and value not in CHOICES[name]:
-            raise UserError(f"{name}={value!r}: one of {', '.join(map(str, CHOICES[name]))}")
-        if value is not None and name in SMALLEST and value < SMALLEST[name]:
-            raise UserError(f"{name}={value}: must be at least {SMALLEST[name]}")
-    if len(settings.kernel_sizes) != 3 or any(k < 1 or k % 2 == 0 for k in settings.kernel_sizes):
-        raise UserError(
-            f"kernel_sizes={settings.kernel_sizes}: give three odd sizes, for example 9 1 5"
-        )
+        if isinstance(value, list) and _is_tuple(kind):
+            value = tuple(value)
+            setattr(settings, name, value)
+        if (value is None and name in MAY_BE_NONE) or _fits(value, kind):
+            continue
+        hint = ""
+        if _is_tuple(kind) and _fits(value, kind.__args__[0]):
+            hint = f"; a single one needs a comma: {name} = ({value!r},)"
+        raise UserError(f"{name}={value!r}: expected {_label(kind)}{hint}")
+
+
+def _check_values(settings):
+    for name, choices in CHOICES.items():
+        value = getattr(settings, name)
+        if value not in choices:
+            raise UserError(f"{name}={value!r}: one of {', '.join(map(str, choices))}")
+    for name, smallest in SMALLEST.items():
+        value = getattr(settings, name)
+        if value is not None and value < smallest:
+            raise UserError(f"{name}={value}: must be at least {smallest}")
+    sizes = settings.kernel_sizes
+    if len(sizes) != 3 or any(k < 1 or k % 2 == 0 for k in sizes):
+        raise UserError(f"kernel_sizes={sizes}: give three odd sizes, for example 9 1 5")
+    if settings.shrink is not None and any(not 0 < s < 1 for s in settings.shrink):
+        raise UserError(f"shrink={settings.shrink}: factors between 0 and 1")
+    if settings.outsize and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", settings.outsize):
+        raise UserError(f"outsize={settings.outsize!r}: width x height, for example 3840x2160")
+
+
+def _complete(settings, mode) -> Settings:
+    """Fill in what the user left open: the recipe's values, the run's name and folder."""
     for name, value in RECIPES[settings.recipe].items():
         if getattr(settings, name) is None:
             setattr(settings, name, value)
-    if any(not 0 < s < 1 for s in settings.shrink):
-        raise UserError(f"shrink={settings.shrink}: factors between 0 and 1")
+    for name in PATHS:
+        setattr(settings, name, os.path.expanduser(getattr(settings, name)))
     contradicted = mode and settings.mode != mode and "mode" in settings.by_hand
     if contradicted and os.environ.get("RANK", "0") == "0":
         print(f'config.py has mode="{settings.mode}"; this script goes on with mode="{mode}"')
@@ -236,18 +519,9 @@ def _complete(settings, mode):
 def default_name(settings) -> str:
     """A run's name if nobody gives one: srcnn_9-1-5_x3, with _rgb or _paper where that applies."""
     name = f"srcnn_{'-'.join(map(str, settings.kernel_sizes))}_x{settings.upscale_factor}"
-    return name + "_rgb" * (settings.channels == 3) + "_paper" * (settings.recipe == "paper")
-
-
-def _comments() -> dict:
-    """The one-line comments behind the settings above, which --help shows."""
-    source = Path(__file__).read_text(encoding="utf-8")
-    return dict(re.findall(r"^(\w+): .* = .*?  # (.*)$", source, re.MULTILINE))
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; see --help")
+    rgb = "_rgb" if settings.channels == 3 else ""
+    paper = "_paper" if settings.recipe == "paper" else ""
+    return name + rgb + paper
 
 
 def _is_tuple(kind) -> bool:
@@ -260,25 +534,14 @@ def _label(kind) -> str:
 
 def _fits(value, kind) -> bool:
     if _is_tuple(kind):
-        return isinstance(value, (tuple, list)) and all(_fits(v, kind.__args__[0]) for v in value)
+        return isinstance(value, tuple) and all(_fits(v, kind.__args__[0]) for v in value)
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return type(value) is kind
 
 
-def _parse(name, kind, text):
-    """A command-line word (or words) as the setting's type."""
-    if _is_tuple(kind):
-        return tuple(_parse(name, kind.__args__[0], word) for word in text)
-    try:
-        if kind is bool:
-            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-        return (
-            text
-            if kind is str
-            else kind(ast.literal_eval(text))
-            if kind is float
-            else int(text.replace("_", ""))
-        )
-    except (ValueError, KeyError, SyntaxError, TypeError):
-        raise UserError(f"{name}={text!r}: expected {_label(kind)}") from None
+if __name__ == "__main__":
+    # A script is run as from its own command line, with config as a module of its own
+    wanted = {"train": "train.py", "valid": "validate.py"}[load().mode]
+    sys.argv[0] = str(Path(__file__).with_name(wanted))
+    runpy.run_path(sys.argv[0], run_name="__main__")

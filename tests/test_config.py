@@ -1,8 +1,11 @@
 """Settings: the block, the command line, and what follows from them."""
 
+import ast
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +46,16 @@ def test_defaults_and_recipes():
         ("--compile", "compile", True),
         ("--compile false", "compile", False),
         ("--overwrite true --upscale_factor 2", "overwrite", True),
+        ("--overwrite --no-overwrite", "overwrite", False),
+        ("--compile=false", "compile", False),
+        ("--steps 1e4", "steps", 10_000),
+        ("--valid_frequency 1.5e3", "valid_frequency", 1500),
+        ("--kernel_sizes 9-5-5", "kernel_sizes", (9, 5, 5)),
+        ("--kernel_sizes 9,3,5", "kernel_sizes", (9, 3, 5)),
+        ("--kernel_sizes=9-5-5", "kernel_sizes", (9, 5, 5)),
+        ("--test_sets Set5,Set14 BSD100", "test_sets", ("Set5", "Set14", "BSD100")),
+        ("--shrink 0.5,0.25", "shrink", (0.5, 0.25)),
+        ("--data_dir ~/images", "data_dir", os.path.expanduser("~/images")),
     ],
 )
 def test_command_line(words, name, value):
@@ -82,6 +95,14 @@ def test_command_line(words, name, value):
         ("--steps 0", "must be at least 1"),
         ("--print_frequency 0", "must be at least 1"),
         ("--seed -1", "must be at least 0"),
+        ("--steps 1e-4", "steps='1e-4': expected int"),
+        ("--steps 2.5e0", "expected int"),
+        ("--scale 2", "unknown setting --scale: did you mean --upscale_factor?"),
+        ("--lr 0.1", "unknown setting --lr: did you mean --learning_rate?"),
+        ("--epochs 5", "unknown setting --epochs: did you mean --steps?"),
+        ("--weights-file x.pth", "did you mean --model_path?"),
+        ("--batch-size 4", "did you mean --batch_size?"),
+        ("--outsize 3840", "outsize='3840': width x height, for example 3840x2160"),
     ],
 )
 def test_bad_settings_are_named_in_one_line(words, complaint):
@@ -99,7 +120,12 @@ def test_bad_settings_are_named_in_one_line(words, complaint):
         ("learning_rate", "1", "expected float"),
         ("train_set", None, None),
         ("kernel_sizes", 9, "expected ints"),
-        ("test_sets", "Set5", "expected strs"),
+        (
+            "test_sets",
+            "Set5",
+            r"expected strs; a single one needs a comma: test_sets = \('Set5',\)",
+        ),
+        ("steps", 1e4, "steps=10000.0: expected int"),
         ("batch_size", 0, "at least 1"),
     ],
 )
@@ -108,6 +134,47 @@ def test_block_edited_wrongly(monkeypatch, name, value, complaint):
     if complaint:
         with pytest.raises(ValueError, match=complaint):
             load("train", [])
+
+
+SOURCE = Path(config.__file__).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "line, edited, complaint",
+    [
+        ("steps: int = None", "steps = 9", "line N: steps lacks its type; write steps: int = 9"),
+        (
+            "kernel_sizes: tuple[int, ...] = (9, 1, 5)",
+            "kernel_sizes = 9, 5, 5",
+            "line N: kernel_sizes lacks its type; write kernel_sizes: tuple[int, ...] = (9, 5, 5)",
+        ),
+        ("exp_name: str", "exp_nam: str", "N: unknown setting exp_nam: did you mean exp_name?"),
+        ("seed: int = 0", "seed: int", "line N: `seed: int  # train: decides initial weights"),
+        ("seed: int = 0", "seed: int = 0; lr = 1", "did you mean learning_rate?"),
+        ("seed: int = 0", "seed: int = 0; steps: int = 9", "line N: steps is set in line"),
+        ("seed: int = 0", "print(1)", "line N: `print(1)  # train"),
+        ("seed: int = 0", "if True: seed: int = 0", "line N: `if True: seed"),
+        ("seed: int = 0", "#", "the line of seed is missing; put it back: seed: int = ..."),
+        ("exp_name: str", "#", "the line of exp_name is missing; put it back: exp_name: str = ''"),
+    ],
+)
+def test_block_damaged_by_hand(line, edited, complaint):
+    config.check_block(SOURCE)
+    assert SOURCE.count("\n" + line) == 1
+    with pytest.raises(ValueError) as error:
+        config.check_block(SOURCE.replace("\n" + line, "\n" + edited))
+    number = SOURCE[: SOURCE.index("\n" + line)].count("\n") + 2
+    message = str(error.value)
+    assert complaint.replace("N:", f"{number}:") in message, message
+    assert message.startswith("config.py") and "\n" not in message
+
+
+def test_every_setting_is_in_the_block_and_used_by_a_script():
+    annotated = {s.target.id: ast.unparse(s.annotation) for s in config._block(SOURCE)}
+    kinds = {name: config._line(name, "").split(" = ")[0] for name in config.TYPES}
+    assert {name: f"{name}: {kind}" for name, kind in annotated.items()} == kinds
+    used = {name for names in config.USES.values() for name in names.split()}
+    assert used | {"mode"} == set(config.TYPES)
 
 
 def test_block_edited(monkeypatch):
@@ -172,6 +239,23 @@ def test_positional():
         "b.png",
     ]
     assert load(None, [], positional="inputs").inputs == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--compare photo.jpg",
+        "photo.jpg --compare",
+        "--compare true photo.jpg",
+        "--no-overwrite --compare=1 photo.jpg",
+        "--compare --kernel_sizes 9 5 5 photo.jpg",
+        "--kernel_sizes 9-5-5 photo.jpg --compare",
+    ],
+)
+def test_files_after_settings(words):
+    settings = load(None, words.split(), positional="inputs")
+    assert settings.inputs == ["photo.jpg"] and settings.compare and not settings.overwrite
+    assert settings.kernel_sizes == ((9, 5, 5) if "kernel" in words else (9, 1, 5))
 
 
 def test_help_lists_every_setting(capsys):
