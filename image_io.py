@@ -1,12 +1,17 @@
-"""Image files: reading and writing them, finding them, the photographs that come with scikit-image."""
+"""Image files: reading and writing them, with colour profile and EXIF data, and finding them.
+
+Pillow reads and writes what has 8 bits a channel. It cannot hold RGB of 16 bits: that is read by
+OpenCV, and written as TIFF by tifffile, which scikit-image brings along. PNG files, of 8 or 16
+bits, are written here, by several threads and some rows at a time.
+"""
 
 import contextlib
 import importlib.util
-import mmap
 import os
-import re
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +20,17 @@ from files import UserError, replace_file
 from imgproc import eight_bits
 
 MAX_PIXELS = 2**28  # images that declare more are refused before they are decoded
-SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")  # always read and written
+FORMATS = ("PNG", "BMP", "JPEG", "TIFF", "WEBP", "GIF", "AVIF", "HEIF")  # Pillow's names
+LONGEST_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}  # more does not fit the format
+JPEG_QUALITY = 95
+# EXIF tags by number
+ORIENTATION, EXIF_PART, GPS_PART, BITS_PER_SAMPLE = 0x0112, 0x8769, 0x8825, 258
+STALE = {256, 257, ORIENTATION}  # width, height
+PIXEL_SIZE = (0xA002, 0xA003)  # the same in the EXIF part
+# What a TIFF file says beside its structure: title, camera, software, date, author, rights
+DESCRIBING = {270, 271, 272, 305, 306, 315, 33432, EXIF_PART, GPS_PART}
+BLOCK = 2**19  # pixels that are converted or compressed at a time
 # The photographs inside the scikit-image wheel, by their use
 SAMPLE = {
     "train": (
@@ -34,99 +49,20 @@ SAMPLE = {
 }
 
 
-def image_size(path) -> tuple[int, int]:
-    """Height and width that the header of a PNG, BMP, JPEG, TIFF or WebP file declares (before EXIF orientation).
+# ------------------------------------------------------------------------------------ libraries
+def _pillow():
+    """Pillow, which also opens HEIC files where the package pillow-heif is installed."""
+    from PIL import Image
 
-    Raises ValueError, one line, for any other file and for more than MAX_PIXELS.
-    """
-    try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            height, width = _declared_size(data)
-    except (ValueError, KeyError, IndexError, struct.error):
-        raise UserError(
-            f"{path}: not a PNG, BMP, JPEG, TIFF or WebP image; replace or remove it"
-        ) from None
-    if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
-        raise UserError(
-            f"{path}: declares {width} x {height} pixels; the limit is {MAX_PIXELS} in all, cut it up"
-        )
-    return height, width
+    if importlib.util.find_spec("pillow_heif"):
+        import pillow_heif
 
-
-def _declared_size(data) -> tuple[int, int]:
-    head = data[:32]
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return struct.unpack(">II", head[16:24])[::-1]
-    if head.startswith(b"BM"):
-        width, height = (
-            struct.unpack("<HH", head[18:22])
-            if head[14] == 12
-            else struct.unpack("<ii", head[18:26])
-        )
-        return abs(height), width
-    if head[:4] in (b"II*\0", b"MM\0*"):
-        tags = _tags(data)
-        return tags[257], tags[256]
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        if head[12:16] == b"VP8X":
-            return tuple(int.from_bytes(head[i : i + 3], "little") + 1 for i in (27, 24))
-        if head[12:16] == b"VP8L":
-            bits = int.from_bytes(head[21:25], "little")
-            return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
-        return tuple(int.from_bytes(head[i : i + 2], "little") & 0x3FFF for i in (28, 26))
-    if not head.startswith(b"\xff\xd8\xff"):
-        raise ValueError
-    position = 2
-    while True:  # JPEG: from segment to segment, up to the one that starts a frame
-        marker, length = struct.unpack(">HH", data[position : position + 4])
-        if 0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC):
-            return struct.unpack(">HH", data[position + 5 : position + 9])
-        if not 0xFF00 <= marker < 0xFFFF or marker == 0xFFDA:
-            raise ValueError
-        position += 2 + length
-
-
-def _tags(tiff) -> dict[int, int]:
-    """First values of the tags in the first directory of a TIFF file, or of EXIF data, which has the same form."""
-    order = "<" if tiff[:2] == b"II" else ">"
-    (start,) = struct.unpack_from(order + "I", tiff, 4)
-    (count,) = struct.unpack_from(order + "H", tiff, start)
-    tags = {}
-    for at in range(start + 2, start + 2 + 12 * count, 12):
-        tag, kind = struct.unpack_from(order + "HH", tiff, at)
-        (value,) = struct.unpack_from(order + ("H" if kind == 3 else "I"), tiff, at + 8)
-        tags.setdefault(tag, value)  # of several the decoder too takes the first
-    return tags
-
-
-def _intact(data: bytes) -> bool:
-    """Whether the chunks of a PNG file have their checksums, where libpng would write to stderr; other files: True."""
-    position = 8
-    while data.startswith(b"\x89PNG") and not data.startswith(b"IEND", position + 4):
-        (length,) = struct.unpack_from(">I", data, position)
-        chunk = data[position + 4 : position + 8 + length]
-        (checksum,) = struct.unpack_from(">I", data, position + 8 + length)
-        if (
-            chunk[:1].isupper() and zlib.crc32(chunk) != checksum
-        ):  # a capital: the image depends on it
-            return False
-        position += 12 + length
-    return True
-
-
-def _orient(image: np.ndarray, data: bytes) -> np.ndarray:
-    """Turn an image upright as the EXIF data of its file says; OpenCV does that only where it drops alpha."""
-    exif = re.search(rb"(?:Exif\0\0|eXIf|EXIF....)(?=II\*\0|MM\0\*)", data, re.DOTALL)
-    with contextlib.suppress(struct.error):
-        turn = _tags(data[exif.end() :]).get(274, 1) if exif else 1
-        image = image.swapaxes(0, 1) if 5 <= turn <= 8 else image
-        image = image[::-1] if turn in (3, 4, 7, 8) else image
-        image = image[:, ::-1] if turn in (2, 3, 6, 7) else image
-    return image
+        pillow_heif.register_heif_opener()
+    return Image
 
 
 def _opencv():
-    """OpenCV, told not to write to stderr: it reads that from the environment when it is first imported."""
+    """OpenCV, told not to log: it reads that from the environment when it is first imported."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
     import cv2
@@ -134,73 +70,464 @@ def _opencv():
     return cv2
 
 
+def readable_suffixes() -> tuple[str, ...]:
+    """The suffixes of all files that `read_image` takes here: SUFFIXES, GIF, and AVIF and HEIC
+    where the installed Pillow and pillow-heif decode them."""
+    from PIL import features
+
+    avif = (".avif",) if "avif" in features.modules and features.check("avif") else ()
+    heic = (".heic", ".heif") if importlib.util.find_spec("pillow_heif") else ()
+    return SUFFIXES + (".gif",) + avif + heic
+
+
+# -------------------------------------------------------------------------------------- reading
+def image_size(path) -> tuple[int, int]:
+    """Height and width that the header of an image file declares (EXIF orientation may swap them).
+
+    Raises UserError, one line, for what is no image, for an animation and for more than MAX_PIXELS.
+    """
+    with _opened(path) as picture:
+        return picture.size[::-1]
+
+
 def read_image(path) -> np.ndarray:
-    """A PNG, BMP, JPEG, TIFF or WebP file as H×W (gray), H×W×3 (RGB) or H×W×4 (RGB and alpha), uint8 or uint16, turned
-    upright. Raises ValueError, one line, if it is none or declares more than MAX_PIXELS; OSError if unreadable."""
-    cv2 = _opencv()
-    image_size(path)
-    data = Path(path).read_bytes()
+    """An image file as H×W (gray), H×W×3 (RGB) or H×W×4 (RGB and alpha), uint8 or uint16, upright.
+
+    Palettes are looked up, CMYK becomes RGB. Raises UserError, one line that names the file, if it
+    is no image, damaged, an animation or larger than MAX_PIXELS; OSError if it cannot be read.
+    """
+    return read_photo(path)[0]
+
+
+def read_photo(path) -> tuple[np.ndarray, dict]:
+    """`read_image`, and what the file says about its image, as `write_image` takes it: the colour
+    profile ("icc_profile", bytes), EXIF without the orientation ("exif", bytes) and the resolution
+    ("dpi", two numbers), as far as it has them."""
+    with _opened(path) as picture:
+        deep, tiff = _more_than_8_bits(picture), picture.format == "TIFF"
+        if not deep:
+            with _stderr_closed() if tiff else contextlib.nullcontext():
+                picture.load()
+        exif = _exif(picture, complete=tiff or not deep)
+        turn = exif.get(ORIENTATION, 1)
+        image = None if deep else _array(picture)
+        metadata = _metadata(picture, exif)
+    if deep:
+        image = _read_deep(path)
+        turn = 1 if tiff else turn  # OpenCV has turned a TIFF file already
+    image = _upright(image, turn)
+    if not _profile_fits(metadata.get("icc_profile"), image):
+        metadata.pop("icc_profile", None)  # for example of the CMYK that the image was
+    return image, metadata
+
+
+@contextlib.contextmanager
+def _opened(path):
+    """An image file as a Pillow image of checked size, whose pixels are not decoded yet.
+
+    Raises UserError, one line that names the file, also for what Pillow raises in the block.
+    """
+    Image = _pillow()
+    # Pillow refuses what is twice its limit, and warns of half of that and of harmless oddities
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS // 2
     try:
-        image = (
-            cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-            if _intact(data)
-            else None
+        with warnings.catch_warnings(), open(path, "rb") as file:
+            warnings.simplefilter("ignore")
+            try:
+                picture = _open_checked(Image, file)
+                _refuse_animations(path, picture)
+                yield picture
+            except (UserError, MemoryError):
+                raise
+            except Image.DecompressionBombError:
+                raise UserError(
+                    f"{path}: declares more than {MAX_PIXELS} pixels, the limit; cut it up"
+                ) from None
+            except Image.UnidentifiedImageError:
+                raise UserError(f"{path}: {_why_unknown(path)}") from None
+            except Exception as error:  # on damaged files decoders raise errors of any kind
+                raise UserError(
+                    f"{path}: damaged ({type(error).__name__}); replace or remove it"
+                ) from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _open_checked(Image, file):
+    """The Pillow image of an open file; of a PNG file after a look at its checksums."""
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]  # what is installed
+    picture = Image.open(file, formats=formats)
+    if picture.format == "PNG":
+        picture.verify()
+        picture = Image.open(file, formats=["PNG"])  # a verified one cannot be decoded
+    if min(picture.size) < 1:
+        raise ValueError("no pixels")
+    return picture
+
+
+def _refuse_animations(path, picture):
+    """Raise UserError for several pictures that follow in time. (A phone's JPEG may hold two, the
+    second for depth or a preview, and a TIFF file pages: of these the first is taken.)"""
+    moving = picture.format in ("GIF", "PNG", "WEBP", "AVIF")
+    if moving and getattr(picture, "is_animated", False):
+        raise UserError(
+            f"{path}: an animation ({picture.format}, {picture.n_frames} pictures); "
+            "save the picture that you want as PNG"
         )
-    except (cv2.error, struct.error):
-        image = None
-    if (
-        image is None
-        or image.dtype not in (np.uint8, np.uint16)
-        or image.ndim == 3
-        and image.shape[2] not in (3, 4)
-    ):
-        kind = (
-            "damaged"
-            if image is None
-            else f"of a kind ({image.dtype}, shape {image.shape}) that is not supported"
+
+
+def _why_unknown(path) -> str:
+    suffix = Path(path).suffix.lower()
+    if suffix in (".heic", ".heif") and not importlib.util.find_spec("pillow_heif"):
+        return "HEIC files need one package more: pip install pillow-heif"
+    if suffix == ".avif" and suffix not in readable_suffixes():
+        return "AVIF files need a newer Pillow: pip install --upgrade pillow"
+    return "not a PNG, JPEG, TIFF, WebP or other known image; replace or remove it"
+
+
+def _more_than_8_bits(picture) -> bool:
+    """Whether Pillow would lose bits of this image, or its numbers are no bytes."""
+    if picture.mode.startswith(("I", "F")):
+        return True
+    if picture.mode not in ("L", "LA", "RGB", "RGBA", "RGBX"):
+        return False
+    if picture.format == "TIFF":
+        return max(picture.tag_v2.get(BITS_PER_SAMPLE, (1,))) > 8
+    return picture.format == "PNG" and "16" in str(picture.tile[0][3])  # such as "RGB;16B"
+
+
+def _array(picture) -> np.ndarray:
+    """The pixels of a Pillow image of 8 bits: H×W, H×W×3 or H×W×4, uint8."""
+    if picture.mode in ("CMYK", "YCCK"):
+        picture = _cmyk_to_rgb(picture)
+    if "A" in picture.mode.upper().replace("LAB", "") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    elif picture.mode in ("1", "L"):
+        picture = picture.convert("L")
+    else:
+        picture = picture.convert("RGB")
+    # Some rows at a time: Pillow's own way makes two copies of the whole
+    width, height = picture.size
+    image = np.empty((height, width, len(picture.getbands())), np.uint8)
+    step = max(1, BLOCK // width)
+    for top in range(0, height, step):
+        rows = picture.crop((0, top, width, min(top + step, height)))
+        image[top : top + step] = np.asarray(rows).reshape(-1, *image.shape[1:])
+    return image if image.shape[2] > 1 else image[..., 0]
+
+
+def _cmyk_to_rgb(picture):
+    """By the file's own profile to sRGB; without one, by subtracting as Pillow does."""
+    import io
+
+    from PIL import ImageCms
+
+    profile = picture.info.get("icc_profile")
+    if profile:
+        with contextlib.suppress(ImageCms.PyCMSError, OSError):
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            target = ImageCms.createProfile("sRGB")
+            return ImageCms.profileToProfile(picture, source, target, outputMode="RGB")
+    return picture.convert("RGB")
+
+
+def _read_deep(path) -> np.ndarray:
+    """An image of 16 bits a channel, H×W, H×W×3 or H×W×4, by OpenCV."""
+    cv2 = _opencv()
+    data = np.fromfile(path, np.uint8)  # imread cannot open every name on Windows
+    with _stderr_closed():
+        try:
+            image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        except cv2.error:
+            image = None
+    if image is None:
+        raise UserError(f"{path}: damaged; replace or remove it")
+    if image.dtype not in (np.uint8, np.uint16) or image.ndim == 3 and image.shape[2] not in (3, 4):
+        raise UserError(
+            f"{path}: of a kind ({image.dtype}, shape {image.shape}) that is not supported; "
+            "replace it by an image of 8 or 16 bits"
         )
-        raise UserError(f"{path}: {kind}; replace it by an image of 8 or 16 bits") from None
-    if not data.startswith((b"II", b"MM")):  # TIFF files have been turned by OpenCV
-        image = _orient(image, data)
-    if image.ndim == 3:
-        image = image[..., [2, 1, 0, 3][: image.shape[2]]]
+    if image.ndim == 3:  # BGR to RGB in place, some rows at a time: a second copy may be 2 GB
+        code = cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
+        step = max(1, BLOCK // image.shape[1])
+        for top in range(0, len(image), step):
+            image[top : top + step] = cv2.cvtColor(image[top : top + step], code)
+    return image
+
+
+@contextlib.contextmanager
+def _stderr_closed():
+    """libtiff, and libpng inside OpenCV, write to the process's stderr by themselves: they see none
+    meanwhile."""
+    try:
+        saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # there is none
+        yield
+        return
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
+def _upright(image: np.ndarray, turn: int) -> np.ndarray:
+    """An image as stored, turned as EXIF orientation 1 to 8 says."""
+    image = image.swapaxes(0, 1) if turn in (5, 6, 7, 8) else image
+    image = image[::-1] if turn in (3, 4, 7, 8) else image
+    image = image[:, ::-1] if turn in (2, 3, 6, 7) else image
     return np.ascontiguousarray(image)
 
 
-def write_image(path, image: np.ndarray):
-    """Write an array as `read_image` returns them; the suffix says the format (16 bits in PNG and TIFF, else 8 bits;
-    no alpha in JPEG). The file appears complete or not at all. Raises ValueError for another suffix, OSError."""
-    cv2, suffix = _opencv(), Path(path).suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UserError(f"{path}: unknown kind of image; name it {', '.join(SUFFIXES)}")
+def _exif(picture, complete: bool):
+    """The EXIF data of a Pillow image; not complete: without what comes after a PNG's pixels."""
+    exif = _pillow().Exif()
+    with contextlib.suppress(Exception):  # broken EXIF data are no reason to refuse a picture
+        if complete:
+            return picture.getexif()
+        exif.load(picture.info.get("exif"))
+    return exif
+
+
+def _metadata(picture, exif) -> dict:
+    metadata = {"icc_profile": picture.info.get("icc_profile")}
+    with contextlib.suppress(Exception):  # as above
+        metadata["exif"] = _still_true(exif, only_describing=picture.format == "TIFF")
+    with contextlib.suppress(TypeError, ValueError):
+        x, y = (round(float(dpi), 2) for dpi in picture.info.get("dpi"))
+        metadata["dpi"] = (x, y) if 1 <= min(x, y) and max(x, y) < 2**16 else None
+    return {name: value for name, value in metadata.items() if value}
+
+
+def _still_true(exif, only_describing: bool) -> bytes:
+    """EXIF data without what no longer holds once an image is upright and larger."""
+    for tag in list(exif):
+        if tag in STALE or (only_describing and tag not in DESCRIBING):
+            del exif[tag]
+    if EXIF_PART in exif:
+        part = exif.get_ifd(EXIF_PART)
+        for tag in PIXEL_SIZE:
+            part.pop(tag, None)
+    return exif.tobytes() if len(exif) else b""
+
+
+def _profile_fits(profile, image: np.ndarray) -> bool:
+    """Whether a colour profile is one for gray or for RGB, as the image is."""
+    space = b"GRAY" if image.ndim == 2 or image.shape[2] < 3 else b"RGB "
+    return bool(profile) and profile[16:20] == space
+
+
+# -------------------------------------------------------------------------------------- writing
+def write_image(path, image: np.ndarray, metadata: dict | None = None):
+    """Write an image; the suffix says the format. The file appears complete or not at all.
+
+    Args:
+        image: as `read_image` returns them; 16 bits stay in PNG and TIFF and become 8 in the
+            others, alpha is left out of JPEG. JPEG and WebP are written with quality 95.
+        metadata: as `read_photo` returns it; what the format has no place for is left out.
+    Raises UserError for another suffix and for an image that the format cannot hold; OSError.
+    """
+    path, metadata = Path(path), dict(metadata or {})
+    suffix = path.suffix.lower()
+    check_format(path, image.shape)
     if suffix not in (".png", ".tif", ".tiff"):
         image = eight_bits(image)
-    if image.ndim == 3:
-        image = image[..., [2, 1, 0, 3][: 3 if suffix in (".jpg", ".jpeg") else image.shape[2]]]
-    try:
-        data = cv2.imencode(suffix, np.ascontiguousarray(image))[1]
-    except cv2.error:
-        raise UserError(
-            f"{path}: {suffix} cannot hold an image of shape {image.shape}; use .png"
-        ) from None
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[..., 0]
+    if suffix == ".webp" and image.ndim == 2:
+        image = np.stack([image] * 3, 2)  # WebP knows no gray
+    if not _profile_fits(metadata.get("icc_profile"), image):
+        metadata.pop("icc_profile", None)
     with replace_file(path) as temporary:
-        data.tofile(temporary)
+        if suffix == ".png":
+            _write_png(temporary, image, metadata)
+        elif image.dtype == np.uint16:
+            _write_deep_tiff(temporary, image, metadata)
+        else:
+            _write_by_pillow(temporary, suffix, image, metadata)
 
 
-def list_images(folder) -> list[Path]:
-    """The image files of a folder, sorted by name. Raises ValueError if there are none, OSError if it is no folder."""
-    paths = sorted(
-        p
-        for p in Path(folder).iterdir()
-        if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
+def check_format(path, shape: tuple[int, ...]):
+    """Raise UserError where `write_image` could not write an image of this shape to this path."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path}: unknown kind of image; name it {', '.join(SUFFIXES)}")
+    if len(shape) not in (2, 3) or (len(shape) == 3 and not 1 <= shape[2] <= 4):
+        raise UserError(f"{path}: {suffix} cannot hold an image of shape {shape}")
+    longest = LONGEST_SIDE.get(suffix, 2**31 - 1)
+    if max(shape[:2]) > longest:
+        raise UserError(
+            f"{path}: {suffix} holds {longest} pixels a side at most, these are {shape[1]} x "
+            f"{shape[0]}; use .png"
+        )
+
+
+def _write_by_pillow(path, suffix: str, image: np.ndarray, metadata: dict):
+    """8 bits, whatever the format but PNG."""
+    picture = _pillow().fromarray(image)
+    if suffix in (".jpg", ".jpeg"):
+        if picture.mode in ("LA", "RGBA"):
+            picture = picture.convert(picture.mode[:-1])
+        if len(metadata.get("exif", b"")) > 65_000:
+            del metadata["exif"]  # more than a JPEG file has place for
+        picture.save(path, "JPEG", quality=JPEG_QUALITY, **metadata)
+    elif suffix == ".webp":
+        picture.save(path, "WEBP", quality=JPEG_QUALITY, **metadata)
+    elif suffix == ".bmp" and picture.mode in ("LA", "RGBA"):  # where Pillow loses the alpha
+        cv2, image = _opencv(), np.asarray(picture.convert("RGBA"))
+        cv2.imencode(".bmp", cv2.cvtColor(image, cv2.COLOR_RGBA2BGRA))[1].tofile(path)
+    elif suffix == ".bmp":
+        picture.save(path, "BMP", dpi=metadata.get("dpi", (96, 96)))
+    else:
+        _save_tiff(picture, path, metadata)
+
+
+def _save_tiff(picture, path, metadata: dict):
+    exif = _exif_of(metadata)
+    compression = "tiff_lzw"
+    if EXIF_PART in exif or GPS_PART in exif:
+        compression = None  # libtiff, which Pillow compresses with, takes no such parts
+    metadata["exif"] = _still_true(exif, only_describing=True)
+    picture.save(path, "TIFF", compression=compression, **metadata)
+
+
+def _exif_of(metadata: dict):
+    exif = _pillow().Exif()
+    if "exif" in metadata:
+        exif.load(metadata["exif"])
+    return exif
+
+
+def _write_deep_tiff(path, image: np.ndarray, metadata: dict):
+    """16 bits a channel, which Pillow cannot write."""
+    import tifffile
+
+    channels = image.shape[2] if image.ndim == 3 else 1
+    options = {"extrasamples": ["unassalpha"]} if channels in (2, 4) else {}
+    if "icc_profile" in metadata:
+        options["iccprofile"] = metadata["icc_profile"]
+    if "dpi" in metadata:
+        options.update(resolution=metadata["dpi"], resolutionunit="INCH")
+    texts = [(tag, text) for tag, text in _exif_of(metadata).items() if isinstance(text, str)]
+    options["extratags"] = [(tag, "s", 0, text, True) for tag, text in texts if tag in DESCRIBING]
+    tifffile.imwrite(
+        path,
+        image,
+        photometric="rgb" if channels > 2 else "minisblack",
+        planarconfig="contig" if channels > 1 else None,
+        compression="zlib",
+        compressionargs={"level": 1},
+        rowsperstrip=max(1, BLOCK // image.shape[1]),
+        metadata=None,
+        software=False,
+        **options,
     )
+
+
+def _write_png(path, image: np.ndarray, metadata: dict):
+    """PNG of 8 or 16 bits: https://www.w3.org/TR/png-3/, sections 5 (chunks), 9 and 10 (pixels).
+
+    Written here because Pillow has no 16 bits, and OpenCV no profiles and a copy of the whole. Rows
+    are compressed in blocks, one a thread, each as a piece of one zlib stream, so that memory stays
+    small; the faster settings of zlib cost 2 % more bytes than its default on photographs.
+    """
+    height, width, channels = image.shape if image.ndim == 3 else (*image.shape, 1)
+    step, threads = max(1, BLOCK // width), min(8, os.cpu_count() or 1)
+    rows, colour_type = image.reshape(height, -1), {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    with open(path, "wb") as file, ThreadPoolExecutor(threads) as pool:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        header = struct.pack(">IIBBBBB", width, height, 8 * image.itemsize, colour_type, 0, 0, 0)
+        _write_chunk(file, b"IHDR", header)
+        for name, body in _png_metadata(metadata):
+            _write_chunk(file, name, body)
+        _write_chunk(file, b"IDAT", b"\x78\x01")  # how a zlib stream begins
+        checksum = 1
+        for first in range(0, height, step * threads):
+            tops = range(first, min(first + step * threads, height), step)
+            for lines, data in pool.map(lambda top: _compressed(rows, top, top + step), tops):
+                checksum = zlib.adler32(lines, checksum)
+                _write_chunk(file, b"IDAT", data)
+        # an empty last block, and the checksum that ends a zlib stream
+        _write_chunk(file, b"IDAT", b"\x03\0" + struct.pack(">I", checksum))
+        _write_chunk(file, b"IEND", b"")
+
+
+def _write_chunk(file, name: bytes, body: bytes):
+    checksum = zlib.crc32(body, zlib.crc32(name))
+    file.write(struct.pack(">I", len(body)) + name)
+    file.write(body)
+    file.write(struct.pack(">I", checksum))
+
+
+def _png_metadata(metadata: dict):
+    """The chunks before the pixels: colour profile, pixels per metre, EXIF data."""
+    if "icc_profile" in metadata:
+        yield b"iCCP", b"ICC Profile\0\0" + zlib.compress(metadata["icc_profile"])
+    if "dpi" in metadata:
+        per_metre = [round(dpi / 0.0254) for dpi in metadata["dpi"]]
+        yield b"pHYs", struct.pack(">IIB", *per_metre, 1)
+    if "exif" in metadata:
+        yield b"eXIf", metadata["exif"].removeprefix(b"Exif\0\0")
+
+
+def _compressed(rows: np.ndarray, top: int, bottom: int) -> tuple[np.ndarray, bytes]:
+    """Some rows of a PNG: the bytes that the format compresses, and the same compressed."""
+    above = max(0, top - 1)
+    block = rows[above:bottom].astype(rows.dtype.newbyteorder(">")).view(np.uint8)
+    lines = np.empty((min(bottom, len(rows)) - top, 1 + block.shape[1]), np.uint8)
+    lines[:, 0] = 2  # filter "up": the difference to the row above, which the first row lacks
+    lines[0, 1:] = block[0]
+    np.subtract(block[1:], block[:-1], out=lines[len(lines) - len(block) + 1 :, 1:])
+    # 16 bits are mostly noise: looking for longer repetitions costs twice the time for nothing
+    strategy = zlib.Z_DEFAULT_STRATEGY if rows.itemsize == 1 else zlib.Z_RLE
+    piece = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
+    return lines, piece.compress(lines) + piece.flush(zlib.Z_FULL_FLUSH)
+
+
+# -------------------------------------------------------------------------------- Pillow images
+def is_pillow(image) -> bool:
+    """Whether this is a Pillow image; without importing Pillow for what is none."""
+    return hasattr(image, "getbands") and isinstance(image, _pillow().Image)
+
+
+def from_pillow(picture) -> tuple[np.ndarray, dict]:
+    """`read_photo` of a Pillow image. Raises UserError for a kind that is not supported."""
+    exif = _exif(picture, complete=True)
+    turn, metadata = exif.get(ORIENTATION, 1), _metadata(picture, exif)
+    if picture.mode in ("F", "I"):
+        raise UserError(f"a Pillow image of mode {picture.mode}: convert it to L, RGB or RGBA")
+    deep = picture.mode.startswith("I;16")
+    image = np.asarray(picture).astype(np.uint16) if deep else _array(picture)
+    image = _upright(image, turn)
+    if not _profile_fits(metadata.get("icc_profile"), image):
+        metadata.pop("icc_profile", None)
+    return image, metadata
+
+
+def to_pillow(image: np.ndarray, metadata: dict):
+    """A Pillow image with colour profile, EXIF data and resolution in its ``info``;
+    ``picture.save("large.jpg", **picture.info)`` writes them."""
+    picture = _pillow().fromarray(image)
+    picture.info.update(metadata)
+    return picture
+
+
+# ------------------------------------------------------------------------------------- finding
+def list_images(folder) -> list[Path]:
+    """The image files of a folder, sorted by name. Raises UserError if there are none, OSError if
+    it is no folder."""
+    paths = [path for path in Path(folder).iterdir() if path.suffix.lower() in SUFFIXES]
+    paths = sorted(path for path in paths if not path.name.startswith("."))
     if not paths:
         raise UserError(f"{folder}: no images there ({', '.join(SUFFIXES)})")
     return paths
 
 
 def sample_images(part: str) -> list[Path]:
-    """The "train" or "test" photographs of the built-in set, files inside the scikit-image package."""
+    """The "train" or "test" photographs of the built-in set, files inside scikit-image."""
     package = importlib.util.find_spec("skimage")
     paths = (
         [Path(package.origin).parent / "data" / name for name in SAMPLE[part]] if package else []

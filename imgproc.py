@@ -194,12 +194,15 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def eight_bits(image: np.ndarray) -> np.ndarray:
-    """uint16 to the nearest uint8; uint8 as it is."""
-    return (
-        ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
-        if image.dtype == np.uint16
-        else image
-    )
+    """uint16 to the nearest uint8, a 257th of it; uint8 as it is."""
+    if image.dtype != np.uint16:
+        return image
+    result = np.empty(image.shape, np.uint8)
+    step = max(1, 2**20 // max(1, image[:1].size))
+    for top in range(0, len(image), step):  # 32 bits for some rows only
+        rows = image[top : top + step].astype(np.uint32)
+        result[top : top + step] = (rows + 128) // 257
+    return result
 
 
 def to_tensor(image: np.ndarray) -> Tensor:

@@ -1,6 +1,7 @@
 """Images through a network: `predict` by tiles, `upscale` of whole photographs."""
 
 import math
+import os
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+import image_io
 import imgproc
 from files import UserError
 from imgproc import to_array, to_tensor
@@ -144,21 +146,27 @@ def _even(size, limit):
     return -(-size // -(-size // max(limit, 1)))
 
 
-def upscale(
-    image: np.ndarray, upscale_factor: int = 3, network=None, progress: bool = False
-) -> np.ndarray:
+def upscale(image, upscale_factor: int = 3, network=None, progress: bool = False) -> np.ndarray:
     """Enlarge an image: luminance by the network (all colours, if it is an RGB one), chroma and alpha by bicubic.
 
     Args:
-        image: H×W or H×W×C, C = 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha); uint8, uint16, or float in
-            [0, 1].
+        image: H×W or H×W×C, C = 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha); uint8,
+            uint16, or float in [0, 1]. Or the path of an image file, or a Pillow image.
         upscale_factor: 2, 3 or 4, if the network is to be the one that ships for it; else the network's.
         network: an SRCNN, on the device to compute on; "bicubic": none, bicubic for all.
         progress: show a bar if the image is a large one.
     Returns:
-        sH×sW or sH×sW×C of the same type. Memory beyond image and result is bounded, whatever their size.
+        sH×sW or sH×sW×C of the same type; of a file the array, upright; of a Pillow image a Pillow
+        image, upright, with its colour profile, EXIF data and resolution in ``info``. Memory
+        beyond image and result is bounded, whatever their size.
     Raises ValueError for another kind of array, and for a factor that there are no weights for.
     """
+    if isinstance(image, (str, os.PathLike)):
+        image = image_io.read_image(image)
+    elif image_io.is_pillow(image):
+        array, metadata = image_io.from_pillow(image)
+        array = upscale(array, upscale_factor, network, progress)
+        return image_io.to_pillow(array, metadata)
     image = np.asarray(image)
     if (
         image.ndim not in (2, 3)

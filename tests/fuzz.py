@@ -424,15 +424,8 @@ def judge(kind: str, path: Path, printed) -> tuple[str, str]:
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
     if grown > MEGABYTES:
         outcome = "finding", f"took {grown} MB"
-    text = printed.read().decode(
-        errors="replace"
-    )  # on images libpng and libjpeg write by themselves
-    if text and (
-        not kind.startswith("image")
-        or "Traceback" in text
-        or ".py:" in text
-        or text.startswith("[")
-    ):
+    text = printed.read().decode(errors="replace")
+    if text:
         outcome = "finding", f"printed: {text[-300:]}"
     return outcome
 

@@ -330,11 +330,16 @@ HOSTILE = {
     "bomb.jpg": b"\xff\xd8\xff\xc0\0\x11\x08\xff\xff\xff\xff\x03\x01\x22\0\x02\x11\x01\x03\x11\x01"
     + bytes(99),
     "bomb.webp": b"RIFF\xff\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff\xff\xff" * 2 + bytes(99),
-    "bomb.tif": b"II*\0\x08\0\0\0\x02\0"
+    "cut bomb.tif": b"II*\0\x08\0\0\0\x02\0"
     + struct.pack("<HHIIHHII", 256, 4, 1, 2**31, 257, 4, 1, 2**31),
-    "bomb twice.tif": b"II*\0\x08\0\0\0\x04\0"
+    "cut bomb twice.tif": b"II*\0\x08\0\0\0\x04\0"
     + b"".join(  # the decoder takes the first of equal tags
         struct.pack("<HHII", tag, 4, 1, size) for size in (2**31, 8) for tag in (256, 257)
+    ),
+    "bomb.tif": b"II*\0\x08\0\0\0\x06\0"
+    + b"".join(
+        struct.pack("<HHII", tag, 4, 1, value)
+        for tag, value in ((256, 2**30), (257, 2**30), (258, 8), (259, 1), (262, 1), (273, 8))
     ),
     "far.tif": b"II*\0\xff\xff\xff\x7f",
     "circle.tif": b"MM\0*\0\0\0\x00" + bytes(50),

@@ -225,3 +225,25 @@ def test_bad_input_is_named(arguments, message, identity_file, tmp_path, photogr
     with pytest.raises((ValueError, OSError), match=message) as raised:
         run_main(*arguments)
     assert "\n" not in str(raised.value)
+
+
+def test_paths_and_pillow_images(tmp_path, photograph):
+    """In a notebook: a path gives an array, a Pillow image one of its kind, both upright."""
+    Image = pytest.importorskip("PIL.Image")
+    picture = Image.fromarray(photograph)
+    exif = picture.getexif()
+    exif[274], exif[271] = 6, "Maker"
+    picture.save(tmp_path / "a.png", exif=exif, dpi=(300, 300))
+    expected = inference.upscale(np.rot90(photograph, -1), 3, identity())
+    for path in (tmp_path / "a.png", str(tmp_path / "a.png")):
+        np.testing.assert_array_equal(inference.upscale(path, 3, identity()), expected)
+    result = inference.upscale(Image.open(tmp_path / "a.png"), 3, identity())
+    assert isinstance(result, Image.Image) and result.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(result), expected)
+    result.save(tmp_path / "large.jpg", **result.info)
+    with Image.open(tmp_path / "large.jpg") as saved:
+        assert saved.info["dpi"] == (300, 300)
+        assert saved.getexif()[271] == "Maker" and 274 not in saved.getexif()
+    assert inference.upscale(picture.convert("P"), 3, identity()).mode == "RGB"
+    with pytest.raises(ValueError, match="mode F"):
+        inference.upscale(picture.convert("F"), 3, identity())
