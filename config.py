@@ -244,23 +244,15 @@ def run(main, mode=None, positional=None):
     What a user can mend (UserError, OSError) ends it with one line and status 1, Ctrl-C with
     status 130. Any other exception is a bug and keeps its traceback.
     """
-    rank = int(os.environ.get("RANK", 0))
     try:
         return main(load(mode, positional=positional))
-    except (UserError, OSError, RuntimeError) as error:
+    except (UserError, OSError) as error:
         message = " ".join(str(error).split())
-        if isinstance(error, RuntimeError):
-            if (
-                "DistError" not in [kind.__name__ for kind in type(error).__mro__]
-                and "gloo" not in message
-            ):
-                raise
-            message = f"process {rank} lost the others, which ended or cannot be reached"
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    if rank:
-        # Most errors are process 0's as well: it says them, and torchrun ends the others
+    # Most errors are those of process 0 too, which says them at once; torchrun ends the others
+    if os.environ.get("RANK", "0") != "0":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(10)
     # Out here main's progress bars and worker processes are gone

@@ -1,9 +1,10 @@
 """Training batches and test pairs, from the tensors that prepare_dataset.py makes.
 
-Prepared are the high-resolution images alone, as uint8; low resolution is made from them by `imgproc.imresize`, so that
-one preparation serves every scale and recipe.
+Prepared are the high-resolution images alone, as uint8. Low resolution is made from them by
+`imgproc.imresize`, so that one preparation serves every scale and recipe.
 """
 
+import difflib
 import json
 from pathlib import Path
 
@@ -15,57 +16,96 @@ from files import UserError
 from image_io import list_images, read_image, sample_images
 from imgproc import eight_bits, imresize, modcrop, rgb2y, upsample
 
-SHARD_BYTES = 64 * 2**20
+SHARD_BYTES = 64 * 2**20  # of pixels in one file of a prepared set
 
 
+# ------------------------------------------------------------------------------------ image sets
 def manifest() -> dict[str, dict[str, str]]:
-    """The sets that prepare_dataset.py can fetch: {"T91": {file name: SHA-256}, "Set5": …, "Set14": …}."""
-    return json.loads((Path(__file__).parent / "assets" / "manifest.json").read_text())
+    """The sets that prepare_dataset.py can fetch, as {set: {file name: SHA-256}}.
+
+    They are T91, Set5, Set14, BSD100 and Urban100.
+    """
+    path = Path(__file__).parent / "assets" / "manifest.json"
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def image_paths(data_dir, name: str, part: str = "test") -> list[Path]:
-    """The image files of a set: "T91", "Set5" or "Set14", a part ("train" or "test") of "sample", or a folder that the
-    user names (a path, or a folder's name in data_dir).
+    """The image files of a set.
 
-    Raises FileNotFoundError, one line, if they are not (all) there; ValueError for a folder without images.
+    Args:
+        name: a set of the manifest, "sample", or a folder: a path, or its name in data_dir.
+        part: of "sample", "train" or "test".
+
+    Raises FileNotFoundError, one line, if one of them is not there, and UserError for a folder
+    without images.
     """
     if name == "sample":
         return sample_images(part)
     folder, known = Path(data_dir) / name, manifest()
     if name in known:
         paths = [folder / file for file in sorted(known[name])]
-        if not all(path.is_file() for path in paths):
-            raise FileNotFoundError(f"{folder}: {name} is not (all) there; run prepare_dataset.py")
+        lacking = sum(not path.is_file() for path in paths)
+        if lacking:
+            setting = "train_set" if name == "T91" else "test_sets"
+            raise FileNotFoundError(
+                f"{folder}: {lacking} of the {len(paths)} images of {name} are not there; "
+                f"run prepare_dataset.py --{setting} {name}"
+            )
         return paths
-    folder = Path(name).expanduser() if Path(name).expanduser().is_dir() else folder
+    given = Path(name).expanduser()
+    folder = given if given.is_dir() else folder
     if not folder.is_dir():
-        raise FileNotFoundError(f"{name}: no folder, and none of {', '.join(known)}, sample")
+        raise FileNotFoundError(unknown_set(name))
     return list_images(folder)
 
 
+def unknown_set(name: str) -> str:
+    """The complaint about a name that is neither a set nor a folder."""
+    sets = [*manifest(), "sample"]
+    # As for set5 and Set-5: only letters and digits count
+    plain = {"".join(filter(str.isalnum, known)).lower(): known for known in sets}
+    written = "".join(filter(str.isalnum, name)).lower()
+    close = difflib.get_close_matches(written, plain, 1)
+    hint = f"; did you mean {plain[close[0]]}?" if close else ""
+    return f"{name}: no folder, and none of {', '.join(sets)}{hint}"
+
+
 def training_image(path, channels: int) -> Tensor:
-    """An image file as uint8 1×H×W (Y; gray as it is) or 3×H×W (RGB), of 8 bits, without alpha."""
+    """An image file as uint8 C×H×W, without alpha and with 16 bits rounded to 8.
+
+    Args:
+        channels: 1: Y as MATLAB's rgb2ycbcr has it, gray as it is; 3: RGB.
+    """
     image = eight_bits(read_image(path))
+    colour = image.ndim == 3
     if channels == 1:
-        image = rgb2y(image[..., :3]) if image.ndim == 3 else image
-        return torch.from_numpy(image)[None]
-    image = image[..., :3] if image.ndim == 3 else np.stack([image] * 3, 2)
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return torch.from_numpy(rgb2y(image[..., :3]) if colour else image)[None]
+    rgb = image[..., :3] if colour else np.stack([image] * 3, 2)
+    return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
 
 
+# ---------------------------------------------------------------------------------- prepared sets
 def prepared_folder(data_dir, name: str, channels: int, part: str = "train") -> Path:
-    """Where the shards of a set lie: of "T91", "Set5", ..., of a folder of images (by its last name), or of a part
-    ("train" or "test") of "sample"."""
+    """Where the prepared tensors of a set lie.
+
+    Args:
+        name: as for `image_paths`; of a folder, its last name counts.
+        part: of "sample", "train" or "test".
+    """
     stem = f"sample-{part}" if name == "sample" else Path(name).resolve().name
     return Path(data_dir) / "prepared" / f"{stem}-{'y' if channels == 1 else 'rgb'}"
 
 
 def load_images(folder, mmap: bool = False) -> tuple[list[str], list[Tensor]]:
-    """Names and images (uint8, C×H×W) of a prepared set; with mmap, the pixels stay on disk until they are read.
+    """Names and images (uint8, C×H×W) of a prepared set.
 
-    Raises FileNotFoundError if the set is not prepared, ValueError if a shard is damaged.
+    Args:
+        mmap: leave the pixels on disk until they are read.
+
+    Raises FileNotFoundError if the set is not prepared, UserError if a file of it is damaged.
     """
     shards = sorted(Path(folder).glob("?????-of-?????.pth"))
+    # The names say how many files there are: fewer, and the preparation was interrupted
     if not shards or len(shards) != int(shards[0].stem[-5:]):
         raise FileNotFoundError(
             f"{folder}: not prepared; run prepare_dataset.py with the same settings"
@@ -100,22 +140,23 @@ def downscale(hr: Tensor, upscale_factor: int, quantize: bool = False) -> Tensor
 def test_pair(
     hr: Tensor, upscale_factor: int, interpolation: str = "matlab", quantize: bool = False
 ):
-    """A test image under the paper's protocol (section 4): hr cropped, and lr made from it and brought back to its size.
+    """A test image under the paper's protocol (section 4): hr, and lr made from it.
 
     Args:
         hr: uint8, C×H×W.
-        interpolation: how lr is upscaled, see `imgproc.upsample`.
+        interpolation: how the small image is brought back to hr's size, see `imgproc.upsample`.
         quantize: round the small image to 8 bits (MMagic's protocol for RGB).
 
-    Returns lr (float32, 1×C×H'×W', about [0, 1]) and hr (uint8, C×H'×W').
-    Raises ValueError if the image is smaller than the scale.
+    Returns lr (float32, 1×C×H'×W', about [0, 1]) and hr (uint8, C×H'×W'), H' and W' being
+    multiples of upscale_factor. Raises UserError if the image is smaller than that.
     """
     hr = modcrop(hr, upscale_factor)
     if hr.numel() == 0:
         raise UserError(
             f"an image is smaller than upscale_factor={upscale_factor}; remove it from the set"
         )
-    # float64: the rounding to 8 bits that the metrics see must not depend on the machine's summation order
+    # float64: the rounding to 8 bits that the metrics see must not depend on a machine's order of
+    # summation
     small = downscale(hr[None].double() / 255, upscale_factor, quantize)
     return upsample(small, upscale_factor, interpolation).float(), hr
 

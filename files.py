@@ -9,13 +9,17 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """What a user can mend: scripts show its one line, which names the file or setting and the remedy."""
+    """What a user can mend. Its one line, which scripts show, names the file or setting and the
+    remedy."""
 
 
 @contextlib.contextmanager
 def replace_file(path):
-    """``with replace_file(path) as temporary:`` write to ``temporary``, which then becomes ``path`` in one step; after
-    an error nothing is left of it, and an old ``path`` stays as it was. Makes the folder."""
+    """``with replace_file(path) as temporary:`` write to temporary, which then becomes path.
+
+    That takes one step, so that nobody meets half a file. After an error temporary is removed
+    and an old path stays as it was. Makes the folder. Raises OSError that names path.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
@@ -23,17 +27,19 @@ def replace_file(path):
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno and not error.filename:  # a full disk shows in write(), which knows no name
+        # A full disk shows in write(), which knows no name
+        if error.errno and not error.filename:
             error.filename = str(path)
         raise
-    except RuntimeError as error:  # torch.save's word for a full disk
+    except RuntimeError as error:
+        # torch.save's word for a full disk
         raise OSError(f"{path}: cannot be written ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def make_folder(path):
-    """Make a folder for results. Raises OSError, one line, if that cannot be or nothing can be written there."""
+    """Make a folder for results, and try it. Raises OSError, one line, if it cannot be used."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
@@ -43,23 +49,27 @@ def make_folder(path):
         ) from None
 
 
+def write_file(content, path):
+    """Write text (as UTF-8) or bytes, whole or not at all."""
+    content = content.encode() if isinstance(content, str) else content
+    with replace_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def save(content, path):
-    """torch.save by way of memory and a temporary file: a full disk is an OSError and leaves the old file."""
+    """torch.save, whole or not at all: by way of memory, where a full disk does no harm."""
     import torch
 
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    with replace_file(path) as temporary:
-        Path(temporary).write_bytes(buffer.getbuffer())
+    write_file(buffer.getbuffer(), path)
 
 
 def write_csv(rows, path):
-    with (
-        replace_file(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(
-            file, fieldnames=list(dict.fromkeys(k for row in rows for k in row))
-        )
-        writer.writeheader()
-        writer.writerows(rows)
+    """Write dicts as the rows of a table, whole or not at all; the columns are all their keys."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(text.getvalue(), path)

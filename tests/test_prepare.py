@@ -452,7 +452,7 @@ def test_bad_folders_and_full_disks(tmp_path, run_script):
     sets = ("--test_sets", "--train_set")
     for name, error, words in (
         ("empty", ValueError, "no images"),
-        ("Urban100", OSError, "Urban100: no folder"),
+        ("Urban", OSError, "Urban: no folder.*did you mean Urban100"),
     ):
         with pytest.raises(error, match=words):
             prepare_dataset.main(
