@@ -1,18 +1,21 @@
-"""SOAP: Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al., arXiv 2409.11321), for small networks."""
+"""SOAP: Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al., arXiv 2409.11321)."""
 
 import torch
 
 
 class SOAP(torch.optim.Optimizer):
-    """Each weight, with its kernel flattened to out×in×taps, is rotated on every axis longer than one into the
-    eigenbasis of that axis's gradient covariance; Adam runs there. Biases get plain Adam. No weight decay.
+    """For networks of a few small layers, on any device: all of them are updated together.
+
+    Each weight, with its kernel flattened to out×in×taps, is rotated on every axis longer than one
+    into the eigenbasis of that axis's gradient covariance; Adam runs there. Biases get plain Adam.
+    No weight decay.
 
     Args:
-        params: parameters or groups.
+        params: parameters or groups; a group's own setting is lr, the others hold for all.
         lr: learning rate, on Adam's scale.
         betas: decay of the gradient's mean, and of its square and covariances.
         eps: added to the root of the mean square.
-        refresh: steps between renewals of the eigenbases (one power iteration and a QR decomposition each).
+        refresh: steps between renewals of the eigenbases (a power iteration and a QR each).
     """
 
     def __init__(self, params, lr=3e-3, betas=(0.95, 0.95), eps=1e-8, refresh=10):
@@ -21,41 +24,66 @@ class SOAP(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         loss = None if closure is None else torch.enable_grad()(closure)()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(
-                        p, self.state[p], **{k: group[k] for k in ("lr", "betas", "eps", "refresh")}
-                    )
+        rated = [(p, group["lr"]) for group in self.param_groups for p in group["params"]]
+        rated = [(p, rate) for p, rate in rated if p.grad is not None]
+        if not rated:
+            return loss
+        shared = self.param_groups[0]
+        (beta1, beta2), eps, refresh = shared["betas"], shared["eps"], shared["refresh"]
+        grads = [_by_axes(p.grad) for p, _ in rated]
+        states = [self._state(p, grad) for (p, _), grad in zip(rated, grads)]
+        means, squares = ([state[k] for state in states] for k in ("mean", "square"))
+
+        # On a GPU a call costs more than what it computes here: _foreach_ is one for all tensors
+        torch._foreach_lerp_(means, grads, 1 - beta1)
+        pairs = [_rotate_pair(*given) for given in zip(grads, means, states)]
+        turned_grads, turned_means = zip(*pairs)
+        torch._foreach_lerp_(squares, torch._foreach_mul(turned_grads, turned_grads), 1 - beta2)
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_add_(roots, eps)
+        updates = [
+            _rotate(update[None], [basis.T for basis in state["bases"]]).view_as(p)
+            for update, state, (p, _) in zip(torch._foreach_div(turned_means, roots), states, rated)
+        ]
+        scales = []
+        for state, (_, rate) in zip(states, rated):
+            state["step"] += 1
+            unbiased = (1 - beta2 ** state["step"]) ** 0.5 / (1 - beta1 ** state["step"])
+            scales.append(-rate * unbiased)
+        torch._foreach_mul_(updates, scales)
+        torch._foreach_add_([p for p, _ in rated], updates)
+
+        covariances = [c for state in states for c in state["covariances"]]
+        if covariances:
+            now = [_covariance(grad, axis) for grad in grads for axis in _long_axes(grad)]
+            torch._foreach_lerp_(covariances, now, 1 - beta2)
+        _renew_bases([s for s in states if s["bases"] and s["step"] % refresh == 0])
         return loss
 
-    def _update(self, p, state, lr, betas, eps, refresh):
-        grad = p.grad.flatten(2).squeeze() if p.dim() > 2 else p.grad
-        axes = [i for i, n in enumerate(grad.shape) if n > 1] if grad.dim() > 1 else []
+    def _state(self, p, grad) -> dict:
+        """What is kept of a parameter, started with the eigenvectors of its first gradient."""
+        state = self.state[p]
         if not state:
             state["step"] = 0
-            state["mean"], state["square"] = torch.zeros_like(grad), torch.zeros_like(grad)
-            state["covariances"] = [_covariance(grad, i) for i in axes]
-            state["bases"] = [
-                torch.linalg.eigh(c.nan_to_num(0, 0, 0))[1].flip(1) for c in state["covariances"]
-            ]
-        state["step"] += 1
-        bases, (beta1, beta2) = state["bases"], betas
-        rotated = _rotate(grad, bases)
-        state["mean"].lerp_(grad, 1 - beta1)
-        state["square"].lerp_(rotated.square(), 1 - beta2)
-        scale = lr * (1 - beta2 ** state["step"]) ** 0.5 / (1 - beta1 ** state["step"])
-        update = _rotate(state["mean"], bases) / (state["square"].sqrt() + eps)
-        p.add_(_rotate(update, [b.T for b in bases]).view_as(p), alpha=-scale)
-        for i, covariance in zip(axes, state["covariances"]):
-            covariance.lerp_(_covariance(grad, i), 1 - beta2)
-        if bases and state["step"] % refresh == 0:
-            for axis, (i, covariance) in enumerate(zip(axes, state["covariances"])):
-                basis = bases[axis]
-                # Keep the eigenvectors in falling order, and the mean squares with the direction they belong to
-                order = (basis * (covariance @ basis)).sum(0).argsort(descending=True)
-                state["square"] = state["square"].index_select(i, order)
-                bases[axis] = torch.linalg.qr(covariance @ basis[:, order])[0]
+            state["mean"], state["square"] = grad.new_zeros(grad.shape), grad.new_zeros(grad.shape)
+            state["covariances"] = [_covariance(grad, axis) for axis in _long_axes(grad)]
+            finite = [c.nan_to_num(0, 0, 0) for c in state["covariances"]]
+            # eigh's eigenvalues rise; the bases have the largest first
+            state["bases"] = [_decompose(torch.linalg.eigh, c)[1].flip(1) for c in finite]
+        return state
+
+
+def _by_axes(grad):
+    """A gradient without axes of length one, the taps of its kernel on one axis."""
+    if grad.dim() < 2:
+        return grad
+    # Of one layout, so that _foreach_ can take all tensors at once
+    return grad.flatten(2).squeeze().contiguous() if grad.dim() > 2 else grad.squeeze()
+
+
+def _long_axes(grad) -> list[int]:
+    """The axes that are rotated: none of a vector's."""
+    return [axis for axis, size in enumerate(grad.shape) if size > 1] if grad.dim() > 1 else []
 
 
 def _covariance(grad, axis):
@@ -64,10 +92,46 @@ def _covariance(grad, axis):
     return fibres @ fibres.T
 
 
+def _rotate_pair(grad, mean, state):
+    """A gradient and its mean in the eigenbases, by one product per axis for both."""
+    if not state["bases"]:
+        return grad, mean
+    return _rotate(torch.stack([grad, mean]), state["bases"]).unbind()
+
+
 def _rotate(x, bases):
-    """x with each axis (all of them, in order) multiplied by its basis's transpose."""
+    """x with each axis but the first multiplied by its basis's transpose."""
     for basis in bases:
-        x = torch.tensordot(
-            x, basis, ([0], [0])
-        )  # moves the axis to the end: after all of them, order is restored
+        # This moves the axis to the end: after all of them, their order is restored
+        x = torch.tensordot(x, basis, ([1], [0]))
     return x
+
+
+def _renew_bases(states):
+    """A power iteration for each axis, and one QR decomposition for all of them together."""
+    products = []
+    for state in states:
+        for axis, (covariance, basis) in enumerate(zip(state["covariances"], state["bases"])):
+            product = covariance @ basis
+            # Eigenvectors stay in falling order, the mean squares with the direction they belong to
+            order = (basis * product).sum(0).argsort(descending=True)
+            state["square"] = state["square"].index_select(axis, order)
+            products.append(product[:, order])
+    if not products:
+        return
+    sizes = [len(product) for product in products]
+    # Q of [A 0; 0 I] is [Q of A, 0; 0, I]: padded with ones on the diagonal, sizes do not matter
+    largest = torch.eye(max(sizes), dtype=products[0].dtype, device=products[0].device)
+    padded = largest.repeat(len(sizes), 1, 1)
+    torch._foreach_copy_([whole[:n, :n] for whole, n in zip(padded, sizes)], products)
+    renewed = _decompose(torch.linalg.qr, padded)[0]
+    bases = [basis for state in states for basis in state["bases"]]
+    torch._foreach_copy_(bases, [whole[:n, :n] for whole, n in zip(renewed, sizes)])
+
+
+def _decompose(function, matrices):
+    """torch.linalg.eigh or qr, on the CPU where the device's backend lacks it (Apple's)."""
+    try:
+        return function(matrices)
+    except NotImplementedError:
+        return tuple(part.to(matrices.device) for part in function(matrices.cpu()))
