@@ -11,141 +11,225 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+BLOCK = 2**18  # pixels of an array that are converted at a time
 
+
+# ------------------------------------------------------------------------------------- resizing
 def imresize(image, scale: float):
-    """MATLAB's ``imresize(image, scale, 'bicubic')``: Keys' cubic (a = -0.5), widened by 1 / scale when shrinking
-    (antialiasing), borders mirrored, size ceil(scale × size). Differentiable; computes on the image's device.
+    """MATLAB's ``imresize(image, scale, 'bicubic')``: size ceil(scale × size), borders mirrored.
+
+    Keys' cubic (a = -0.5), widened by 1 / scale when shrinking, against aliasing. Differentiable;
+    computes on the image's device.
 
     Args:
-        image: array H×W or H×W×C, or tensor …×H×W. float64 and float32 compute as they are, half and bfloat16 in
-            float32; integers in float64, each of the two passes rounded and clipped to their range as MATLAB does.
+        image: array H×W or H×W×C, or tensor …×H×W. float64 and float32 compute as they are, half
+            and bfloat16 in float32; integers in float64, each of the two passes rounded and
+            clipped to their range as MATLAB does.
         scale: any positive number; ratios of small integers (3, 1/3, 0.9, 1.5) are fastest.
     Returns:
         the same kind and type.
+    Raises ValueError for another scale, and for an image without pixels.
     """
     if not (scale > 0 and math.isfinite(scale)):
         raise ValueError(f"scale={scale}: give a positive number")
     if not isinstance(image, Tensor):
-        image = np.asarray(image)
-        x = torch.from_numpy(
-            np.ascontiguousarray(image if image.ndim == 2 else np.moveaxis(image, 2, 0))
-        )
-        x = imresize(x, scale).numpy()
-        return x if image.ndim == 2 else np.ascontiguousarray(np.moveaxis(x, 0, 2))
-    height, width = image.shape[-2:]
+        return _on_planes(lambda planes: imresize(planes, scale), np.asarray(image))
     if image.numel() == 0:
         raise ValueError(f"an image of shape {tuple(image.shape)} has no pixels")
+
+    # All leading axes are treated alike: they become the channels of one image
+    height, width = image.shape[-2:]
     x = image.reshape(1, -1, height, width)
     if image.is_floating_point():
-        # positions are computed in the image's type: in float32 they would drift if 1 / scale is not exact there
+        # torch computes positions in the image's type: where 1 / scale is no float32, they would
+        # drift away along a row
         exact = torch.tensor(1 / scale, dtype=torch.float32).item() == 1 / scale
-        x = _resize(
-            x if image.dtype == torch.float64 else x.float() if exact else x.double(), scale, scale
-        )
+        if image.dtype != torch.float64:
+            x = x.float() if exact else x.double()
+        x = _resize(x, scale, scale)
     else:
+        # MATLAB shrinks or enlarges the columns first, and rounds before it goes on to the rows
         limits = torch.iinfo(image.dtype)
         for scales in ((scale, 1), (1, scale)):
-            x = _resize(x.double(), *scales).add(0.5).floor().clamp(limits.min, limits.max)
+            x = _resize(x.double(), *scales)
+            x = x.add(0.5).floor().clamp(limits.min, limits.max)
     return x.to(image.dtype).reshape(*image.shape[:-2], *x.shape[-2:])
 
 
+def _on_planes(function, image: np.ndarray) -> np.ndarray:
+    """A function of tensors C×H×W applied to an array H×W×C, or of H×W to one of H×W."""
+    if image.ndim == 2:
+        return function(torch.from_numpy(np.ascontiguousarray(image))).numpy()
+    planes = np.ascontiguousarray(np.moveaxis(image, 2, 0))
+    return np.ascontiguousarray(np.moveaxis(function(torch.from_numpy(planes)).numpy(), 0, 2))
+
+
 def _resize(x: Tensor, *scales: float) -> Tensor:
-    """Both axes of 1×C×H×W by scales (sy, sx). torch's antialiased bicubic is MATLAB's but for the borders, so the
-    image is mirrored first and the result cropped: on whole pixels, since the padding is a multiple of the scale's
-    denominator."""
-    window, resample = [], []
+    """Both axes of 1×C×H×W by scales (sy, sx)."""
+    window, resampled = [], []
     for axis, scale in zip((-2, -1), scales):
-        size, ratio = x.shape[axis], Fraction(scale).limit_denominator(1000)
-        first = 0
-        if (
-            abs(ratio - Fraction(scale)) > 1e-15 * scale
-        ):  # no such padding: multiply by the weights instead
+        size, first = x.shape[axis], 0
+        ratio = Fraction(scale).limit_denominator(1000)
+        if abs(ratio - Fraction(scale)) > 1e-15 * scale:
+            # No ratio of small integers: multiply by the matrix of weights
             x = (x.transpose(axis, -1) @ _weights(size, scale, x).T).transpose(axis, -1)
         elif scale != 1:
+            # torch's antialiased bicubic is MATLAB's but for the borders. So the image is mirrored
+            # there first and the result cropped, which falls on whole pixels if the border added
+            # before is a multiple of the scale's denominator
             reach = math.ceil(2 * max(1, 1 / scale)) + 1
             before = ratio.denominator * math.ceil(reach / ratio.denominator)
-            outside = (torch.arange(-before, 0), torch.arange(size, size + 2 * reach))
-            head, tail = (
-                x.index_select(axis, _mirror(index, size).to(x.device)) for index in outside
-            )
-            x, first = torch.cat((head, x, tail), axis), round(before * ratio)
-            resample.append(axis)
+            x = _with_mirrored_borders(x, axis, before, 2 * reach)
+            first = round(before * ratio)
+            resampled.append(axis)
         window.append(slice(first, first + math.ceil(scale * size)))
-    if resample:
-        factors = tuple(
-            float(scale) if axis in resample else 1.0 for axis, scale in zip((-2, -1), scales)
-        )
+    if resampled:
+        factors = [
+            float(scale) if axis in resampled else 1.0 for axis, scale in zip((-2, -1), scales)
+        ]
         x = F.interpolate(
             x, scale_factor=factors, mode="bicubic", antialias=True, recompute_scale_factor=False
         )
     return x[..., window[0], window[1]]
 
 
+def _with_mirrored_borders(x: Tensor, axis: int, before: int, after: int) -> Tensor:
+    size = x.shape[axis]
+    head, tail = (
+        x.index_select(axis, _mirror(index, size).to(x.device))
+        for index in (torch.arange(-before, 0), torch.arange(size, size + after))
+    )
+    return torch.cat((head, x, tail), axis)
+
+
 def _mirror(index: Tensor, size: int) -> Tensor:
-    """Positions outside 0 .. size - 1 reflected into it, the edge pixel repeated: … 1 0 | 0 1 2 | 2 1 …"""
+    """Positions outside 0 .. size - 1 reflected into it, the edge pixel repeated: … 1 0 | 0 1 …"""
     index = index.remainder(2 * size)
     return torch.minimum(index, 2 * size - 1 - index)
 
 
-def _weights(size: int, scale: float, like: Tensor) -> Tensor:
-    """MATLAB's resampling weights of one axis as a matrix ceil(scale × size) × size, for any scale."""
+def _contributions(size: int, target: int, scale: float, device=None) -> tuple[Tensor, Tensor]:
+    """``contributions`` of MATLAB's imresize.m for one axis: which pixels each of the ``target``
+    new ones is made of, and by which weights; both target × taps, the weights float64."""
+    # Shrinking widens the kernel, so that every old pixel has its share
     widen = max(1, 1 / scale)
-    positions = torch.arange(math.ceil(scale * size), dtype=torch.float64, device=like.device)[
-        :, None
-    ]
-    centre = (positions + 0.5) / scale - 0.5
-    index = (centre - 2 * widen).floor().long() + torch.arange(
-        math.ceil(4 * widen) + 2, device=like.device
-    )
+    position = torch.arange(target, dtype=torch.float64, device=device)[:, None]
+    # Where the new pixel's centre lies among the old ones, whose centres are at 0, 1, 2, ...
+    centre = (position + 0.5) / scale - 0.5
+    taps = torch.arange(math.ceil(4 * widen) + 2, device=device)
+    index = (centre - 2 * widen).floor().long() + taps
+    # Keys' cubic with a = -0.5 of the distance, 0 from 2 on
     d = (centre - index).abs() / widen
-    weights = torch.where(
-        d <= 1, (1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2
-    ) * (d <= 2)
-    weights = weights / weights.sum(1, keepdim=True)
-    matrix = weights.new_zeros(len(centre), size).scatter_add_(1, _mirror(index, size), weights)
+    near, far = (1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2
+    weights = torch.where(d <= 1, near, far) * (d <= 2)
+    return _mirror(index, size), weights / weights.sum(1, keepdim=True)
+
+
+def _weights(size: int, scale: float, like: Tensor) -> Tensor:
+    """The weights of one axis as a matrix ceil(scale × size) × size, for any scale."""
+    index, weights = _contributions(size, math.ceil(scale * size), scale, like.device)
+    matrix = weights.new_zeros(len(index), size).scatter_add_(1, index, weights)
     return matrix.to(like.dtype)
 
 
-# BT.601 as MATLAB has it: for R, G, B in [0, 1], YCbCr in [0, 255] = _YCBCR @ RGB + _OFFSET
-_YCBCR = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]])
-_OFFSET = np.array([16.0, 128.0, 128.0])
+def resize_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """MATLAB's ``imresize(image, [height width], 'bicubic')`` in bounded memory, for photographs.
+
+    Args:
+        image: H×W or H×W×C; uint8, uint16 or float. Computed in float32 (float64 as it is), some
+            rows at a time; integers are rounded once, at the end.
+    Returns:
+        height × width[ × C] of the same type.
+    """
+    rows, row_weights = _contributions(image.shape[0], height, height / image.shape[0])
+    columns, column_weights = _contributions(image.shape[1], width, width / image.shape[1])
+    exact = np.float64 if image.dtype == np.float64 else np.float32
+    result = np.empty((height, width, *image.shape[2:]), image.dtype)
+    step = max(1, BLOCK // max(width, image.shape[1]))
+    for top in range(0, height, step):
+        index = rows[top : top + step]
+        first, last = int(index.min()), int(index.max()) + 1
+        x = torch.from_numpy(image[first:last].astype(exact))
+        x = _weighted_sum(x, 0, index - first, row_weights[top : top + step])
+        x = _weighted_sum(x, 1, columns, column_weights).numpy()
+        if image.dtype.kind == "u":
+            x = np.floor(x + 0.5).clip(0, np.iinfo(image.dtype).max)
+        result[top : top + step] = x
+    return result
 
 
-def rgb2ycbcr(image: np.ndarray) -> np.ndarray:
-    """MATLAB's ``rgb2ycbcr``: H×W×3, uint8 or uint16 to the same (rounded), or float [0, 1] to float."""
-    return _by_rows(lambda rgb: (rgb @ _YCBCR.T + _OFFSET) / 255, image)
+def _weighted_sum(x: Tensor, axis: int, index: Tensor, weights: Tensor) -> Tensor:
+    """New pixels along an axis of H×W[×C], each the sum of its taps."""
+    shape = [1] * x.ndim
+    shape[axis] = -1
+    weights = weights.to(x.dtype)
+    return sum(
+        x.index_select(axis, index[:, tap]) * weights[:, tap].view(shape)
+        for tap in range(index.shape[1])
+    )
 
 
-def rgb2y(image: np.ndarray) -> np.ndarray:
-    """Y of `rgb2ycbcr`: H×W×3 to H×W; uint8 becomes 16 .. 235."""
-    return _by_rows(lambda rgb: (rgb @ _YCBCR[0] + _OFFSET[0]) / 255, image)
+def upsample(x: Tensor, scale: int, interpolation: str = "matlab") -> Tensor:
+    """The network's input from a small image, float tensor …×h×w to …×sh×sw.
+
+    interpolation: "matlab" for `imresize`; "torch" for torch's bicubic (a = -0.75, edges repeated),
+    on which some projects' weights were trained.
+    """
+    if interpolation == "matlab":
+        return imresize(x, scale)
+    planes = x.reshape(1, -1, *x.shape[-2:])
+    y = F.interpolate(planes, scale_factor=float(scale), mode="bicubic", align_corners=False)
+    return y.reshape(*x.shape[:-2], *y.shape[-2:])
 
 
-def ycbcr2rgb(image: np.ndarray) -> np.ndarray:
-    """MATLAB's ``ycbcr2rgb``, the inverse; the result is clipped to [0, 1] or the integers' range."""
-    inverse = np.linalg.inv(_YCBCR).T
-    return _by_rows(lambda ycbcr: ((ycbcr * 255 - _OFFSET) @ inverse).clip(0, 1), image)
+# --------------------------------------------------------------------------------------- colour
+# ITU-R BT.601, 8 bits, as MATLAB's rgb2ycbcr.m has it. For R, G and B in [0, 1]:
+# [Y Cb Cr] = T @ [R G B] + OFFSET, with Y in 16 .. 235, Cb and Cr in 16 .. 240
+T = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]])
+OFFSET = np.array([16.0, 128.0, 128.0])
+
+
+def rgb2ycbcr(rgb: np.ndarray) -> np.ndarray:
+    """MATLAB's ``rgb2ycbcr``: H×W×3, uint8 or uint16 to the same (rounded), or float to float."""
+    return _by_rows(lambda pixels: (pixels @ T.T + OFFSET) / 255, rgb)
+
+
+def rgb2y(rgb: np.ndarray) -> np.ndarray:
+    """Y of `rgb2ycbcr`, which the paper trains and measures on: H×W×3 to H×W."""
+    return _by_rows(lambda pixels: (pixels @ T[0] + OFFSET[0]) / 255, rgb)
+
+
+def ycbcr2rgb(ycbcr: np.ndarray) -> np.ndarray:
+    """MATLAB's ``ycbcr2rgb``, the inverse; clipped to [0, 1] or the integers' range."""
+    inverse = np.linalg.inv(T).T
+    return _by_rows(lambda pixels: ((pixels * 255 - OFFSET) @ inverse).clip(0, 1), ycbcr)
 
 
 def _by_rows(function, image: np.ndarray) -> np.ndarray:
-    """A function of float64 pixels in [0, 1], applied to some rows at a time, so that memory stays small; the result is
-    of the image's type, rounded if that is an integer one."""
+    """A function of float64 pixels in [0, 1], some rows at a time, so that memory stays small.
+
+    The result is of the image's type, rounded if that is one of integers.
+    """
     height, width = image.shape[:2]
-    step = max(1, 2**16 // max(1, width))
+    step = max(1, BLOCK // 4 // max(1, width))
     peak = np.iinfo(image.dtype).max if image.dtype.kind == "u" else None
     blocks = []
     for top in range(0, max(1, height), step):
-        block = image[top : top + step].astype(np.float64)
-        if peak:  # 1e-9: exact halves go up on every machine, whatever its order of summation
-            block = np.floor(function(block / peak) * peak + (0.5 + 1e-9)).clip(0, peak)
+        pixels = image[top : top + step].astype(np.float64)
+        if peak:
+            # 1e-9: exact halves go up on every machine, whatever its order of summation
+            pixels = np.floor(function(pixels / peak) * peak + (0.5 + 1e-9)).clip(0, peak)
         else:
-            block = function(block)
-        blocks.append(block.astype(image.dtype))
+            pixels = function(pixels)
+        blocks.append(pixels.astype(image.dtype))
     return np.concatenate(blocks)
 
 
+# ----------------------------------------------------------------------------------------- crops
 def modcrop(image, scale: int):
-    """Crop the bottom and right to multiples of ``scale``, to nothing if it is smaller; array H×W[×C], tensor …×H×W."""
+    """Crop the bottom and right to multiples of ``scale``, to nothing if it is smaller.
+
+    Array H×W[×C] or tensor …×H×W."""
     height, width = image.shape[-2:] if isinstance(image, Tensor) else image.shape[:2]
     height, width = height // scale * scale, width // scale * scale
     return image[..., :height, :width] if isinstance(image, Tensor) else image[:height, :width]
@@ -157,49 +241,42 @@ def shave(image, border: int):
     return image[..., inside, inside] if isinstance(image, Tensor) else image[inside, inside]
 
 
-def upsample(x: Tensor, scale: int, interpolation: str = "matlab") -> Tensor:
-    """The network's input from a small image, float tensor …×h×w to …×sh×sw: by `imresize` ("matlab"), or by torch's
-    bicubic (a = -0.75, "torch") for weights that were trained on that."""
-    if interpolation == "matlab":
-        return imresize(x, scale)
-    planes = x.reshape(1, -1, *x.shape[-2:])
-    y = F.interpolate(planes, scale_factor=float(scale), mode="bicubic", align_corners=False)
-    return y.reshape(*x.shape[:-2], *y.shape[-2:])
-
-
+# -------------------------------------------------------------------------------------- metrics
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of two uint8 images of one shape, over all pixels and channels."""
+    """Peak signal-to-noise ratio in dB of two uint8 images of one shape, over all their values."""
     error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
     return float(10 * np.log10(255**2 / error)) if error else math.inf
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Structural similarity (Wang et al. 2004: 11×11 Gaussian of sigma 1.5) of two uint8 images of one shape, at least
-    11×11; mean over the channels."""
+    """Structural similarity (Wang et al. 2004: 11×11 Gaussian of sigma 1.5), mean over channels.
+
+    Two uint8 images of one shape; ValueError if they have less than 11×11 pixels."""
     from skimage.metrics import structural_similarity
 
     if min(a.shape[:2]) < 11:
         raise ValueError(f"SSIM needs 11 x 11 pixels, the image has {a.shape[0]} x {a.shape[1]}")
-    return float(
-        structural_similarity(
-            a,
-            b,
-            data_range=255,
-            channel_axis=2 if a.ndim == 3 else None,
-            sigma=1.5,
-            gaussian_weights=True,
-            use_sample_covariance=False,
-        )
+    score = structural_similarity(
+        a,
+        b,
+        data_range=255,
+        channel_axis=2 if a.ndim == 3 else None,
+        sigma=1.5,
+        gaussian_weights=True,
+        use_sample_covariance=False,
     )
+    return float(score)
 
 
+# ---------------------------------------------------------------------------------- conversions
 def eight_bits(image: np.ndarray) -> np.ndarray:
     """uint16 to the nearest uint8, a 257th of it; uint8 as it is."""
     if image.dtype != np.uint16:
         return image
     result = np.empty(image.shape, np.uint8)
-    step = max(1, 2**20 // max(1, image[:1].size))
-    for top in range(0, len(image), step):  # 32 bits for some rows only
+    step = max(1, BLOCK // max(1, image.shape[1]))
+    for top in range(0, len(image), step):
+        # 32 bits, so that nothing overflows, of some rows only, so that memory stays small
         rows = image[top : top + step].astype(np.uint32)
         result[top : top + step] = (rows + 128) // 257
     return result
@@ -207,11 +284,8 @@ def eight_bits(image: np.ndarray) -> np.ndarray:
 
 def to_tensor(image: np.ndarray) -> Tensor:
     """Array H×W or H×W×C to tensor C×H×W."""
-    return (
-        torch.from_numpy(image if image.ndim == 3 else image[..., None])
-        .permute(2, 0, 1)
-        .contiguous()
-    )
+    planes = image if image.ndim == 3 else image[..., None]
+    return torch.from_numpy(planes).permute(2, 0, 1).contiguous()
 
 
 def to_array(image: Tensor) -> np.ndarray:
@@ -221,5 +295,5 @@ def to_array(image: Tensor) -> np.ndarray:
 
 
 def to_uint8(image: Tensor) -> np.ndarray:
-    """Tensor 1×C×H×W in [0, 1] to array H×W[×3] of 0 .. 255, clipped, halves rounded up as MATLAB does."""
+    """Tensor 1×C×H×W in [0, 1] to array H×W[×3] of 0 .. 255; clipped, halves up as in MATLAB."""
     return to_array((image[0].clamp(0, 1) * 255 + 0.5).floor().byte())

@@ -129,6 +129,23 @@ def test_imresize_of_integers_rounds_after_each_pass():
     assert imgproc.imresize(image.astype(np.uint16) * 257, 2).dtype == np.uint16
 
 
+@pytest.mark.parametrize("height, width", [(1, 1), (10, 37), (20, 23), (31, 40), (61, 60)])
+def test_resize_to_any_size(monkeypatch, height, width):
+    """Each axis by its own scale; some rows at a time as all at once."""
+    image = RANDOM.random((20, 23, 3))
+    rows, columns = matlab_weights(20, height / 20), matlab_weights(23, width / 23)
+    expected = np.einsum("ih,hwc,jw->ijc", rows[:height], image, columns[:width])
+    for block in (imgproc.BLOCK, 1):
+        monkeypatch.setattr(imgproc, "BLOCK", block)
+        result = imgproc.resize_to(image, height, width)
+        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-12)
+    deep = (image[..., 0] * 65535).astype(np.uint16)
+    result = imgproc.resize_to(deep, height, width)
+    assert result.dtype == np.uint16 and result.shape == (height, width)
+    expected = rows[:height] @ deep @ columns[:width].T
+    assert np.abs(result - expected.clip(0, 65535)).max() < 0.51
+
+
 @pytest.mark.parametrize("scale", [2, 1 / 3, 0.7, np.pi / 3])
 def test_imresize_is_differentiable(scale):
     image = torch.rand(1, 2, 5, 6, dtype=torch.float64, requires_grad=True)
@@ -202,6 +219,11 @@ def test_ycbcr_is_matlabs():
     back = imgproc.ycbcr2rgb(imgproc.rgb2ycbcr(floats))
     assert back.dtype == np.float32
     np.testing.assert_allclose(back, floats, atol=1e-6)
+
+
+def test_eight_bits_are_the_nearest():
+    deep = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    assert (imgproc.eight_bits(deep) == np.round(deep / 257)).all()
 
 
 def test_modcrop_and_shave():
