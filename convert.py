@@ -15,7 +15,7 @@ import config
 from export import export_onnx
 from files import UserError, replace_file, save
 from model import SRCNN
-from weights import as_layout, load_checkpoint, shipped_weights
+from weights import as_layout, find_weights, load_checkpoint
 
 SUFFIXES = {
     "ours": "_ours.pth",
@@ -26,15 +26,13 @@ SUFFIXES = {
 
 
 def main(settings):
-    source = settings.model_path or shipped_weights(
-        settings.upscale_factor, settings.kernel_sizes, settings.channels
-    )
-    checkpoint = load_checkpoint(source)
+    source = find_weights(settings)
+    if source.told:
+        print(source.told)
+    checkpoint = load_checkpoint(source.path)
     network = SRCNN.from_checkpoint(checkpoint)
     output = Path(
-        settings.output
-        or Path(settings.results_dir)
-        / (Path(source).name.split(".")[0] + SUFFIXES[settings.layout])
+        settings.output or Path(settings.results_dir) / (source.name + SUFFIXES[settings.layout])
     )
     if output.exists() and not settings.overwrite:
         raise UserError(f"{output}: exists; give another output, or --overwrite")

@@ -15,7 +15,6 @@ from files import UserError
 from imgproc import to_array, to_tensor
 from kernels import convolve_relu, keep_memory
 from model import SRCNN
-from weights import shipped_weights
 
 TILE_BYTES = (
     2**22
@@ -233,22 +232,24 @@ def restore(network, x: Tensor) -> Tensor:
     return to_tensor(imgproc.ycbcr2rgb(ycbcr)).to(x)[None]
 
 
-def load_network(settings):
-    """The SRCNN that the settings ask for; an empty ``settings.model_path`` is filled in with the file that ships.
-    Raises ValueError if its weights were made for another scale, and what `SRCNN.from_pretrained` raises."""
-    scale = settings.upscale_factor
-    settings.model_path = settings.model_path or str(
-        shipped_weights(scale, settings.kernel_sizes, settings.channels)
-    )
-    network = SRCNN.from_pretrained(settings.model_path)
-    if network.upscale_factor not in (0, scale):
+def load_network(path, upscale_factor: int = 0) -> SRCNN:
+    """The network of a file, for images.
+
+    Args:
+        path: any weights that `SRCNN.from_pretrained` knows.
+        upscale_factor: what they are to be used for; 0 for any.
+    Raises what `SRCNN.from_pretrained` raises, and ValueError for weights of another scale, or of padding_mode
+    "valid", whose output is smaller than the image.
+    """
+    network = SRCNN.from_pretrained(path)
+    made_for = network.upscale_factor
+    if upscale_factor and made_for not in (0, upscale_factor):
         raise UserError(
-            f"{settings.model_path}: made for x{network.upscale_factor}, not x{scale}; "
-            f"use --upscale_factor {network.upscale_factor}"
+            f"{path}: made for x{made_for}, not x{upscale_factor}; use --upscale_factor {made_for}"
         )
     if network.padding_mode == "valid":
         raise UserError(
-            f"{settings.model_path}: its output is smaller than its input (padding_mode 'valid'); give "
+            f"{path}: its output is smaller than its input (padding_mode 'valid'); give "
             "weights for replicate or zeros padding"
         )
     return network

@@ -20,6 +20,7 @@ from devices import pick_device
 from files import UserError, make_folder
 from inference import load_network, upscale
 from pictures import comparison, detail
+from weights import find_weights
 
 
 def main(settings):
@@ -28,7 +29,10 @@ def main(settings):
         raise UserError(
             "nothing to do: name files, folders or patterns, for example: python upscale.py photo.jpg"
         )
-    network = load_network(settings).to(pick_device(settings.device))
+    source = find_weights(settings)
+    if source.told:
+        print(source.told)
+    network = load_network(source.path, settings.upscale_factor).to(pick_device(settings.device))
     jobs, failures = (
         [],
         [],

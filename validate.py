@@ -23,6 +23,7 @@ from files import UserError, make_folder, replace_file
 from image_io import read_image, write_image
 from imgproc import eight_bits, to_tensor
 from inference import load_network, predict
+from weights import Source, find_weights
 
 
 def main(settings):
@@ -33,24 +34,16 @@ def main(settings):
 
 def validate(settings, rank, world, device):
     """`main` on one of several processes."""
-    network = load_network(settings).to(device)
-    protocol = (
-        settings.protocol
-        if settings.protocol != "auto"
-        else "y"
-        if network.channels == 1
-        else "rgb"
-    )
-    if settings.exp_name == config.default_name(
-        settings
-    ):  # the network in the file may be another than config's
-        settings.kernel_sizes, settings.channels = network.kernel_sizes, network.channels
-        settings.exp_dir = Path(settings.results_dir) / config.default_name(settings)
-    sets, scale, folder = (
-        find_sets(settings, tell=not rank),
-        settings.upscale_factor,
-        Path(settings.exp_dir),
-    )
+    source = find_weights(settings)
+    if source.told and not rank:
+        print(source.told)
+    scale = settings.upscale_factor
+    network = load_network(source.path, scale).to(device)
+    protocol = settings.protocol
+    if protocol == "auto":
+        protocol = "y" if network.channels == 1 else "rgb"
+    sets = find_sets(settings, tell=not rank)
+    folder = results_folder(settings, source, network)
     make_folder(folder)
     predict(
         network, torch.zeros(1, network.channels, 64, 64, device=device)
@@ -88,7 +81,7 @@ def validate(settings, rank, world, device):
     macs, parameters = network.macs_per_pixel(), sum(p.numel() for p in network.parameters())
     kind = f"{'-'.join(map(str, network.kernel_sizes))} {'Y' if network.channels == 1 else 'RGB'}"
     facts = (
-        f"{settings.model_path}: {kind}, {parameters:,} parameters, {macs:,} multiply-accumulates per pixel; "
+        f"{source.path}: {kind}, {parameters:,} parameters, {macs:,} multiply-accumulates per pixel; "
         f"protocol {protocol}, on {device}"
     )
     print(facts)
@@ -106,7 +99,7 @@ def validate(settings, rank, world, device):
 
     content = {
         "upscale_factor": scale,
-        "model_path": settings.model_path,
+        "model_path": source.path,
         "protocol": protocol,
         "kernel_sizes": network.kernel_sizes,
         "channels": network.channels,
@@ -133,6 +126,34 @@ def validate(settings, rank, world, device):
     print(
         f"written: {folder / 'validation.json'}, {folder / 'report.html'} and pictures in {folder}/<set>/"
     )
+
+
+def results_folder(settings, source: Source, network) -> Path:
+    """Where the results of these weights go, and those of no others: exp_name if given by hand, else the run's folder,
+    results_dir/<file's name> or results_dir/shipped_<name>; with a number behind, if that is another's."""
+    if "exp_name" in settings.by_hand:
+        return Path(settings.exp_dir)
+    if source.kind == "run":
+        return Path(source.path).parent
+    name, scale = source.name, f"x{settings.upscale_factor}"
+    if network.upscale_factor == 0 and not name.endswith(scale):
+        name += "_" + scale
+    folder, number = Path(settings.results_dir) / name, 1
+    while _of_others(folder, source.path):
+        number += 1
+        folder = folder.with_name(f"{name}_{number}")
+    return folder
+
+
+def _of_others(folder: Path, weights: str) -> bool:
+    """Whether a folder holds a training run, or a validation of other weights than this file's."""
+    if (folder / "best.pth").exists() or (folder / "last.pth").exists():
+        return True
+    try:
+        content = json.loads((folder / "validation.json").read_text(encoding="utf-8"))
+        return Path(content["model_path"]).resolve() != Path(weights).resolve()
+    except (OSError, ValueError, LookupError, TypeError):  # nothing there that anybody could use
+        return False
 
 
 def find_sets(settings, tell: bool) -> dict[str, dict[str, Path]]:

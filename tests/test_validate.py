@@ -1,10 +1,12 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, error_line, identity
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -14,6 +16,7 @@ import imgproc
 import validate
 from image_io import read_image
 from imgproc import imresize, rgb2y
+from weights import WEIGHTS, Source, find_weights
 
 
 def run_main(*arguments):
@@ -115,9 +118,9 @@ def test_authors_network_has_the_papers_figures(shared, tmp_path):
         "--results_dir",
         tmp_path,
     )
-    result = json.loads((tmp_path / "srcnn_9-5-5_x4" / "validation.json").read_text())["sets"][
-        "Set5"
-    ]
+    result = json.loads(
+        (tmp_path / "srcnn-authors-9-5-5-imagenet-x4" / "validation.json").read_text()
+    )["sets"]["Set5"]
     assert f"{result['bicubic']['psnr']:.4f} {result['bicubic']['ssim']:.4f}" == "28.4207 0.8104"
     assert f"{result['srcnn']['psnr']:.3f} {result['srcnn']['ssim']:.4f}" == "30.484 0.8628"
 
@@ -129,7 +132,7 @@ def test_everything_on_the_sample_set(run_script, identity_file, tmp_path):
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert "nowhere" in done.stdout and "validates on sample" in done.stdout
     assert "8,129 parameters, 8,032 multiply-accumulates per pixel" in done.stdout
-    folder = tmp_path / "results" / "srcnn_9-1-5_x3"
+    folder = tmp_path / "results" / "identity"
     content = json.loads((folder / "validation.json").read_text())
     assert content["upscale_factor"] == 3 and content["model_path"] == str(identity_file)
     (result,) = content["sets"].values()
@@ -154,9 +157,7 @@ def test_everything_on_the_sample_set(run_script, identity_file, tmp_path):
 
 def test_images_of_every_kind(pictures, identity_file, tmp_path, capsys):
     run_main("--model_path", identity_file, "--test_sets", pictures, "--results_dir", tmp_path)
-    result = json.loads((tmp_path / "srcnn_9-1-5_x3" / "validation.json").read_text())["sets"][
-        "pictures"
-    ]
+    result = json.loads((tmp_path / "identity" / "validation.json").read_text())["sets"]["pictures"]
     assert set(result["images"]) == {"alpha", "colour.bmp", "colour.png", "deep", "gray"}
     assert result["too_small"] == ["tiny"] and "pictures/tiny: left out" in capsys.readouterr().out
     same = [
@@ -180,7 +181,7 @@ def test_flat_images_and_nothing_measurable_are_json(tmp_path, identity_file):
         tmp_path,
     )
     sets = json.loads(
-        (tmp_path / "srcnn_9-1-5_x3" / "validation.json").read_text(), parse_constant=pytest.fail
+        (tmp_path / "identity" / "validation.json").read_text(), parse_constant=pytest.fail
     )["sets"]
     assert sets["flat"]["srcnn"] == {"psnr": None, "ssim": 1.0}
     assert sets["small"]["srcnn"] == {"psnr": None, "ssim": None}
@@ -205,13 +206,13 @@ def test_two_processes_print_the_same_table(pictures, identity_file, tmp_path, r
     )
     assert done.returncode == 0, done.stderr
     one, two = (
-        json.loads((tmp_path / n / "srcnn_9-1-5_x3" / "validation.json").read_text())
+        json.loads((tmp_path / n / "identity" / "validation.json").read_text())
         for n in ("one", "two")
     )
     assert without_times(one) == without_times(two)
     for name in ("alpha", "gray"):
         assert len(re.findall(rf"^{name} ", done.stdout, re.MULTILINE)) == 1
-    first, second = ((tmp_path / n / "srcnn_9-1-5_x3" / "pictures") for n in ("one", "two"))
+    first, second = ((tmp_path / n / "identity" / "pictures") for n in ("one", "two"))
     assert sorted(p.name for p in first.iterdir()) == sorted(p.name for p in second.iterdir())
 
 
@@ -304,7 +305,7 @@ def test_report_in_a_browser(pictures, identity_file, tmp_path):
                 "Emulation.setDeviceMetricsOverride",
                 {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
             )
-            driver.get(f"file://{tmp_path}/srcnn_9-1-5_x3/report.html")
+            driver.get(f"file://{tmp_path}/identity/report.html")
             assert driver.execute_script("return document.documentElement.scrollWidth") <= width
             wipe = driver.find_elements(By.CSS_SELECTOR, ".wipe")[1]
             driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", wipe)
@@ -324,3 +325,80 @@ def test_report_in_a_browser(pictures, identity_file, tmp_path):
         assert driver.get_log("browser") == []
     finally:
         driver.quit()
+
+
+def found(*words):
+    return find_weights(config.load("valid", [str(word) for word in words]))
+
+
+def test_which_weights_are_used(tmp_path, monkeypatch):
+    """The run's own where there is one, else those that ship; the first line says how to get the other."""
+    monkeypatch.chdir(tmp_path)
+    shipped = str(WEIGHTS / "srcnn_9-1-5_x3.pth")
+    source = found()
+    assert (source.path, source.kind, source.name) == (shipped, "shipped", "shipped_srcnn_9-1-5_x3")
+    assert "no results/srcnn_9-1-5_x3/best.pth is there" in source.told and "\n" not in source.told
+    run = Path("results", "srcnn_9-1-5_x3")
+    run.mkdir(parents=True)
+    (run / "last.pth").touch()
+    assert found().path == shipped and f"--model_path {run / 'last.pth'}" in found().told
+    (run / "best.pth").touch()
+    source = found()
+    assert (source.path, source.kind, source.name) == (
+        str(run / "best.pth"),
+        "run",
+        "srcnn_9-1-5_x3",
+    )
+    assert "--model_path shipped" in source.told
+    source = found("--model_path", "shipped")
+    assert (source.path, source.kind) == (shipped, "shipped") and str(run) in source.told
+    assert found("--upscale_factor", 2).kind == "shipped"  # that run is for x3
+    run.rename("results/mine")
+    assert found("--exp_name", "mine").path == "results/mine/best.pth"
+    assert "--exp_name mine" in found("--exp_name", "mien").told
+    with pytest.raises(ValueError, match="no weights ship as srcnn_9-1-5_x7"):
+        found("--upscale_factor", 7)
+
+
+@pytest.mark.parametrize(
+    "model_path, kind, name",
+    [
+        ("results/mine/best.pth", "run", "mine"),
+        ("results/mine/last.pth", "file", "mine_last"),
+        ("elsewhere/best.pth", "file", "elsewhere_best"),
+        ("theirs_v1.2.pth.tar", "file", "theirs_v1.2"),
+        (WEIGHTS / "srcnn_9-5-5_x2.pth", "shipped", "shipped_srcnn_9-5-5_x2"),
+        ("./shipped", "file", "shipped"),
+        ("https://a.net/srcnn_x3.pth", "file", "srcnn_x3"),
+    ],
+)
+def test_weights_by_name(model_path, kind, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = found("--model_path", model_path)
+    assert source == Source(str(model_path), kind, name)
+
+
+def test_validations_of_different_weights_keep_apart(pictures, tmp_path, monkeypatch, capsys):
+    """Of a run, its last state, those that ship, and two files of one name, in one folder and in another."""
+    monkeypatch.chdir(tmp_path)
+    places = ["results/srcnn_9-1-5_x3/best.pth", "results/srcnn_9-1-5_x3/last.pth"]
+    for place in [*places, "srcnn_9-1-5_x3.pth", "other/srcnn_9-1-5_x3.pth"]:
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(identity().to_checkpoint({}), place)
+    for words, folder in [
+        ("", "srcnn_9-1-5_x3"),
+        ("--model_path results/srcnn_9-1-5_x3/last.pth", "srcnn_9-1-5_x3_last"),
+        ("--model_path shipped", "shipped_srcnn_9-1-5_x3"),
+        ("--model_path srcnn_9-1-5_x3.pth", "srcnn_9-1-5_x3_2"),
+        ("--model_path other/srcnn_9-1-5_x3.pth", "srcnn_9-1-5_x3_3"),
+        ("--model_path srcnn_9-1-5_x3.pth", "srcnn_9-1-5_x3_2"),
+        ("--model_path shipped --exp_name by_hand", "by_hand"),
+    ]:
+        before = set(Path("results").glob("*/validation.json"))
+        run_main("--test_sets", pictures, *words.split())
+        said = capsys.readouterr().out
+        target = Path("results", folder, "validation.json")
+        assert f"written: {target}" in said, said
+        assert set(Path("results").glob("*/validation.json")) == before | {target}
+        if words == "" or "shipped" in words:
+            assert said.startswith("weights: ")
