@@ -80,6 +80,13 @@ def readable_suffixes() -> tuple[str, ...]:
     return SUFFIXES + (".gif",) + avif + heic
 
 
+def known_suffixes() -> set[str]:
+    """The suffixes of all kinds of images that Pillow has heard of."""
+    Image = _pillow()
+    Image.init()
+    return {*SUFFIXES, ".heic", ".heif", ".avif", *Image.registered_extensions()}
+
+
 # -------------------------------------------------------------------------------------- reading
 def image_size(path) -> tuple[int, int]:
     """Height and width that the header of an image file declares (EXIF orientation may swap them).

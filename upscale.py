@@ -1,13 +1,21 @@
-"""Enlarge photographs: files, folders and patterns on the command line, arrays in a notebook.
+"""Enlarge photographs: files, folders and patterns, each in the format that it has.
 
-python upscale.py photo.jpg holiday/ "scans/*.tif" --upscale_factor 3      # PNG files in results/upscaled/
-python upscale.py photo.jpg --output beside                                # photo_x3.png next to photo.jpg
-python upscale.py photo.jpg --output large.tif --compare                   # large.tif and large_compare.png
+python upscale.py photo.jpg holiday/ "scans/*.tif"           # into results/upscaled
+python upscale.py photo.jpg --output beside --ext png        # photo_x3.png next to photo.jpg
+python upscale.py holiday/ --recursive --outsize 3840x2160   # to fit a screen, folders kept
+python upscale.py photo.jpg --output large.tif --compare     # large.tif and large_compare.png
+
+Colour profile, EXIF data and resolution stay with the picture. In Python: inference.upscale.
 """
 
 import glob
+import itertools
+import math
 import os
+import re
 import sys
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,112 +26,333 @@ import config
 import image_io
 from devices import pick_device
 from files import UserError, make_folder
+from imgproc import resize_to
 from inference import load_network, upscale
 from pictures import comparison, detail
 from weights import find_weights
 
+EXTENSIONS = ("png", "jpg", "jpeg", "webp", "tif", "tiff", "bmp")  # of --ext
+KEPT = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")  # by --ext auto; others become .png
+SCALES = (2, 3, 4)  # of the networks that other sizes are made with
+
 
 def main(settings):
-    """Enlarge all files that the command line names; exit status 1 if any of them failed."""
-    if not settings.inputs:
-        raise UserError(
-            "nothing to do: name files, folders or patterns, for example: python upscale.py photo.jpg"
-        )
-    source = find_weights(settings)
-    if source.told:
-        print(source.told)
-    network = load_network(source.path, settings.upscale_factor).to(pick_device(settings.device))
-    jobs, failures = (
-        [],
-        [],
-    )  # (file, its subfolder in the output: the name of the folder that it was found in)
-    for item in settings.inputs:
-        for name in (
-            [item] if os.path.exists(item) else sorted(glob.glob(item, recursive=True)) or [item]
-        ):
-            folder = Path(name).resolve().name if os.path.isdir(name) else ""
-            try:
-                jobs += [
-                    (path, folder)
-                    for path in (image_io.list_images(name) if folder else [Path(name)])
-                ]
-            except (ValueError, OSError) as error:
-                failures.append(str(error))
-    output = Path(settings.output or os.path.join(settings.results_dir, "upscaled"))
-    single = output.suffix.lower() in image_io.SUFFIXES
-    if single and len(jobs) > 1:
-        raise UserError(
-            f"output={settings.output!r}: one file for {len(jobs)} images; give a folder"
-        )
+    """Enlarge all that the command line names; exit status 1 if any of it failed."""
+    check(settings)
+    output, is_file = where_to(settings)
+    networks = Networks(settings)
+    found = find_images(settings, output)
+    if is_file and len(found.images) > 1:
+        count = len(found.images)
+        raise UserError(f"output={settings.output!r}: one file for {count} images; give a folder")
     if settings.output != "beside":
-        make_folder(output.parent if single else output)
+        make_folder(output.parent if is_file else output)
 
-    plan = {}  # {target: its source}
-    for path, folder in jobs:
-        name = f"{path.stem}_x{settings.upscale_factor}.png"
-        target = (
-            path.with_name(name)
-            if settings.output == "beside"
-            else output
-            if single
-            else output / folder / name
-        )
-        if plan.setdefault(target, path).absolute() != path.absolute():
-            failures.append(
-                f"{path}: its output {target} is that of {plan[target]} too; enlarge it separately"
-            )
-    if settings.output == "beside":  # outputs of an earlier run are no inputs
-        plan = {
-            t: source
-            for t, source in plan.items()
-            if source not in {f(t) for t in plan for f in (Path, compared)}
-        }
-    written = 0
-    for target, path in (bar := tqdm(plan.items(), unit="image")):
-        bar.set_postfix_str(path.name)
-        try:
-            enlarge_file(path, target, network, settings)
-            written += 1
-        except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-            failures.append(
-                str(error)
-                if str(path) in str(error)
-                else f"{path}: {str(error) or type(error).__name__}"
-            )
-    for failure in failures:
-        print("failed: " + " ".join(failure.split()), file=sys.stderr)
-    print(
-        f"{written} enlarged x{settings.upscale_factor}, {len(failures)} failed"
-        + (
-            f"; see {output if settings.output != 'beside' else 'beside the inputs'}"
-            if written
-            else ""
-        )
-    )
+    written, failures = [], found.failures
+    jobs = plan(found, output, is_file, settings, failures)
+    try:
+        for source, target in (bar := tqdm(jobs, unit="image")):
+            bar.set_postfix_str(source.name)
+            try:
+                enlarge_file(source, target, networks, settings)
+                written.append(target)
+            except (UserError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+                reason = str(error) or type(error).__name__
+                failures.append(reason if str(source) in reason else f"{source}: {reason}")
+    finally:  # after Ctrl-C as well
+        for failure in failures:
+            print("failed: " + " ".join(failure.split()), file=sys.stderr)
+        print(summary(len(written), failures, found, output, settings))
     if failures:
         sys.exit(1)
 
 
-def enlarge_file(source: Path, target: Path, network, settings):
-    """One file of `main`; with ``compare`` also <target>_compare.png. Raises ValueError or OSError."""
-    for path in (target, compared(target)) if settings.compare else (target,):
-        if path.exists() and not settings.overwrite:
-            raise UserError(f"{source}: {path} exists; --overwrite true replaces it")
-    image = image_io.read_image(source)
-    enlarged = upscale(image, settings.upscale_factor, network, progress=True)
-    image_io.write_image(target, enlarged)
-    if settings.compare:
-        pair = [
-            np.ascontiguousarray(p if p.ndim == 2 else p[..., :3])
-            for p in (upscale(image, settings.upscale_factor, "bicubic", progress=True), enlarged)
-        ]
-        drawn = comparison(list(zip(("bicubic", "SRCNN"), pair)), detail(*pair))
-        image_io.write_image(compared(target), drawn)
+# -------------------------------------------------------------------------- what was asked for
+def check(settings):
+    """Raise UserError for settings that contradict each other or cannot be."""
+    if not settings.inputs:
+        raise UserError(
+            "nothing to do: name files, folders or patterns, for example: "
+            "python upscale.py photo.jpg"
+        )
+    if settings.outscale is not None and settings.outsize:
+        raise UserError("outscale and outsize: give one of them")
+    if settings.outscale is not None and not 1 < settings.outscale < math.inf:
+        raise UserError(f"outscale={settings.outscale}: a number above 1, for example 2.5")
+    if settings.ext != "auto" and extension(settings) not in EXTENSIONS:
+        raise UserError(f"ext={settings.ext!r}: one of auto, {', '.join(EXTENSIONS)}")
+    if re.search(r'[/\\:*?"<>|]', settings.suffix):
+        raise UserError(f"suffix={settings.suffix!r}: part of a file name, for example _large")
+
+
+def extension(settings) -> str:
+    return settings.ext.lower().removeprefix(".")
+
+
+def where_to(settings) -> tuple[Path, bool]:
+    """The output's path, and whether that is one file instead of a folder."""
+    output = Path(settings.output or os.path.join(settings.results_dir, "upscaled"))
+    suffix = output.suffix.lower()
+    named_folder = settings.output.endswith(("/", os.sep)) or output.is_dir()
+    if named_folder or suffix not in image_io.known_suffixes():
+        return output, False
+    if suffix not in image_io.SUFFIXES:
+        raise UserError(
+            f"output={settings.output!r}: {suffix} files cannot be written; "
+            f"name it {', '.join(image_io.SUFFIXES)}, or give a folder"
+        )
+    if settings.ext != "auto" and suffix != f".{extension(settings)}":
+        raise UserError(f"output={settings.output!r} and ext={settings.ext!r}: two formats")
+    return output, True
+
+
+def ending(settings) -> str:
+    """What the names of outputs have after the input's: _x3, _x2.5, _3840x2160 or --suffix."""
+    return settings.suffix or f"_{size_label(settings)}"
+
+
+def size_label(settings) -> str:
+    return settings.outsize or f"x{settings.outscale or settings.upscale_factor:g}"
+
+
+def wanted_factor(height: int, width: int, settings) -> float:
+    """How many times larger an image of this size is to be; outsize is a box that it fits into."""
+    if settings.outsize:
+        box_width, box_height = map(int, settings.outsize.split("x"))
+        return min(box_width / width, box_height / height)
+    return settings.outscale or settings.upscale_factor
+
+
+# ------------------------------------------------------------------------------ images to read
+@dataclass
+class Found:
+    """What the command line's files, folders and patterns are."""
+
+    images: list[tuple[Path, Path]] = field(default_factory=list)  # file, folder in the output
+    other_kinds: Counter = field(default_factory=Counter)  # suffix: files passed over
+    folders: int = 0  # in folders, passed over without --recursive
+    earlier: int = 0  # outputs of an earlier run
+    failures: list[str] = field(default_factory=list)
+
+    def skipped(self) -> str:
+        """One line on what was passed over; empty if nothing was."""
+        parts = []
+        if self.other_kinds:
+            kinds = (kind.removeprefix(".").upper() or "no suffix" for kind in self.other_kinds)
+            parts.append(f"{self.other_kinds.total()}: {', '.join(kinds)}")
+        if self.folders:
+            parts.append(f"{self.folders} subfolder{'s'[: self.folders > 1]} (--recursive)")
+        if self.earlier:
+            parts.append(f"{self.earlier} made from the others by an earlier run")
+        if {".heic", ".heif"} & set(self.other_kinds):
+            parts.append("for HEIC: pip install pillow-heif")
+        return f"skipped {'; '.join(parts)}" if parts else ""
+
+
+def find_images(settings, output: Path) -> Found:
+    found, readable = Found(), image_io.readable_suffixes()
+    for item in settings.inputs:
+        exists = os.path.exists(item)  # a name such as "photo[1].jpg" is no pattern then
+        for name in [item] if exists else sorted(glob.glob(item, recursive=True)) or [item]:
+            path = Path(name)
+            if path.is_dir():
+                search_folder(path, found, readable, settings.recursive, output.resolve())
+            elif name == item or path.suffix.lower() in readable:
+                found.images.append((path, Path()))
+            else:
+                found.other_kinds[path.suffix.lower()] += 1
+    leave_out_earlier_outputs(found, ending(settings))
+    return found
+
+
+def search_folder(top: Path, found: Found, readable, recursive: bool, output: Path):
+    """Add a folder's images; their folder in the output has its name and structure."""
+    before, waiting = len(found.images), [(top, Path(top.resolve().name))]
+    while waiting:
+        folder, inside = waiting.pop(0)
+        try:
+            entries = sorted(folder.iterdir())
+        except OSError as error:
+            found.failures.append(str(error))
+            continue
+        for entry in entries:
+            kind = entry.suffix.lower()
+            if entry.name.startswith(".") or entry.resolve() == output:
+                continue  # hidden, or where this run writes
+            if entry.is_dir() and recursive and not entry.is_symlink():
+                waiting.append((entry, inside / entry.name))
+            elif entry.is_dir():
+                found.folders += 1
+            elif kind in readable:
+                found.images.append((entry, inside))
+            else:
+                found.other_kinds[kind] += 1
+    if len(found.images) == before:
+        found.failures.append(f"{top}: no images there ({', '.join(readable)})")
+
+
+def leave_out_earlier_outputs(found: Found, suffix: str):
+    """A second run over a folder does not enlarge what the first one wrote beside its inputs."""
+    made = re.compile(rf"(.+)(_x\d+(\.\d+)?|_\d+x\d+|{re.escape(suffix)})(_compare)?")
+    stems = {path.with_name(path.stem) for path, _ in found.images}
+    kept = []
+    for path, inside in found.images:
+        match = made.fullmatch(path.stem)
+        if match and path.with_name(match[1]) in stems:
+            found.earlier += 1
+        else:
+            kept.append((path, inside))
+    found.images = kept
+
+
+def plan(found: Found, output: Path, is_file: bool, settings, failures: list[str]):
+    """Pairs of input and output; two inputs with one output are a failure of the second."""
+    jobs, taken = [], {}
+    for source, inside in found.images:
+        target = source.with_name(target_name(source, settings))
+        if is_file:
+            target = output
+        elif settings.output != "beside":
+            target = output / inside / target.name
+        outputs = [target, compared(target)] if settings.compare else [target]
+        first = next((taken[path] for path in outputs if path in taken), None)
+        if first is None:
+            taken.update(dict.fromkeys(outputs, source))
+            jobs.append((source, target))
+        elif first.absolute() != source.absolute():
+            failures.append(
+                f"{source}: its output {target} is that of {first} too; enlarge it separately"
+            )
+    return jobs
+
+
+def target_name(source: Path, settings) -> str:
+    suffix = source.suffix.lower() if settings.ext == "auto" else f".{extension(settings)}"
+    if settings.ext == "auto" and suffix not in KEPT:
+        suffix = ".png"
+    return source.stem + ending(settings) + suffix
 
 
 def compared(target: Path) -> Path:
     """Where the comparison picture of an output goes."""
     return target.with_name(target.stem + "_compare.png")
+
+
+# --------------------------------------------------------------------------------- enlarging
+class Networks:
+    """The networks to enlarge with, by their factors; each is loaded when it is first needed."""
+
+    def __init__(self, settings):
+        self.settings, self.device = settings, pick_device(settings.device)
+        self.loaded, self.said = {}, set()
+        self.scales = [settings.upscale_factor]
+        if settings.outscale or settings.outsize:
+            if settings.model_path in ("", "shipped"):
+                self.scales = [scale for scale in SCALES if self._exists(scale)] or self.scales
+            else:  # the scale that the file itself names, if it does
+                network = self.load(0)
+                self.scales = [network.upscale_factor or settings.upscale_factor]
+                self.loaded = {self.scales[0]: network}
+        if not settings.outsize:  # what is missing or wrong shows before anything is read
+            for scale in self.steps(settings.outscale or settings.upscale_factor):
+                self[scale]
+
+    def _exists(self, scale: int) -> bool:
+        try:
+            return bool(find_weights(self._settings_for(scale)))
+        except UserError:
+            return False
+
+    def _settings_for(self, scale: int):
+        """The settings as they would be for another upscale_factor."""
+        settings = self.settings
+        if scale in (0, settings.upscale_factor):
+            return settings
+        settings = settings.replace(upscale_factor=scale)
+        if "exp_name" not in settings.by_hand:
+            settings.exp_name = config.default_name(settings)
+        return settings
+
+    def load(self, scale: int):
+        source = find_weights(self._settings_for(scale))
+        if source.told:
+            tqdm.write(source.told)
+        network = load_network(source.path, scale)
+        if self.settings.interpolation != "auto":
+            network.interpolation = self.settings.interpolation
+        return network.to(self.device)
+
+    def __getitem__(self, scale: int):
+        if scale not in self.loaded:
+            self.loaded[scale] = self.load(scale)
+        return self.loaded[scale]
+
+    def steps(self, factor: float) -> list[int]:
+        """The networks to use one after the other: as few as reach the factor, and of these the
+        combination that exceeds it least; none where nothing is to be enlarged."""
+        if factor <= 1:
+            return []
+        count = 1
+        while max(self.scales) ** count < factor:
+            count += 1
+        choices = itertools.combinations_with_replacement(sorted(self.scales, reverse=True), count)
+        return list(min((c for c in choices if math.prod(c) >= factor), key=math.prod))
+
+    def say(self, factor: float, steps: list[int]):
+        """Say, once for each way, how a size is made that no network has."""
+        text = ", then ".join(f"the x{scale} network" for scale in steps)
+        if not steps:
+            text = "already as large as asked for: bicubic only, made smaller"
+        elif math.prod(steps) > factor:
+            text += ", then bicubic down to size"
+        elif len(steps) == 1:
+            return
+        if text not in self.said:
+            tqdm.write(f"{size_label(self.settings)}: {text}")
+            self.said.add(text)
+
+
+def enlarge_file(source: Path, target: Path, networks: Networks, settings):
+    """One image; with ``compare`` also its comparison picture. Raises UserError or OSError."""
+    for path in [target, compared(target)] if settings.compare else [target]:
+        if path.resolve() == source.resolve():
+            raise UserError(f"{source}: the output would replace it; give another name")
+        if path.exists() and not settings.overwrite:
+            raise UserError(f"{source}: {path} exists; --overwrite true replaces it")
+    image, metadata = image_io.read_photo(source)
+    height, width = image.shape[:2]
+    factor = wanted_factor(height, width, settings)
+    size = max(1, round(height * factor)), max(1, round(width * factor))
+    image_io.check_format(target, (*size, *image.shape[2:]))
+    if target.suffix in (".jpg", ".jpeg") and image.shape[2:] == (4,):
+        tqdm.write(f"{source}: JPEG keeps no transparency; --ext png does")
+
+    enlarged = image
+    steps = networks.steps(factor)
+    networks.say(factor, steps)
+    for scale in steps:
+        enlarged = upscale(enlarged, scale, networks[scale], progress=True)
+    if enlarged.shape[:2] != size:
+        enlarged = resize_to(enlarged, *size)
+    image_io.write_image(target, enlarged, metadata)
+    if settings.compare:
+        pair = [picture[..., :3] if picture.ndim == 3 else picture for picture in (image, enlarged)]
+        write_comparison(compared(target), *pair)
+
+
+def write_comparison(path: Path, image: np.ndarray, enlarged: np.ndarray):
+    """Bicubic beside SRCNN, whole and in detail."""
+    pair = resize_to(image, *enlarged.shape[:2]), np.ascontiguousarray(enlarged)
+    drawn = comparison(list(zip(("bicubic", "SRCNN"), pair)), detail(*pair))
+    image_io.write_image(path, drawn)
+
+
+def summary(written: int, failures: list[str], found: Found, output: Path, settings) -> str:
+    lines = [found.skipped()] if found.skipped() else []
+    line = f"{written} enlarged {size_label(settings)}, {len(failures)} failed"
+    if written:
+        line += f"; see {'beside the inputs' if settings.output == 'beside' else output}"
+    return "\n".join([*lines, line])
 
 
 if __name__ == "__main__":

@@ -125,6 +125,8 @@ def test_files_folders_and_patterns(run_script, identity_file, tmp_path, photogr
         "nowhere.png",
         "--model_path",
         identity_file,
+        "--ext",
+        "png",
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "7 enlarged x3, 3 failed" in done.stdout
