@@ -1,24 +1,27 @@
 """Fetch the image sets that config.py names, and prepare them as tensors for train.py.
 
-    python prepare_dataset.py                                          # T91, Set5 and Set14: one download
-    python prepare_dataset.py --source ../shared/data                  # ... from a local folder or archive instead
-    python prepare_dataset.py --train_set sample --test_sets sample    # no download: photographs of scikit-image
-    python prepare_dataset.py --train_set ~/DIV2K_train_HR             # any folder of images
+python prepare_dataset.py                                        # T91, Set5, Set14: one download
+python prepare_dataset.py --test_sets Set5 Set14 BSD100 Urban100
+python prepare_dataset.py --source ~/images                      # from a local folder or archive
+python prepare_dataset.py --train_set sample --test_sets sample  # scikit-image's, no download
+python prepare_dataset.py --train_set ~/DIV2K_train_HR           # any folder of images
 
-Prepared are the high-resolution images alone (uint8), so that one run serves every upscale_factor. What is there and
-valid is kept: run it again after an interruption, or after images have changed.
+Writes the images to data_dir/<set>/ and the tensors to data_dir/prepared/. These are the
+high-resolution images alone (uint8), so that one run serves every upscale_factor. What is there
+and valid is kept: run it again after an interruption, or after images have changed.
 """
 
+import contextlib
 import gzip
 import hashlib
 import http.client
 import io
 import math
+import socket
 import tarfile
-import time
-import urllib.request
+import threading
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -33,200 +36,358 @@ from dataset import (
     prepared_folder,
     training_image,
 )
-from files import UserError, replace_file
+from files import UserError, replace_file, write_file
 from image_io import image_size
 
-# T91, Set5 and Set14, byte for byte as the authors of SRCNN used them, in one archive of about 30 MB
-ARCHIVE = "https://codeload.github.com/tegg89/SRCNN-Tensorflow/zip/78be1a24697935fc39a3a8cf59a6632264afade7"
-# Where their images lie in a source, below any other folders: as in our data_dir, or as in that archive
-FOLDERS = {"T91": "T91", "Train": "T91", "Set5": "Set5", "Set14": "Set14"}
+# T91, Set5 and Set14, byte for byte as the authors of SRCNN used them: one archive of 30 MB
+ARCHIVE = (
+    "https://codeload.github.com/tegg89/SRCNN-Tensorflow/zip/"
+    "78be1a24697935fc39a3a8cf59a6632264afade7"
+)
+# The others, file by file. BSD100's images for x3 are the largest (480 x 321): those for x2 and x4
+# are their upper left parts. With these two folders bicubic gets the figures of the literature.
+SELFEXSR = (
+    "https://raw.githubusercontent.com/jbhuang0604/SelfExSR/"
+    "8f6dd8c1d20cb7e8792a7177b4f6fd677633f598/data/"
+)
+FILE_BY_FILE = {"BSD100": "BSD100/image_SRF_3", "Urban100": "Urban100/image_SRF_4"}
+# Where the images of a set lie in a --source, below any other folders
+PLACES = {
+    "T91": ("T91", "Train"),
+    "Set5": ("Set5",),
+    "Set14": ("Set14",),
+    **{name: (name, folder) for name, folder in FILE_BY_FILE.items()},
+}
 MAX_IMAGE_BYTES, MAX_ARCHIVE_BYTES = 16 * 2**20, 256 * 2**20
-ATTEMPTS, PAUSE, TIMEOUT = (
-    3,
-    2,
-    30,
-)  # of a download; seconds between attempts, seconds without an answer
-WORKERS = 2
+ATTEMPTS = 3  # of every download
+PAUSE = 1  # seconds before the second attempt, twice as many before the third
+TIMEOUT = 30  # seconds without an answer
+CONNECTIONS = 6
+WORKERS = 2  # threads that decode images
 
 
 def main(settings):
-    sets = {}
-    for name, part in [
-        (settings.train_set, "train"),
-        *((name, "test") for name in settings.test_sets),
-    ]:
-        folder = prepared_folder(settings.data_dir, name, settings.channels, part)
-        first, _ = sets.setdefault(folder, (name, part))
-        if Path(first).resolve() != Path(name).resolve():
-            raise UserError(
-                f"{first} and {name} would both be prepared as {folder.name}; rename one of the folders"
-            )
-    fetch([name for name, _ in sets.values()], Path(settings.data_dir), settings.source)
+    data_dir = Path(settings.data_dir)
+    sets = named_sets(settings)
+    known = manifest()
+    for name, part in sets.values():
+        if name not in known:
+            image_paths(data_dir, name, part)  # a misspelt name shows before any download
+    fetch([name for name, _ in sets.values()], data_dir, settings.source)
     for folder, (name, part) in sets.items():
-        paths = image_paths(settings.data_dir, name, part)
+        paths = image_paths(data_dir, name, part)
         prepare(paths, folder, settings.channels)
         print(f"{folder}: {len(paths)} images")
         if part == "train":
-            count = sub_images([image_size(path) for path in paths], settings.upscale_factor)
-            print(
-                f"  which have {count:,} sub-images of 33 x 33 (stride 14) for x{settings.upscale_factor}"
+            scale = settings.upscale_factor
+            count = sub_images([image_size(path) for path in paths], scale)
+            print(f"  which have {count:,} sub-images of 33 x 33 (stride 14) for x{scale}")
+
+
+def named_sets(settings) -> dict:
+    """{folder to prepare: (set, "train" or "test")} of train_set and test_sets.
+
+    Raises UserError for two folders of images that have the same last name.
+    """
+    sets = {}
+    tests = [(name, "test") for name in settings.test_sets]
+    for name, part in [(settings.train_set, "train"), *tests]:
+        folder = prepared_folder(settings.data_dir, name, settings.channels, part)
+        earlier, _ = sets.setdefault(folder, (name, part))
+        if Path(earlier).resolve() != Path(name).resolve():
+            raise UserError(
+                f"{earlier} and {name} would both be prepared as {folder.name}; "
+                "rename one of the folders"
             )
+    return sets
 
 
 def sub_images(sizes, upscale_factor: int, side: int = 33, stride: int = 14) -> int:
-    """How many sub-images the paper's training cuts from images of these sizes (section 4.1; generate_train.m)."""
-    cropped = [modcropped(height, width, upscale_factor) for height, width in sizes]
-    return sum(
-        max(0, (h - side) // stride + 1) * max(0, (w - side) // stride + 1) for h, w in cropped
-    )
+    """How many sub-images the paper's training cuts from images of these sizes (height, width).
+
+    Source: section 4.1, and the loops of the authors' generate_train.m.
+    """
+    count = 0
+    for height, width in sizes:
+        height, width = modcropped(height, width, upscale_factor)
+        rows = (height - side) // stride + 1
+        columns = (width - side) // stride + 1
+        count += max(0, rows) * max(0, columns)
+    return count
 
 
-# ------------------------------------------------------------------------------------------------- images of known sets
+# --------------------------------------------------------------------------- images of known sets
 def fetch(names, data_dir: Path, source: str = ""):
-    """Bring those of the manifest's sets that are named, and not in data_dir with the right content, into data_dir.
+    """Bring the images of these sets into data_dir, as far as they are not there or are damaged.
 
     Args:
-        source: folder or archive (.zip, .tar, .tar.gz) to take them from; empty: download the archive.
-    Raises ValueError or OSError, one line with the remedy; nothing is written then but complete, valid images.
+        names: sets; those that are not in the manifest (folders, "sample") are passed over.
+        source: folder or archive (.zip, .tar, .tar.gz) to take them from; empty: download them.
+
+    Every image is checked by its SHA-256 before it is written. Raises UserError or OSError, one
+    line with the remedy.
     """
-    missing = {
-        (name, file): digest
-        for name in names
-        for file, digest in manifest().get(name, {}).items()
-        if not _valid(data_dir / name / file, digest)
-    }
-    if not missing:
+    missing = {}
+    for name in names:
+        for file, digest in manifest().get(name, {}).items():
+            if not _valid(data_dir / name / file, digest):
+                missing[name, file] = digest
+    if source:
+        fetch_from_source(source, missing, data_dir)
         return
-    archive = Path(source).expanduser() if source else data_dir / "SRCNN-Tensorflow.zip"
-    if not source and not archive.exists():
-        download(ARCHIVE, archive)
-    try:
-        images = _read_source(archive, missing)
-    except ValueError as error:
-        if source:
-            raise UserError(f"source={source}: {error}") from None
-        archive.unlink()
-        raise UserError(
-            f"the download from {ARCHIVE} is of no use: {error}; run this again"
-        ) from None
-    for (name, file), content in images.items():
-        with replace_file(data_dir / name / file) as temporary:
-            temporary.write_bytes(content)
-    if not source:
-        archive.unlink()
+    by_file = {key: digest for key, digest in missing.items() if key[0] in FILE_BY_FILE}
+    by_archive = {key: digest for key, digest in missing.items() if key not in by_file}
+    fetch_archive(by_archive, data_dir)
+    fetch_files(by_file, data_dir)
 
 
 def _valid(path: Path, digest: str) -> bool:
     return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
 
 
-def _read_source(source: Path, missing: dict) -> dict:
-    """{(set, file name): content} of the missing images, which must all be there and have their SHA-256.
+def fetch_from_source(source: str, missing: dict, data_dir: Path):
+    """Take {(set, file): SHA-256} from what the user has: all of them, or none."""
+    if not missing:
+        return
+    try:
+        images = _read_source(Path(source).expanduser(), missing)
+    except ValueError as error:
+        raise UserError(f"source={source}: {error}") from None
+    _write_images(images, data_dir)
 
-    Members of an archive are looked up by the names in the manifest, and are never written under their own.
+
+def fetch_archive(missing: dict, data_dir: Path):
+    """Take {(set, file): SHA-256} from one download, which is deleted afterwards."""
+    if not missing:
+        return
+    archive = data_dir / "SRCNN-Tensorflow.zip"
+    if not archive.exists():
+        try:
+            download(ARCHIVE, archive)
+        except OSError as error:
+            raise OSError(
+                f"{error}; fetch it by hand and give --source FILE, or use the photographs of "
+                "scikit-image: --train_set sample --test_sets sample"
+            ) from None
+    try:
+        images = _read_source(archive, missing)
+    except ValueError as error:
+        archive.unlink()
+        raise UserError(f"the download from {ARCHIVE}: {error}; run this again") from None
+    _write_images(images, data_dir)
+    archive.unlink()
+
+
+def fetch_files(missing: dict, data_dir: Path):
+    """Download {(set, file): SHA-256} one by one, over several connections.
+
+    What has arrived stays, so that a second run fetches the rest.
+    """
+    if not missing:
+        return
+    names = ", ".join(dict.fromkeys(name for name, _ in missing))
+    pool, stop = ThreadPoolExecutor(CONNECTIONS), threading.Event()
+    try:
+        jobs = []
+        for (name, file), digest in missing.items():
+            url = f"{SELFEXSR}{FILE_BY_FILE[name]}/{file}"
+            jobs.append(pool.submit(download, url, data_dir / name / file, digest, stop))
+        for job in tqdm(as_completed(jobs), total=len(jobs), unit="image", desc=names):
+            job.result()
+    except OSError as error:
+        raise OSError(
+            f"{error}; run this again, which goes on where it ended, or fetch {names} by hand "
+            "and give --source FOLDER"
+        ) from None
+    finally:
+        # After an error or Ctrl-C: what is on its way still arrives, and nothing else is begun
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def _write_images(images: dict, data_dir: Path):
+    for (name, file), content in images.items():
+        write_file(content, data_dir / name / file)
+
+
+# -------------------------------------------------------------------------------------- a download
+def download(url: str, path: Path, digest: str = "", stop=None):
+    """Fetch a file, which appears complete or not at all, in up to ATTEMPTS attempts.
+
+    Args:
+        digest: its SHA-256; empty: it must be a zip archive.
+        stop: a threading.Event after which there are no further attempts.
+
+    Raises OSError, one line.
+    """
+    stop = stop or threading.Event()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{path.name}.*.partial"):  # by a run that was killed
+        left.unlink()
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with _socket_timeout(TIMEOUT):
+                torch.hub.download_url_to_file(url, str(path), digest or None, not digest)
+            if digest or zipfile.is_zipfile(path):
+                return
+            path.unlink()
+            reason = "it came incomplete"
+        except RuntimeError:
+            # torch's answer to another SHA-256: cut off, or the login page of a network
+            reason = "what came is not this file: its SHA-256 differs"
+        except (OSError, http.client.HTTPException) as error:
+            reason = error
+        if attempt < ATTEMPTS and not digest:
+            print(f"download: {reason}; attempt {attempt + 1} of {ATTEMPTS}")
+        if attempt == ATTEMPTS or stop.wait(PAUSE * attempt):
+            break
+    raise OSError(f"cannot download {url} ({reason})")
+
+
+@contextlib.contextmanager
+def _socket_timeout(seconds: float):
+    """For connections that are opened meanwhile: torch's download would wait for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+# -------------------------------------------------------------------------------- the user's files
+def _read_source(source: Path, missing: dict) -> dict:
+    """{(set, file name): content} of the missing images, all of them, with the right SHA-256.
+
+    Members of an archive are looked up by the manifest's names, never written under their own.
     """
     images = {}
     for key, content in _candidates(source, missing):
         if key not in images or hashlib.sha256(images[key]).hexdigest() != missing[key]:
             images[key] = content
-    lacking = [f"{name}/{file}" for name, file in missing if (name, file) not in images]
+    lacking = [key for key in missing if key not in images]
     if lacking:
-        raise UserError(
-            f"lacks {lacking[0]}"
-            + f" and {len(lacking) - 1} more" * (len(lacking) > 1)
-            + "; it needs T91/ Set5/ Set14/, or Train/ Test/Set5/ Test/Set14/"
-        )
-    for (name, file), content in images.items():
-        if hashlib.sha256(content).hexdigest() != missing[name, file]:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        sets = dict.fromkeys(name for name, _ in lacking)
+        places = ", ".join(" or ".join(f"{place}/" for place in PLACES[name]) for name in sets)
+        raise UserError(f"lacks {'/'.join(lacking[0])}{more}; they belong into {places}")
+    for key, content in images.items():
+        if hashlib.sha256(content).hexdigest() != missing[key]:
             raise UserError(
-                f"{name}/{file} is damaged (its SHA-256 is not the manifest's); get it anew"
+                f"{'/'.join(key)} is damaged (its SHA-256 is not the manifest's); replace it"
             )
     return images
 
 
 def _candidates(source: Path, missing: dict):
-    """Yield ((set, file name), content) for the regular files of a source that may be what is missing."""
-
-    def wanted(name: str):
-        parts = PurePosixPath(name).parts
-        key = (FOLDERS.get(parts[-2]), parts[-1]) if len(parts) > 1 else None
-        return key if key in missing and ".." not in parts and not name.startswith("/") else None
-
-    def limited(stream) -> bytes:
-        with stream:
-            return stream.read(
-                MAX_IMAGE_BYTES
-            )  # no image is that large: what is cut off here was not valid
-
+    """Yield ((set, file name), content) for the files of a source that may be missing ones."""
     if source.is_dir():
-        for pattern in ("*/*.bmp", "*/*/*.bmp", "*/*/*/*.bmp"):
-            for path in source.glob(pattern):
-                if key := wanted(path.relative_to(source).as_posix()):
-                    yield key, limited(path.open("rb"))
+        yield from _of_folder(source, missing)
         return
     if not source.is_file():
         raise UserError("no such file or folder")
+    read = _of_zip if zipfile.is_zipfile(source) else _of_tar
     try:
-        if zipfile.is_zipfile(source):
-            with zipfile.ZipFile(source) as archive:
-                for member in archive.infolist():
-                    if key := wanted(member.filename):
-                        yield key, limited(archive.open(member))
-            return
-        with gzip.open(source) if _is_gzip(source) else source.open("rb") as file:
-            content = file.read(MAX_ARCHIVE_BYTES + 1)
-        if len(content) > MAX_ARCHIVE_BYTES:
-            raise UserError(f"more than {MAX_ARCHIVE_BYTES >> 20} MB")
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
-            for member in archive:
-                if member.isreg() and (key := wanted(member.name)):
-                    yield key, limited(archive.extractfile(member))
+        yield from read(source, missing)
     except Exception as error:  # whatever the modules make of a damaged or hostile file
         raise UserError(f"no readable .zip, .tar or .tar.gz archive ({str(error)[:100]})") from None
 
 
-def _is_gzip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"\x1f\x8b"
+def _of_folder(source: Path, missing: dict):
+    for name in dict.fromkeys(name for name, _ in missing):
+        folders = []
+        for place in PLACES[name]:
+            # The folder that was given, or one in it, up to three levels down
+            if source.resolve().as_posix().endswith(f"/{place}"):
+                folders.append(source)
+            for above in ("", "*/", "*/*/"):
+                folders += source.glob(above + place)
+        files = [file for set_, file in missing if set_ == name]
+        for path in (folder / file for folder in folders for file in files):
+            if path.is_file():
+                yield (name, path.name), _limited(path.open("rb"))
 
 
-def download(url: str, path: Path):
-    """Fetch a zip archive; the file appears complete or not at all. Raises OSError that says what to do by hand."""
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            with replace_file(path) as temporary:
-                _download_once(url, temporary)
-            return
-        except (OSError, http.client.HTTPException) as error:
-            reason = error
-            if attempt < ATTEMPTS:
-                print(f"download: {reason}; attempt {attempt + 1} of {ATTEMPTS}")
-                time.sleep(PAUSE)
-    raise OSError(
-        f"cannot download {url} ({reason}); fetch it by hand and give --source FILE, or use the photographs "
-        "of scikit-image: --train_set sample --test_sets sample"
-    )
+def _of_zip(source: Path, missing: dict):
+    with zipfile.ZipFile(source) as archive:
+        for member in archive.infolist():
+            if key := _wanted(member.filename, missing):
+                yield key, _limited(archive.open(member))
 
 
-def _download_once(url: str, path: Path):
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as response, path.open("wb") as file:
-        total = int(response.headers.get("Content-Length") or 0)
-        with tqdm(total=total or None, unit="B", unit_scale=True, desc="T91, Set5, Set14") as bar:
-            while block := response.read(2**16):
-                bar.update(file.write(block))
-                if file.tell() > MAX_ARCHIVE_BYTES:
-                    raise OSError(f"more than {MAX_ARCHIVE_BYTES >> 20} MB")
-    if path.stat().st_size < total or not zipfile.is_zipfile(path):
-        raise OSError("it came incomplete")
+def _of_tar(source: Path, missing: dict):
+    with source.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    # Unpacked as a whole first, so that a small file cannot become a huge one
+    with gzip.open(source) if zipped else source.open("rb") as file:
+        content = file.read(MAX_ARCHIVE_BYTES + 1)
+    if len(content) > MAX_ARCHIVE_BYTES:
+        raise UserError(f"more than {MAX_ARCHIVE_BYTES >> 20} MB; give a folder or a .zip")
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+        for member in archive:
+            if member.isreg() and (key := _wanted(member.name, missing)):
+                yield key, _limited(archive.extractfile(member))
 
 
-# -------------------------------------------------------------------------------------------------------------- tensors
+def _wanted(member: str, missing: dict):
+    """Which (set, file) an archive's member is by its name; None: none that is missing."""
+    path = PurePosixPath(member)
+    if path.is_absolute() or ".." in path.parts:
+        return None
+    for name, places in PLACES.items():
+        if (name, path.name) in missing and f"/{path.parent}".endswith(
+            tuple(f"/{place}" for place in places)
+        ):
+            return name, path.name
+    return None
+
+
+def _limited(stream) -> bytes:
+    """The content, up to a size that no image has: cut off there, its SHA-256 is wrong anyway."""
+    with stream:
+        return stream.read(MAX_IMAGE_BYTES)
+
+
+# ----------------------------------------------------------------------------------------- tensors
 def prepare(paths: list[Path], folder: Path, channels: int):
-    """Write images as the shards that `dataset.load_images` reads, of up to SHARD_BYTES of pixels each.
+    """Write images as the shards that `dataset.load_images` reads.
 
-    Shards made from the same files (name, size, time of change) are kept; the others go before new ones come, so that
-    a folder is never a mixture. Memory holds one shard. Raises ValueError for a file that is no image.
+    Args:
+        paths: image files.
+        channels: 1 or 3, as for `dataset.training_image`.
+
+    A shard holds up to SHARD_BYTES of pixels, and memory one shard. Shards made from the same
+    files (name, size, time of change) are kept; the others are removed before new ones are
+    written, so that a folder is never a mixture. Raises UserError for a file that is no image.
     """
+    todo = {}
+    groups = in_shards(paths, channels)
+    for i, group in enumerate(groups):
+        todo[folder / f"{i:05d}-of-{len(groups):05d}.pth"] = group
+    for path in folder.glob("*.pth*"):  # temporary files of a killed run as well
+        if path in todo and _sources_in(path) == _sources(todo[path]):
+            del todo[path]
+        else:
+            path.unlink()
+    pool = ThreadPoolExecutor(WORKERS)
+    total = sum(len(group) for group in todo.values())
+    try:
+        with tqdm(total=total, unit="image", desc=folder.name, disable=not todo) as bar:
+            for path, group in todo.items():
+                content = {"names": [p.stem for p in group], "images": []}
+                # First of all, since a file may change while it is read
+                content["sources"] = _sources(group)
+                for image in pool.map(lambda p: training_image(p, channels), group):
+                    content["images"].append(image)
+                    bar.update()
+                with replace_file(path) as temporary:
+                    torch.save(content, temporary)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def in_shards(paths: list[Path], channels: int) -> list[list[Path]]:
+    """The files in groups of up to SHARD_BYTES of pixels, or of one larger image."""
     groups, room = [], 0
     for path in paths:
         size = math.prod(image_size(path)) * channels
@@ -235,39 +396,19 @@ def prepare(paths: list[Path], folder: Path, channels: int):
             room = SHARD_BYTES
         groups[-1].append(path)
         room -= size
-    todo = {}
-    for i, group in enumerate(groups):
-        sources = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in group]
-        todo[folder / f"{i:05d}-of-{len(groups):05d}.pth"] = group, sources
-    for path in folder.glob("*.pth*"):  # .tmp files of a killed run as well
-        if path in todo and _sources(path) == todo[path][1]:
-            del todo[path]
-        else:
-            path.unlink()
-    pool = ThreadPoolExecutor(WORKERS)
-    try:
-        with tqdm(
-            total=sum(len(group) for group, _ in todo.values()),
-            unit="image",
-            desc=folder.name,
-            disable=not todo,
-        ) as bar:
-            for path, (group, sources) in todo.items():
-                images = []
-                for image in pool.map(lambda p: training_image(p, channels), group):
-                    images.append(image)
-                    bar.update()
-                names = [p.stem for p in group]
-                with replace_file(path) as temporary:
-                    torch.save({"names": names, "images": images, "sources": sources}, temporary)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return groups
 
 
-def _sources(path: Path):
-    """What a shard was made from; None if it is damaged."""
+def _sources(paths: list[Path]) -> list:
+    """By what a shard knows its files again."""
+    stats = [(path.name, path.stat()) for path in paths]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+
+
+def _sources_in(shard: Path):
+    """The same, as the shard has it; None if it is damaged."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["sources"]
+        return torch.load(shard, map_location="cpu", weights_only=True, mmap=True)["sources"]
     except Exception:  # whatever torch makes of it
         return None
 

@@ -179,18 +179,17 @@ def test_sources_without_the_images(tiny, tmp_path):
 @pytest.fixture
 def server(monkeypatch):
     """A web server; ``server.answers`` is the list of what it answers next, the last one for good: an HTTP status,
-    (content, announced length) or content, sent in chunks without a length as GitHub does."""
+    (content, announced length) or content, sent in chunks without a length as GitHub does; or {path: such a list}."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self):
             self.server.asked += 1
-            answer = (
-                self.server.answers.pop(0)
-                if len(self.server.answers) > 1
-                else self.server.answers[0]
-            )
+            self.server.paths.append(self.path)
+            answers = self.server.answers
+            answers = answers[self.path] if isinstance(answers, dict) else answers
+            answer = answers.pop(0) if len(answers) > 1 else answers[0]
             self.close_connection = True
             if isinstance(answer, int):
                 self.send_error(answer)
@@ -213,11 +212,11 @@ def server(monkeypatch):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.asked = 0
+    server.asked, server.paths = 0, []
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(
-        prepare_dataset, "ARCHIVE", f"http://127.0.0.1:{server.server_port}/archive.zip"
-    )
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(prepare_dataset, "ARCHIVE", f"{address}/archive.zip")
+    monkeypatch.setattr(prepare_dataset, "SELFEXSR", f"{address}/data/")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     yield server
     server.shutdown()
@@ -262,6 +261,120 @@ def test_download_with_a_damaged_image(tiny, tmp_path, server):
     assert fetched(tmp_path) == tiny
 
 
+@pytest.fixture
+def single(tiny, tmp_path, monkeypatch):
+    """{(set, file): content} of a small BSD100 and Urban100, in the manifest beside `tiny`'s."""
+    images = {}
+    for name, scale in (("BSD100", 3), ("Urban100", 4)):
+        for i in range(1, 6):
+            pixels = RANDOM.integers(0, 256, (12, 9 + i, 3), dtype=np.uint8)
+            image_io.write_image(tmp_path / "image.png", pixels)
+            content = (tmp_path / "image.png").read_bytes()
+            images[name, f"img_00{i}_SRF_{scale}_HR.png"] = content
+    known = dict(dataset.manifest())
+    for (name, file), content in images.items():
+        known.setdefault(name, {})[file] = hashlib.sha256(content).hexdigest()
+    for module in (dataset, prepare_dataset):
+        monkeypatch.setattr(module, "manifest", lambda: known)
+    return images
+
+
+def address(key) -> str:
+    name, file = key
+    return f"/data/{prepare_dataset.FILE_BY_FILE[name]}/{file}"
+
+
+def fetch_single(tmp_path, *words):
+    """BSD100 and Urban100, prepared as test sets."""
+    sets = ["--train_set", "BSD100", "--test_sets", "BSD100", "Urban100"]
+    main(tmp_path, *sets, *words)
+
+
+def test_file_by_file(single, tmp_path, server, capsys):
+    """Each image is tried again on its own; a second run takes what is missing or damaged."""
+    server.answers = {address(key): [content] for key, content in single.items()}
+    (a, b, c, d, *_), path = single, next(iter(single))
+    for key, fault in zip((a, b, c, d), (503, (single[b][:50], len(single[b])), b"<html>", b"")):
+        server.answers[address(key)].insert(0, fault)
+    fetch_single(tmp_path)
+    assert fetched(tmp_path) == single and server.asked == len(single) + 4
+    names, images = dataset.load_images(tmp_path / "data" / "prepared" / "Urban100-y")
+    assert len(names) == 5 and images[0].shape == (1, 12, 10)
+    assert "BSD100, Urban100" in capsys.readouterr().err  # the bar
+    (tmp_path / "data" / path[0] / path[1]).write_bytes(b"damaged")
+    (tmp_path / "data" / "Urban100" / "img_003_SRF_4_HR.png").unlink()
+    server.paths.clear()
+    fetch_single(tmp_path)
+    assert sorted(server.paths) == sorted(
+        map(address, [path, ("Urban100", "img_003_SRF_4_HR.png")])
+    )
+    assert fetched(tmp_path) == single
+    fetch_single(tmp_path)
+    assert len(server.paths) == 2
+
+
+@pytest.mark.parametrize("fault", [404, b"<html>log in to this network</html>", (b"PNG", 5000)])
+def test_file_by_file_that_ends_early(single, tmp_path, server, fault):
+    """One line, what has arrived stays, nothing unfinished; the next run goes on."""
+    server.answers = {address(key): [content] for key, content in single.items()}
+    last = list(single)[-1]
+    server.answers[address(last)] = [fault]
+    with pytest.raises(
+        OSError, match=r"cannot download http.*SRF_4_HR.png .*run this again.*--source"
+    ):
+        fetch_single(tmp_path)
+    assert fetched(tmp_path).items() < single.items()
+    assert server.paths.count(address(last)) == prepare_dataset.ATTEMPTS
+    arrived = set(fetched(tmp_path))
+    server.answers[address(last)], server.paths = [single[last]], []
+    fetch_single(tmp_path)
+    assert fetched(tmp_path) == single
+    assert sorted(server.paths) == sorted(address(key) for key in single.keys() - arrived)
+
+
+@pytest.mark.parametrize(
+    "layout", ["ours", "SelfExSR", "SelfExSR.zip", "SelfExSR.tar.gz", "one set"]
+)
+def test_sources_of_single_files(single, tmp_path, layout):
+    """data_dir's layout, that of the repository (unpacked, as an archive), and the folder of a set itself."""
+    source, above = tmp_path / layout, "SelfExSR-master/data/"
+    members = {
+        f"{f'{n}/' if layout == 'ours' else above + prepare_dataset.FILE_BY_FILE[n] + '/'}{f}": content
+        for (n, f), content in single.items()
+    }
+    # The same names lie in other folders there
+    members |= {name.replace("BSD100", "Set5"): b"another" for name in members if "BSD100" in name}
+    if layout.endswith("zip"):
+        source.write_bytes(zip_of(members))
+    elif layout.endswith("gz"):
+        source.write_bytes(tar_of(members, "w:gz"))
+    else:
+        for name, content in members.items():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes(content)
+    if layout != "one set":
+        fetch_single(tmp_path, "--source", str(source))
+        assert fetched(tmp_path) == single
+        return
+    words = ["--train_set", "Urban100", "--test_sets", "Urban100"]
+    main(tmp_path, *words, "--source", str(source / above / "Urban100" / "image_SRF_4"))
+    assert fetched(tmp_path) == {key: c for key, c in single.items() if key[0] == "Urban100"}
+    with pytest.raises(
+        ValueError, match=r"lacks BSD100/img_001.*and 4 more; they belong into BSD100/ or"
+    ):
+        fetch_single(tmp_path, "--source", str(source / above / "Urban100"))
+
+
+@pytest.mark.slow
+def test_the_real_bsd100(shared, tmp_path, capsys):
+    """The manifest is that of the images that the literature's figures are made on."""
+    if not (shared / "data" / "BSD100").is_dir():
+        pytest.skip("needs ../shared/data/BSD100: prepare_dataset.py --test_sets BSD100 fetches it")
+    words = ["--train_set", "BSD100", "--test_sets", "BSD100", "--source", str(shared / "data")]
+    main(tmp_path, *words)
+    assert "BSD100-y: 100 images" in capsys.readouterr().out
+
+
 def test_no_network(tmp_path, run_script):
     line = error_line(run_script("prepare_dataset.py", https_proxy="http://127.0.0.1:9"))
     assert "--source FILE" in line and "--train_set sample --test_sets sample" in line
@@ -281,6 +394,14 @@ def test_no_network(tmp_path, run_script):
 
 
 # ----------------------------------------------------------------------------------------------------- hostile archives
+def test_a_misspelt_set_shows_before_any_download(tiny, tmp_path, server):
+    for name, meant in (("set5", "Set5"), ("Set-5", "Set5"), ("Set 55", "Set5")):
+        with pytest.raises(OSError, match=f"^{name}: no folder, and none of T91, .*did you mean"):
+            main(tmp_path, "--test_sets", name)
+        assert dataset.unknown_set(name).endswith(f"did you mean {meant}?")
+    assert server.asked == 0
+
+
 def link(name, target, kind=tarfile.SYMTYPE):
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, target
