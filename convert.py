@@ -1,59 +1,101 @@
-"""Convert weights of any kind that model.py reads, into ours or into what other code reads:
+"""Convert weights of any kind that weights.py reads, into ours or into what other code reads:
 
     python convert.py --model_path theirs.pth.tar --output ours.pth
     python convert.py --upscale_factor 3 --layout onnx
 
-layout "ours" is for this project; "lornatang" a checkpoint for Lornatang/SRCNN-PyTorch (features.0, map.0,
-reconstruction); "plain" a bare state dict (conv1, conv2, conv3) as yjn870/SRCNN-pytorch has it; "onnx" a graph for any
-runtime, from an N×C×H×W image already upscaled by bicubic, in [0, 1], to the restored one, with N, H and W free.
+layout "ours" is for this project;
+"lornatang" a checkpoint for Lornatang/SRCNN-PyTorch, which its train.py goes on with;
+"plain" a bare state dict (conv1, conv2, conv3) as yjn870/SRCNN-pytorch has it;
+"mmagic" a checkpoint of MMagic's SRCNNNet, which enlarges the image itself;
+"authors" a MATLAB file for the authors' SRCNN.m;
+"onnx" a graph of the network alone, from an N×C×H×W image already upscaled by bicubic, in [0, 1],
+to the restored one, with N, H and W free;
+"onnx-image" a graph of the whole operation, from a small N×3×h×w RGB image in [0, 1].
 """
 
 import io
 from pathlib import Path
 
 import config
-from export import export_onnx
-from files import UserError, replace_file, save
+from export import export_onnx, export_onnx_image
+from files import UserError, write_file
 from model import SRCNN
-from weights import as_layout, find_weights, load_checkpoint
+from weights import find_weights, load_checkpoint, to_layout
 
 SUFFIXES = {
     "ours": "_ours.pth",
     "lornatang": "_lornatang.pth.tar",
     "plain": "_plain.pth",
+    "mmagic": "_mmagic.pth",
+    "authors": "_authors.mat",
     "onnx": ".onnx",
+    "onnx-image": "_image.onnx",
+}
+# What others' code does, whatever weights it is given
+PADDING = {"lornatang": "zeros", "plain": "zeros", "mmagic": "zeros", "authors": "replicate"}
+INTERPOLATION = {
+    "lornatang": "matlab",
+    "plain": "matlab",
+    "authors": "matlab",
+    "onnx": "matlab",
+    "mmagic": "torch",
 }
 
 
 def main(settings):
-    source = find_weights(settings)
+    source, layout = find_weights(settings), settings.layout
     if source.told:
         print(source.told)
-    checkpoint = load_checkpoint(source.path)
+    checkpoint = load_checkpoint(source.path, settings.interpolation)
     network = SRCNN.from_checkpoint(checkpoint)
-    output = Path(
-        settings.output or Path(settings.results_dir) / (source.name + SUFFIXES[settings.layout])
-    )
+    output = Path(settings.output or Path(settings.results_dir) / (source.name + SUFFIXES[layout]))
     if output.exists() and not settings.overwrite:
         raise UserError(f"{output}: exists; give another output, or --overwrite")
-    if settings.layout == "onnx":
-        content = io.BytesIO()
+
+    content = io.BytesIO()
+    if layout == "onnx":
         export_onnx(network, content)
-        with replace_file(output) as temporary:
-            temporary.write_bytes(content.getbuffer())
+    elif layout == "onnx-image":
+        export_onnx_image(network, network.upscale_factor or settings.upscale_factor, content)
     else:
-        save(as_layout(network.to_checkpoint(checkpoint["facts"]), settings.layout), output)
-    print(
-        f"{output}: {'-'.join(map(str, network.kernel_sizes))}, {'Y' if network.channels == 1 else 'RGB'}, "
-        f"from layout {checkpoint['layout']} to {settings.layout}"
-    )
-    if settings.layout in ("lornatang", "plain") and network.padding_mode != "zeros":
-        print(
-            f"note: other code pads with zeros there, these weights are for padding_mode={network.padding_mode}: its "
-            f"output will be wrong within {(sum(network.kernel_sizes) - 3) // 2} pixels of the border, ours will not"
+        content.write(to_layout(network.to_checkpoint(checkpoint["facts"]), layout))
+    write_file(content.getvalue(), output)
+
+    kind = f"{'-'.join(map(str, network.kernel_sizes))}, {'Y' if network.channels == 1 else 'RGB'}"
+    print(f"{output}: {kind}, from layout {checkpoint['layout']} to {layout}")
+    for note in notes(network, checkpoint, layout):
+        print(f"note: {note}")
+
+
+def notes(network: SRCNN, checkpoint: dict, layout: str) -> list[str]:
+    """What others' code does differently with these weights, and what it must be told."""
+    said, f = [], network.kernel_sizes
+    if checkpoint["passed_over"]:
+        names = checkpoint["passed_over"]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        said.append(f"passed over in the file, and not run: {', '.join(names[:3])}{more}")
+    if network.padding_mode != PADDING.get(layout, network.padding_mode):
+        said.append(
+            f"other code pads with {PADDING[layout]} there, these weights are for padding_mode="
+            f"{network.padding_mode}: its output will be wrong within {(sum(f) - 3) // 2} pixels "
+            "of the border, ours will not"
         )
-    if settings.layout != "ours" and network.interpolation != "matlab":
-        print("note: these weights are for input upscaled by torch's bicubic, not MATLAB's")
+    if network.interpolation != INTERPOLATION.get(layout, network.interpolation):
+        bicubic = {"torch": "torch's bicubic", "matlab": "MATLAB's bicubic"}
+        said.append(
+            f"these weights are for input upscaled by {bicubic[network.interpolation]}, "
+            f"not {bicubic[INTERPOLATION[layout]].removesuffix(' bicubic')}"
+        )
+    architecture = (network.channels, *network.widths, network.channels)
+    if layout == "mmagic":
+        scale = f", upscale_factor={network.upscale_factor}" if network.upscale_factor else ""
+        said.append(
+            "for MMagic's config: generator=dict(type='SRCNNNet', "
+            f"channels={architecture}, kernel_sizes={f}{scale})"
+        )
+    if layout == "lornatang" and (architecture, f) != ((1, 64, 32, 1), (9, 5, 5)):
+        said.append(f"Lornatang's model.py has 9-5-5 on Y: make its layers {f} on {architecture}")
+    return said
 
 
 if __name__ == "__main__":

@@ -232,16 +232,17 @@ def restore(network, x: Tensor) -> Tensor:
     return to_tensor(imgproc.ycbcr2rgb(ycbcr)).to(x)[None]
 
 
-def load_network(path, upscale_factor: int = 0) -> SRCNN:
+def load_network(path, upscale_factor: int = 0, interpolation: str = "auto") -> SRCNN:
     """The network of a file, for images.
 
     Args:
         path: any weights that `SRCNN.from_pretrained` knows.
         upscale_factor: what they are to be used for; 0 for any.
+        interpolation: "matlab" or "torch", for a file that does not say what enlarges its input.
     Raises what `SRCNN.from_pretrained` raises, and ValueError for weights of another scale, or of padding_mode
     "valid", whose output is smaller than the image.
     """
-    network = SRCNN.from_pretrained(path)
+    network = SRCNN.from_pretrained(path, interpolation=interpolation)
     made_for = network.upscale_factor
     if upscale_factor and made_for not in (0, upscale_factor):
         raise UserError(

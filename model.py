@@ -76,18 +76,21 @@ class SRCNN(nn.Module):
         )
 
     @classmethod
-    def from_pretrained(cls, path_or_scale, kernel_sizes=None, channels: int = 1) -> "SRCNN":
+    def from_pretrained(
+        cls, path_or_scale, kernel_sizes=None, channels: int = 1, interpolation: str = "auto"
+    ) -> "SRCNN":
         """A trained network in eval mode.
 
         Args:
             path_or_scale: a file of any kind that `load_checkpoint` takes; or the scale (2, 3 or 4), for the weights
                 that ship with the project.
             kernel_sizes, channels: which of those that ship, default 9-1-5 on Y; a file says so itself.
+            interpolation: "matlab" or "torch", for a file that does not say what enlarges its input.
         Raises what `load_checkpoint` raises, and ValueError where no such weights ship.
         """
         if not isinstance(path_or_scale, (str, os.PathLike)):
             path_or_scale = shipped_weights(path_or_scale, kernel_sizes or (9, 1, 5), channels)
-        return cls.from_checkpoint(load_checkpoint(path_or_scale))
+        return cls.from_checkpoint(load_checkpoint(path_or_scale, interpolation))
 
     @classmethod
     def from_checkpoint(cls, checkpoint: dict) -> "SRCNN":

@@ -62,7 +62,9 @@ def train(settings, rank, world, device):
         settings.precision == "auto" and not paper and quick_bf16(device)
     )
 
-    checkpoint = load_checkpoint(settings.resume) if settings.resume else None
+    checkpoint = None
+    if settings.resume:
+        checkpoint = load_checkpoint(settings.resume, settings.interpolation)
     network, average = build(settings, checkpoint, device)
     training = checkpoint["training"] if checkpoint else None
     crops, holdout = training_set(settings, rank, world, device)

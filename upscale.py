@@ -277,9 +277,7 @@ class Networks:
         source = find_weights(self._settings_for(scale))
         if source.told:
             tqdm.write(source.told)
-        network = load_network(source.path, scale)
-        if self.settings.interpolation != "auto":
-            network.interpolation = self.settings.interpolation
+        network = load_network(source.path, scale, self.settings.interpolation)
         return network.to(self.device)
 
     def __getitem__(self, scale: int):

@@ -38,7 +38,7 @@ def validate(settings, rank, world, device):
     if source.told and not rank:
         print(source.told)
     scale = settings.upscale_factor
-    network = load_network(source.path, scale).to(device)
+    network = load_network(source.path, scale, settings.interpolation).to(device)
     protocol = settings.protocol
     if protocol == "auto":
         protocol = "y" if network.channels == 1 else "rgb"

@@ -1,59 +1,69 @@
-"""Anybody's file to an SRCNN's weights and what it says of them, and back."""
+"""Anybody's file to an SRCNN's weights and what it says of them, and back.
 
+Whoever distrusts a file reads this and the two rooms below: unpickle.py for files by torch,
+matfile.py for MATLAB's. Nothing that a file holds is imported, called or run.
+"""
+
+import hashlib
 import io
-import itertools
 import math
 import os
-import pickletools
 import re
-import struct
-import warnings
-import zipfile
-import zlib
+import urllib.request
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor, nn
 
-from files import UserError
+import matfile
+import unpickle
+from files import UserError, write_file
 
 PADDING_MODES = ("replicate", "zeros", "valid")
 WEIGHTS = Path(__file__).resolve().parent / "assets" / "weights"
 MAX_BYTES = 2**28  # of a file: room for the training state of a wide network
-MAX_PICKLE = 2**21  # of the part of a file that is not numbers
 MAX_VALUES = 2**24  # of one tensor
-LAYERS = ("features.0", "map.0", "reconstruction")
-PLAIN_LAYERS = ("conv1", "conv2", "conv3")
-WRAPPERS = ("params_ema", "params", "state_dict", "model", "net")
-PREFIXES = re.compile(r"((module|_orig_mod|generator|model|net)\.)*")
-# What a checkpoint of tensors, numbers and texts names. Whatever else a pickle names, it would call.
-HARMLESS = re.compile(
-    r"collections (OrderedDict|Counter)|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
-    r"|torch(\.cuda)? [A-Z]\w+Storage|torch Size"
+SECONDS = 30  # that a server may be silent
+
+LAYERS = ("features.0", "map.0", "reconstruction")  # our names of the three layers, Lornatang's too
+PLAIN_LAYERS = ("conv1", "conv2", "conv3")  # everybody else's
+# Keys under which people put a state dict beside other things; the first that is there counts
+WRAPPERS = (
+    "params_ema",
+    "params",
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
 )
-MAT_TYPES = {
-    1: torch.int8,
-    2: torch.uint8,
-    3: torch.int16,
-    4: torch.uint16,
-    5: torch.int32,
-    7: torch.float32,
-    9: torch.float64,
-}  # MATLAB stores whole numbers small, whatever the array's type
+# What torch and others put in front of each name, for example DataParallel "module."
+PREFIXES = re.compile(r"((module|_orig_mod|generator|model|net)\.)*")
+# What weights were made for, by layout: what the convolutions see beyond the border, and how
+# the input is enlarged. A file can say otherwise, and an upscale_factor, under these names
+MADE_FOR = {
+    "srcnn-pytorch": {"padding_mode": "replicate", "interpolation": "matlab"},
+    "authors": {"padding_mode": "replicate", "interpolation": "matlab"},
+    "lornatang": {"padding_mode": "zeros", "interpolation": "matlab"},
+    "yjn870": {"padding_mode": "zeros", "interpolation": "matlab"},
+    "mmagic": {"padding_mode": "zeros", "interpolation": "torch"},
+}
+CHOICES = {
+    "padding_mode": PADDING_MODES,
+    "interpolation": ("matlab", "torch"),
+    "upscale_factor": tuple(range(100)),
+}
 
 
-class _Refused(UserError):
-    """Why a file is not taken; `load_checkpoint` puts the file's name in front."""
-
-
+# ------------------------------------------------------------------------------ which weights
 def shipped_weights(upscale_factor: int, kernel_sizes=(9, 1, 5), channels: int = 1) -> Path:
-    """The file of the weights that ship for a network; ValueError, naming those there are, where none do."""
-    path = (
-        WEIGHTS
-        / f"srcnn_{'-'.join(map(str, kernel_sizes))}_x{upscale_factor}{'_rgb' * (channels == 3)}.pth"
-    )
+    """The file of the weights that ship for a network; ValueError, naming those there are, where
+    none do."""
+    colours = "_rgb" if channels == 3 else ""
+    path = WEIGHTS / f"srcnn_{'-'.join(map(str, kernel_sizes))}_x{upscale_factor}{colours}.pth"
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in WEIGHTS.glob("*.pth"))) or "none"
         raise UserError(
@@ -66,7 +76,8 @@ def shipped_weights(upscale_factor: int, kernel_sizes=(9, 1, 5), channels: int =
 class Source:
     """Which weights a script works with.
 
-    kind: "run" (best.pth of a training run in results_dir), "shipped" (in assets/weights) or "file" (any other).
+    kind: "run" (best.pth of a training run in results_dir), "shipped" (in assets/weights) or
+    "file" (any other).
     name: for what is made of them: the run's, the file's, or shipped_ and the file's.
     told: what a script says first, where it chose; "" where the user named the file.
     """
@@ -84,8 +95,8 @@ def find_weights(settings) -> Source:
     - empty: best.pth of the run in results_dir/exp_name where there is one, else those that ship
     - "shipped": those that ship, whatever lies there (./shipped is a file of that name)
 
-    upscale_factor, kernel_sizes and channels say which of those that ship; ValueError where none do.
-    The file itself is not looked into.
+    upscale_factor, kernel_sizes and channels say which of those that ship; ValueError where none
+    do. The file itself is not looked into.
     """
     results_dir, model_path = settings.results_dir, settings.model_path
     best = Path(results_dir) / settings.exp_name / "best.pth"
@@ -128,242 +139,165 @@ def _near(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def load_checkpoint(path) -> dict:
-    """An SRCNN's weights from a file of any of these kinds, told apart by what it holds, never by its name:
+# -------------------------------------------------------------------------- a file to weights
+def load_checkpoint(path, interpolation: str = "auto") -> dict:
+    """An SRCNN's weights from a file of any of these layouts, told apart by what it holds and
+    never by its name:
 
-    | layout        | recognised by                                                      | padding   | upscaled by |
-    |---------------|--------------------------------------------------------------------|-----------|-------------|
-    | srcnn-pytorch | "format": "srcnn-pytorch" (`SRCNN.to_checkpoint`)                  | it says   | it says     |
-    | lornatang     | features.0, map.0, reconstruction                                  | zeros     | matlab      |
-    | mmagic        | conv1, conv2, conv3; and names that begin with "generator.", or    | zeros     | torch       |
-    |               | "meta" beside the state dict, or RGB 9-1-5 (the network it offers) |           |             |
-    | yjn870        | conv1, conv2, conv3 otherwise                                      | zeros     | matlab      |
-    | authors       | MATLAB arrays weights_conv1 to 3 and biases_conv1 to 3             | replicate | matlab      |
+    | layout        | recognised by                                     | padding   | upscaled by |
+    |---------------|---------------------------------------------------|-----------|-------------|
+    | srcnn-pytorch | "format": "srcnn-pytorch" (`SRCNN.to_checkpoint`) | it says   | it says     |
+    | lornatang     | features.0, map.0, reconstruction                 | zeros     | matlab      |
+    | mmagic        | conv1, conv2, conv3, and one of: names that begin | zeros     | torch       |
+    |               | with "generator."; "meta" beside the state dict;  |           |             |
+    |               | 9-1-5 on RGB, the network that MMagic offers      |           |             |
+    | yjn870        | conv1, conv2, conv3 otherwise                     | zeros     | matlab      |
+    | authors       | MATLAB arrays weights_conv1 to 3, biases_conv1..3 | replicate | matlab      |
 
-    ``padding_mode``, ``interpolation`` and ``upscale_factor`` beside the weights (or in a state dict's ``_metadata``)
-    go before the table; convert.py writes them. State dicts may lie within each other under the keys `WRAPPERS` and
-    their names begin with any of the `PREFIXES`, repeatedly. Architecture follows from the shapes.
+    A file may say ``padding_mode``, ``interpolation`` and ``upscale_factor`` itself, beside the
+    weights or in a state dict's ``_metadata``, as convert.py's do: that wins over the table. State
+    dicts may lie within each other under the keys `WRAPPERS`, or be a TorchScript archive, and
+    names may begin with `PREFIXES`, repeatedly. The architecture follows from the shapes.
 
-    Returns a dict: state_dict (our names, float32), kernel_sizes, channels, widths, padding_mode, interpolation,
-    upscale_factor (0: not known), layout, facts (what the file tells of its making) and training (train.py's state,
-    or None).
-    Raises OSError where the file cannot be read and ValueError where it holds no SRCNN, in one line each. The file may
-    come from anywhere: none of its code runs, and time and memory stay bounded.
+    Args:
+        path: a file, or an https:// address, downloaded once into torch.hub's folder.
+        interpolation: "matlab" or "torch", for a file that does not say it; "auto": by the table.
+    Returns a dict:
+        state_dict (our names, float32), kernel_sizes, channels, widths, padding_mode,
+        interpolation, upscale_factor (0: unknown), layout,
+        facts: what the file tells of its making,
+        training: train.py's state, or None,
+        passed_over: names in the file that are neither numbers, text nor containers, such as
+        "argparse.Namespace"; nothing of the kind is imported or run.
+    Raises OSError where the file cannot be read and ValueError where it holds no SRCNN, in one
+    line each. The file may come from anywhere: time and memory stay bounded.
     """
     name = " ".join(str(path).split())
-    if not os.path.exists(path):
+    address = _address(path)
+    if address:
+        path = download(address)
+    elif not os.path.exists(path):
         raise FileNotFoundError(f"{name}: no such file; give the path of a checkpoint")
-    if not os.path.isfile(path):
+    elif not os.path.isfile(path):
         raise UserError(f"{name}: not a file; give the path of a checkpoint")
     with open(path, "rb") as file:
         data = file.read(MAX_BYTES + 1)
     try:
-        return _recognise(*_read_weights(data))
-    except _Refused as refused:
-        raise UserError(f"{name}: {refused}") from None
+        return _recognise(data, interpolation)
+    except UserError as refused:
+        message, cause = str(refused), None
     except Exception as error:  # the readers raise nearly anything on damaged files
-        raise UserError(
-            f"{name}: damaged or cut off ({type(error).__name__}); copy or download it again"
-        ) from error
+        message = f"damaged or cut off ({type(error).__name__}); copy or download it again"
+        cause = error
+    if address:  # what came may be a page of the server's instead of the file
+        path.unlink(missing_ok=True)
+    raise UserError(f"{name}: {message}") from cause
 
 
-def _read_weights(data: bytes) -> tuple[dict, dict]:
-    """What a file says beside its weights, and its state dict as it is."""
+def _recognise(data: bytes, interpolation: str) -> dict:
+    """`load_checkpoint`'s answer from the bytes of a file."""
+    said, entries, passed_over = _read(data)
+    try:
+        state_dict, layout = _find_layers(said, entries)
+        kernel_sizes, channels, widths = _architecture(state_dict)
+    except UserError as refused:
+        raise UserError(f"{refused}{_would_run(passed_over, entries)}") from None
+    if layout == "yjn870" and (kernel_sizes, channels) == ((9, 1, 5), 3):
+        layout = "mmagic"
+    facts = said.get("facts")
+    if not isinstance(facts, dict):
+        numbers = {key: value for key, value in said.items() if type(value) in (int, float)}
+        facts = {key: value for key, value in numbers.items() if key not in CHOICES}
+    return {
+        **_made_for(said, layout, interpolation),
+        "state_dict": state_dict,
+        "kernel_sizes": kernel_sizes,
+        "channels": channels,
+        "widths": widths,
+        "layout": layout,
+        "facts": facts,
+        "training": said.get("training") if isinstance(said.get("training"), dict) else None,
+        "passed_over": passed_over,
+    }
+
+
+def _read(data: bytes) -> tuple[dict, dict, list[str]]:
+    """What a file says beside its weights, the innermost dict with the weights, and the names
+    that were passed over."""
     if len(data) > MAX_BYTES:
-        raise _Refused(f"larger than {MAX_BYTES >> 20} MiB, which no SRCNN is; give another file")
+        raise UserError(f"larger than {MAX_BYTES >> 20} MiB, which no SRCNN is; give another file")
     if data.startswith(b"MATLAB"):
-        return {"format": "authors"}, _read_mat(data)
-    if data.startswith(b"PK"):
-        data = _checked_zip(data)
-    elif data.startswith(b"\x80"):  # by torch before 1.6: five pickles, then the numbers
-        head = io.BytesIO(data[:MAX_PICKLE])
-        for _ in range(5):
-            _check_pickle(head)
-    else:
-        raise _Refused(
+        said, entries = _from_authors(data)
+        return said, entries, []
+    # torch.save's archive is a zip file; before torch 1.6 it was a row of pickles
+    if not data.startswith((b"PK", b"\x80")):
+        raise UserError(
             f"neither a PyTorch checkpoint nor a MATLAB file (it begins with {data[:12]!r})"
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on odd pickles torch warns where it then refuses
-        content, said = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), {}
+    content, passed_over = unpickle.load(data)
+    said = {}
     for _ in range(10):
         if not isinstance(content, dict):
             break
         said = {**getattr(content, "_metadata", {}), **content, **said}
         inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), dict)]
         if not inner:
-            return said, dict(content)
+            return said, content, passed_over
         content = inner[0]
-    raise _Refused(f"holds a {type(content).__name__}; expected an SRCNN's state dict")
+    found = "nothing" if isinstance(content, unpickle.Opaque) else f"a {type(content).__name__}"
+    raise UserError(
+        f"holds {found}; expected an SRCNN's state dict{_would_run(passed_over, content)}"
+    )
 
 
-def _checked_zip(data: bytes) -> bytes:
-    """torch.save's archive, written anew: zipfile checks the CRCs, and torch's own reader sees none made by hand."""
-    if data.count(b"PK\1\2") > 10_000:
-        raise _Refused("far more entries than an SRCNN has; give another file")
-    copy = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(copy, "w") as out:
-        entries = archive.infolist()
-        if any(e.compress_type for e in entries) or sum(e.file_size for e in entries) > len(data):
-            raise _Refused(
-                "a compressed archive, which torch.save does not write; give the file as it was saved"
-            )
-        for entry in entries:
-            content = archive.read(entry)
-            if entry.filename.endswith(".pkl"):
-                _check_pickle(io.BytesIO(content[:MAX_PICKLE]))
-            out.writestr(entry.filename, content)
-    return copy.getvalue()
+def _would_run(passed_over: list[str], entries) -> str:
+    """For a message: what a file without weights holds instead."""
+    if not passed_over:
+        return ""
+    names = ", ".join(map(_shown, passed_over[:3])) + (", ..." if len(passed_over) > 3 else "")
+    return f"; it would run {names}, which is not done: if you trust it, save its state_dict alone"
 
 
-def _check_pickle(file):
-    """Read one pickle to its end without obeying it, and refuse it if it would call anything, or is made to exhaust
-    the reader (Python's hash overflows the stack on deeply nested tuples; large integers can be made to collide)."""
-    heavy = 0
-    for opcode, argument, _ in pickletools.genops(file):
-        name = opcode.name
-        if name == "PROTO" and argument != 2:
-            raise _Refused(
-                f"pickled by protocol {argument}, torch.save's is 2; save it again without pickle_protocol"
-            )
-        if (
-            name in ("INST", "OBJ", "STACK_GLOBAL")
-            or name == "GLOBAL"
-            and not HARMLESS.fullmatch(argument)
-        ):
-            called = _shown(argument.replace(" ", ".")) if argument else "code"
-            raise _Refused(
-                f"would run {called}, so it is not loaded; if you trust it, save its state_dict alone"
-            )
-        heavy += name.startswith(("TUPLE", "LONG"))
-        if heavy > 20_000:
-            raise _Refused("far more entries than an SRCNN has; give another file")
-
-
-def _read_mat(data: bytes) -> dict:
-    """The state dict in a MATLAB file (Level 5) as the authors released: layer 1 is (f1·f1, n1), layer 2
-    (n1, f2·f2, n2), layer 3 (n2, f3·f3), each kernel in column-major order. Read here and not by scipy, which takes the
-    sizes that a file declares on trust."""
-    if data[124:128] != b"\0\1IM":
-        raise _Refused("a MATLAB file of another version; save it again with save(..., '-v7')")
-    arrays, left = {}, 8 * MAX_VALUES
-    for kind, body in itertools.islice(_mat_elements(data, 128), 1000):
-        if kind == 15:  # compressed, as MATLAB does by default
-            unpacker = zlib.decompressobj()
-            body = unpacker.decompress(body, left)
-            left -= len(body)
-            if left <= 0 or not unpacker.eof:
-                raise _Refused("unpacks to more than an SRCNN has; give another file")
-            body = body[8:]
-        parts = list(itertools.islice(_mat_elements(body), 4))
-        if len(parts) < 4 or not re.fullmatch(rb"(weights|biases)_conv[123]", parts[2][1]):
-            continue
-        (_, flags), (_, dimensions), (_, name), (stored, values) = parts
-        if flags[0] not in (6, 7) or flags[1] & 8 or stored not in MAT_TYPES:
-            raise _Refused(
-                f"{name.decode()} is not an array of real numbers; expected double or single"
-            )
-        shape = struct.unpack(f"<{len(dimensions) // 4}i", dimensions)
-        array = torch.frombuffer(bytearray(values), dtype=MAT_TYPES[stored]).double()
-        arrays[name.decode()] = array.reshape(shape[::-1]).permute(*reversed(range(len(shape))))
-    state_dict = {}
-    for i, layer in enumerate(LAYERS, 1):
-        weight, bias = arrays.get(f"weights_conv{i}"), arrays.get(f"biases_conv{i}")
-        if weight is None or bias is None or weight.dim() != (2, 3, 2)[i - 1]:
-            size = ("f1·f1, n1", "n1, f2·f2, n2", "n2, f3·f3")[i - 1]
-            raise _Refused(
-                f"a MATLAB file without weights_conv{i} ({size}) and biases_conv{i}; expected the authors'"
-            )
-        weight = (weight[None], weight, weight[..., None])[i - 1]
-        inputs, taps, outputs = weight.shape
-        kernels = weight.permute(2, 0, 1).reshape(
-            outputs, inputs, math.isqrt(taps), math.isqrt(taps)
-        )
-        state_dict |= {f"{layer}.weight": kernels.transpose(2, 3), f"{layer}.bias": bias.flatten()}
-    return state_dict
-
-
-def _mat_elements(data: bytes, at: int = 0):
-    """(type, bytes) of each element of a MATLAB file, or of an array in it, from position `at`."""
-    while at + 8 <= len(data):
-        kind, size = struct.unpack_from("<2I", data, at)
-        if kind >> 16:  # up to four bytes lie in the tag itself
-            yield kind & 0xFFFF, data[at + 4 : at + 4 + (kind >> 16)]
-            at += 8
-        elif at + 8 + size > len(data):
-            raise EOFError
-        else:
-            yield kind, data[at + 8 : at + 8 + size]
-            at += 8 + size + (0 if kind == 15 else -size % 8)
-
-
-def _recognise(said: dict, weights: dict) -> dict:
-    """`load_checkpoint`'s answer from what a file says and its state dict under whatever names."""
-    names = {PREFIXES.sub("", name, 1): name for name in weights if isinstance(name, str)}
+def _find_layers(said: dict, entries: dict) -> tuple[dict, str]:
+    """The state dict under our names, float32, and the layout of the file it came from."""
+    names = {PREFIXES.sub("", name, 1): name for name in entries if isinstance(name, str)}
     layers = PLAIN_LAYERS if "conv1.weight" in names else LAYERS
     expected = {
         f"{theirs}.{kind}": f"{ours}.{kind}"
         for theirs, ours in zip(layers, LAYERS)
         for kind in ("weight", "bias")
     }
-    if set(names) != set(expected) or len(weights) != len(expected):
-        raise _Refused(
-            f"another network: {len(weights)} entries ({', '.join(map(_shown, list(weights)[:3]))}, ...); "
+    # Numbers and texts beside the weights are fine, a seventh tensor is another network's
+    tensors = [name for name, value in entries.items() if isinstance(value, Tensor)]
+    if not set(expected) <= set(names) or len(tensors) > len(expected):
+        some = ", ".join(map(_shown, list(entries)[:3]))
+        raise UserError(
+            f"another network: {len(entries)} entries ({some}, ...); "
             f"expected weight and bias of {', '.join(LAYERS)} or {', '.join(PLAIN_LAYERS)}"
         )
-    state_dict = {}
-    for theirs, ours in expected.items():
-        tensor = weights[names[theirs]]
-        if (
-            not isinstance(tensor, Tensor)
-            or not tensor.is_floating_point()
-            or tensor.numel() > MAX_VALUES
-        ):
-            raise _Refused(
-                f"{theirs} is {_shown(getattr(tensor, 'dtype', tensor))}; expected up to "
-                f"{MAX_VALUES:,} floating-point numbers"
-            )
-        state_dict[ours] = tensor.detach().float().contiguous().clone()
-        if not state_dict[ours].isfinite().all():
-            raise _Refused(f"{theirs} holds NaN or infinite numbers; take an earlier checkpoint")
-    kernel_sizes, channels, widths = _architecture(state_dict)
-
+    state_dict = {
+        ours: _checked(theirs, entries[names[theirs]]) for theirs, ours in expected.items()
+    }
     if said.get("format") in ("srcnn-pytorch", "authors"):
-        layout = said["format"]
-    elif layers == LAYERS:
-        layout = "lornatang"
-    else:
-        generator = "meta" in said or any("generator." in name for name in weights)
-        layout = "mmagic" if generator or (kernel_sizes, channels) == ((9, 1, 5), 3) else "yjn870"
-    result = {
-        "padding_mode": "replicate" if layout in ("srcnn-pytorch", "authors") else "zeros",
-        "interpolation": "torch" if layout == "mmagic" else "matlab",
-        "upscale_factor": 0,
-    }
-    allowed = {
-        "padding_mode": PADDING_MODES,
-        "interpolation": ("matlab", "torch"),
-        "upscale_factor": tuple(range(100)),
-    }
-    for key, values in allowed.items():
-        if key in said:
-            result[key] = said[key]
-            if type(said[key]) is not type(values[0]) or said[key] not in values:
-                raise _Refused(
-                    f"{key} is {_shown(said[key])}; expected one of {', '.join(map(str, values[:9]))}"
-                )
-    facts = said.get(
-        "facts", {k: v for k, v in said.items() if type(v) in (int, float) and k not in allowed}
-    )
-    return result | {
-        "state_dict": state_dict,
-        "kernel_sizes": kernel_sizes,
-        "channels": channels,
-        "widths": widths,
-        "layout": layout,
-        "facts": facts if isinstance(facts, dict) else {},
-        "training": said.get("training") if isinstance(said.get("training"), dict) else None,
-    }
+        return state_dict, said["format"]
+    if layers == LAYERS:
+        return state_dict, "lornatang"
+    generator = "meta" in said or any("generator." in name for name in names.values())
+    return state_dict, "mmagic" if generator else "yjn870"
+
+
+def _checked(name: str, tensor) -> Tensor:
+    """One of the six tensors, as float32 of its own memory."""
+    usable = isinstance(tensor, Tensor) and tensor.is_floating_point()
+    if not usable or tensor.numel() > MAX_VALUES:
+        raise UserError(
+            f"{name} is {_shown(getattr(tensor, 'dtype', tensor))}; expected up to "
+            f"{MAX_VALUES:,} floating-point numbers"
+        )
+    tensor = tensor.float().contiguous().clone()
+    if not tensor.isfinite().all():
+        raise UserError(f"{name} holds NaN or infinite numbers; take an earlier checkpoint")
+    return tensor
 
 
 def _architecture(state_dict: dict) -> tuple:
@@ -371,57 +305,208 @@ def _architecture(state_dict: dict) -> tuple:
     shapes = [tuple(tensor.shape) for tensor in state_dict.values()]
     if [len(shape) for shape in shapes] == [4, 1, 4, 1, 4, 1]:
         (n1, channels, _, f1), (n2, _, _, f2), (_, _, _, f3) = shapes[::2]
-        if (
-            channels in (1, 3)
-            and n1
-            and n2
-            and f1 % 2
-            and f2 % 2
-            and f3 % 2
-            and shapes
-            == [
-                (n1, channels, f1, f1),
-                (n1,),
-                (n2, n1, f2, f2),
-                (n2,),
-                (channels, n2, f3, f3),
-                (channels,),
-            ]
-        ):
-            return (f1, f2, f3), channels, (n1, n2)
-    raise _Refused(
-        f"layers of {', '.join('×'.join(map(str, shape)) for shape in shapes[::2])}; expected n1×c×f1×f1, "
-        "n2×n1×f2×f2 and c×n2×f3×f3, with c = 1 or 3 and odd f"
+        weights = [(n1, channels, f1, f1), (n2, n1, f2, f2), (channels, n2, f3, f3)]
+        biases = [(n1,), (n2,), (channels,)]
+        odd = f1 % 2 and f2 % 2 and f3 % 2
+        if shapes[::2] == weights and shapes[1::2] == biases and channels in (1, 3) and n1 and n2:
+            if odd:
+                return (f1, f2, f3), channels, (n1, n2)
+    layers = ", ".join("×".join(map(str, shape)) for shape in shapes[::2])
+    raise UserError(
+        f"layers of {layers}; expected n1×c×f1×f1, n2×n1×f2×f2 and c×n2×f3×f3, "
+        "with c = 1 or 3 and odd f"
     )
+
+
+def _made_for(said: dict, layout: str, interpolation: str) -> dict:
+    """padding_mode, interpolation and upscale_factor: what the file says, else by its layout."""
+    result = {**MADE_FOR[layout], "upscale_factor": 0}
+    for key, values in CHOICES.items():
+        if key not in said:
+            continue
+        result[key] = said[key]
+        if type(said[key]) is not type(values[0]) or said[key] not in values:
+            some = ", ".join(map(str, values[:9]))
+            raise UserError(f"{key} is {_shown(said[key])}; expected one of {some}")
+    if interpolation == "auto":
+        return result
+    if interpolation != said.get("interpolation", interpolation):
+        raise UserError(
+            f"says itself that it is for interpolation={said['interpolation']}; "
+            f"leave out --interpolation {interpolation}"
+        )
+    return result | {"interpolation": interpolation}
 
 
 def _shown(text) -> str:
     """Something from a file, for a message: short, and without control characters."""
-    return (
-        ascii(str(text))[1:-1][:60]
-        if isinstance(text, (str, int, torch.dtype))
-        else type(text).__name__
-    )
+    if isinstance(text, unpickle.Opaque):
+        text = text.name
+    if isinstance(text, (str, int, torch.dtype)):
+        return ascii(str(text))[1:-1][:60]
+    return type(text).__name__
 
 
-def as_layout(checkpoint: dict, layout: str) -> dict:
-    """What a file of that layout holds. Where others keep their own code's entries, ours adds what the weights are
-    for, which model.py honours and other code passes over."""
+# ---------------------------------------------------------------------- the authors' MATLAB files
+def _from_authors(data: bytes) -> tuple[dict, dict]:
+    """What a MATLAB file says, and its state dict.
+
+    As the authors released theirs: layer 1 is (f1·f1, n1), layer 2 (n1, f2·f2, n2), layer 3
+    (n2, f3·f3), and each kernel lies there column by column.
+    """
+    arrays = matfile.read(data, rf"(weights|biases)_conv[123]|{'|'.join(CHOICES)}")
+    said = {"format": "authors"} | {key: arrays[key] for key in CHOICES if key in arrays}
+    if isinstance(said.get("upscale_factor"), Tensor):
+        said["upscale_factor"] = int(said["upscale_factor"].sum())
+    state_dict = {}
+    for i, layer in enumerate(LAYERS):
+        weight, bias = arrays.get(f"weights_conv{i + 1}"), arrays.get(f"biases_conv{i + 1}")
+        for name, array in ((f"weights_conv{i + 1}", weight), (f"biases_conv{i + 1}", bias)):
+            if isinstance(array, str):
+                raise UserError(
+                    f"{name} is not an array of real numbers; expected double or single"
+                )
+        if weight is None or bias is None or weight.dim() != (2, 3, 2)[i]:
+            size = ("f1·f1, n1", "n1, f2·f2, n2", "n2, f3·f3")[i]
+            raise UserError(
+                f"a MATLAB file without weights_conv{i + 1} ({size}) and biases_conv{i + 1}; "
+                "expected the authors'"
+            )
+        weight = (weight[None], weight, weight[..., None])[i]  # (inputs, f·f, outputs) for each
+        inputs, taps, outputs = weight.shape
+        size = math.isqrt(taps)
+        kernels = weight.permute(2, 0, 1).reshape(outputs, inputs, size, size)
+        state_dict[f"{layer}.weight"] = kernels.transpose(2, 3)
+        state_dict[f"{layer}.bias"] = bias.flatten()
+    return said, state_dict
+
+
+def _numbers(arrays: dict, name: str) -> Tensor | None:
+    if isinstance(arrays.get(name), str):
+        raise UserError(f"{name} is not an array of real numbers; expected double or single")
+    return arrays.get(name)
+
+
+def _to_authors(checkpoint: dict) -> bytes:
+    """The reverse of `_from_authors`. What the weights are for stands in variables of its own,
+    which the authors' SRCNN.m loads and does not use."""
+    arrays = {}
+    for i, layer in enumerate(LAYERS):
+        weight = checkpoint["state_dict"][f"{layer}.weight"]
+        columns = weight.transpose(2, 3).flatten(2).permute(1, 2, 0)  # (inputs, f·f, outputs)
+        arrays[f"weights_conv{i + 1}"] = (columns[0:1].squeeze(0), columns, columns[..., 0])[i]
+        arrays[f"biases_conv{i + 1}"] = checkpoint["state_dict"][f"{layer}.bias"][:, None]
+    arrays["padding_mode"] = checkpoint["padding_mode"]
+    arrays["interpolation"] = checkpoint["interpolation"]
+    arrays["upscale_factor"] = torch.tensor([[checkpoint["upscale_factor"]]])
+    return matfile.write(arrays)
+
+
+# -------------------------------------------------------------------------- weights to a file
+def to_layout(checkpoint: dict, layout: str) -> bytes:
+    """A file for others' code from `SRCNN.to_checkpoint`'s dict.
+
+    layout: "ours", "lornatang", "plain" (yjn870's, a bare state dict), "mmagic" or "authors".
+    All say what the weights are for, which `load_checkpoint` reads and others' code passes over.
+    Raises ValueError where the layout has no place for the network.
+    """
+    state_dict = checkpoint["state_dict"]
+    made_for = {key: checkpoint[key] for key in CHOICES}
+    if layout == "authors":
+        if checkpoint["channels"] != 1:
+            raise UserError("layout authors is for luminance, these weights are for RGB")
+        return _to_authors(checkpoint)
     if layout == "ours":
-        return checkpoint
-    meant = {key: checkpoint[key] for key in ("padding_mode", "interpolation", "upscale_factor")}
-    if layout == "lornatang":
-        return {
-            "epoch": 0,
-            "best_psnr": 0.0,
-            "best_ssim": 0.0,
-            "optimizer": {},
-            "state_dict": checkpoint["state_dict"],
-        } | meant
-    # yjn870's code reads every entry as a weight: so it goes where PyTorch keeps its versions
-    state_dict = nn.Module().state_dict()
+        content = checkpoint
+    elif layout == "lornatang":
+        content = {"epoch": 0, "best_psnr": 0.0, "best_ssim": 0.0, "state_dict": state_dict}
+        content |= {"optimizer": _lornatangs_optimizer(state_dict)} | made_for
+    elif layout == "mmagic":
+        weights = _renamed(state_dict, "generator.")
+        content = {"meta": {"epoch": 0, "iter": 0}, "state_dict": weights} | made_for
+    else:
+        # yjn870's code takes every entry for a weight: so ours go where torch keeps versions
+        content = _renamed(state_dict, "")
+        content._metadata.update(made_for)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def _renamed(state_dict: dict, prefix: str) -> dict:
+    """A state dict with the names conv1, conv2, conv3 behind a prefix."""
+    renamed = nn.Module().state_dict()
     for ours, theirs in zip(LAYERS, PLAIN_LAYERS):
         for kind in ("weight", "bias"):
-            state_dict[f"{theirs}.{kind}"] = checkpoint["state_dict"][f"{ours}.{kind}"]
-    state_dict._metadata.update(meant)
-    return state_dict
+            renamed[f"{prefix}{theirs}.{kind}"] = state_dict[f"{ours}.{kind}"]
+    return renamed
+
+
+def _lornatangs_optimizer(state_dict: dict) -> dict:
+    """The state that Lornatang's optimizer has before its first step, by their config.py: SGD,
+    with a group for each layer, the last of which learns at a tenth of the rate."""
+    groups = [
+        {"params": [nn.Parameter(state_dict[f"{layer}.{kind}"]) for kind in ("weight", "bias")]}
+        for layer in LAYERS
+    ]
+    groups[2]["lr"] = 1e-5
+    return torch.optim.SGD(groups, lr=1e-4, momentum=0.9, weight_decay=1e-4).state_dict()
+
+
+# ---------------------------------------------------------------------------------- addresses
+def _address(path) -> str:
+    """A path as an address on the web (of which pathlib leaves one slash); "" for a file."""
+    found = re.match(r"(https?):/+(.+)", str(path), re.IGNORECASE)
+    return f"{found[1].lower()}://{found[2]}" if found else ""
+
+
+def _check_address(address: str):
+    """Only encrypted, so that nobody on the way can change the file; this machine is as good."""
+    parts = urlsplit(address)
+    if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1"):
+        raise UserError(
+            f"{address}: not encrypted; give its https:// address, or download it yourself and "
+            "give the file"
+        )
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, request, response, code, message, headers, address):
+        _check_address(address)
+        return super().redirect_request(request, response, code, message, headers, address)
+
+
+def download(address: str) -> Path:
+    """The file at an address, from torch.hub's folder if it was downloaded before.
+
+    Raises ValueError for an http:// address and a file of more than MAX_BYTES, and OSError where
+    it cannot be had, in one line each.
+    """
+    _check_address(address)
+    name = Path(urlsplit(address).path)
+    # Everybody calls their files best.pth: the address tells them apart
+    digest = hashlib.sha256(address.encode()).hexdigest()[:8]
+    stem = re.sub(r"[^\w.-]", "_", name.stem)[:80] or "weights"
+    suffix = re.sub(r"[^\w.]", "", name.suffix)[:8]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / f"{stem}-{digest}{suffix}"
+    if path.is_file():
+        return path
+    try:
+        opener = urllib.request.build_opener(_Redirects)
+        request = urllib.request.Request(address, headers={"User-Agent": "srcnn-pytorch"})
+        with opener.open(request, timeout=SECONDS) as response:
+            data = response.read(MAX_BYTES + 1)
+            if response.length and len(data) <= MAX_BYTES:
+                raise OSError("the connection was cut off")
+    except UserError:
+        raise
+    except Exception as error:  # urllib raises nearly anything on what servers send
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(
+            f"{address}: cannot be downloaded ({reason}); check the address, or download it "
+            "yourself and give the file"
+        ) from error
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{address}: larger than {MAX_BYTES >> 20} MiB, which no SRCNN is")
+    write_file(data, path)
+    return path

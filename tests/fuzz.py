@@ -2,11 +2,13 @@
 
     python tests/fuzz.py --cases 20000 --seed 1
 
-A case is a valid file of some kind, changed at random: byte by byte, or within its checksums and compression, so that
-the change gets past those. The reader must return something usable, or raise ValueError or OSError with one line that
-names the file; print nothing; and stay within CPU_SECONDS and, beyond what it had, MEGABYTES. Cases run in a child
-process, so that a crash or a hang is a finding like the others: the file is kept, and the next case comes. A case
-follows from seed and number alone; ``--only N`` runs one again, with its traceback.
+A case is a valid file of some kind, changed at random: byte by byte, or within its checksums and
+compression, so that the change gets past those. The reader must return something usable, or raise
+ValueError or OSError with one line that names the file; print nothing; run nothing that the file
+names; and stay within CPU_SECONDS and, beyond what it had, MEGABYTES. Cases run in a child
+process, so that a crash or a hang is a finding like the others: the file is kept, and the next
+case comes. A case follows from seed and number alone; ``--only N`` runs one again, with its
+traceback. To add a kind of file: a function that makes one, one that reads it, a row in `KINDS`.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import hashlib
 import io
 import json
 import os
+import pickletools
 import random
 import resource
 import shutil
@@ -39,90 +42,23 @@ import layouts
 import image_io
 import prepare_dataset
 from model import SRCNN
+from weights import load_checkpoint
 
 cv2 = image_io._opencv()  # as the project has it: silent
 CPU_SECONDS, WALL_SECONDS, MEGABYTES = 10, 200, 1500
+# fmt: off
 NUMBERS = [
-    0,
-    1,
-    2,
-    3,
-    127,
-    128,
-    255,
-    256,
-    32767,
-    65535,
-    2**24,
-    2**31 - 1,
-    2**31,
-    2**32 - 1,
-    2**40,
-    2**63 - 1,
-    2**64 - 1,
+    0, 1, 2, 3, 127, 128, 255, 256, 32767, 65535, 2**24,
+    2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1,
 ]
+# fmt: on
 TARGETS = ("T91", "a.bmp"), ("T91", "b.bmp"), ("Set5", "c.bmp")  # what the archives hold
 
 
-# --------------------------------------------------------------------------------------------------------- valid files
-def contents():
-    """Checkpoints of all layouts, small, so that changes meet what matters."""
-    small, rgb = (
-        layouts.random_layers((9, 1, 5), 1, (4, 3)),
-        layouts.random_layers((5, 3, 3), 3, (4, 3)),
-    )
-    training = {
-        "step": 3,
-        "history": [{"step": 1, "loss": 0.5}],
-        "network": layouts.state_dict(small),
-    }
-    network = SRCNN((9, 1, 5), 1, (4, 3))
-    return [
-        network.to_checkpoint({"train_set": "T91"}, training),
-        layouts.ours(rgb),
-        layouts.lornatang(small),
-        layouts.yjn870(rgb),
-        network.state_dict(),
-        layouts.mmagic(rgb),
-        layouts.mmagic(small, ""),
-        {"model": {"params": layouts.state_dict(small, prefix="module._orig_mod.")}, "epoch": 3},
-    ]
-
-
-def images():
-    """{suffix: files}: gray, colour, alpha, 8 and 16 bits, as far as each format has them."""
-    noise, files = np.random.default_rng(0), {}
-    for suffix, deepest in ((".png", 16), (".jpg", 8), (".bmp", 8), (".tif", 16), (".webp", 8)):
-        for channels in (1, 3, 4):
-            for bits in range(8, deepest + 1, 8):
-                image = noise.integers(0, 2**bits, (11, 14, channels)).astype(f"uint{bits}")
-                files.setdefault(suffix, []).append(cv2.imencode(suffix, image)[1].tobytes())
-    files[".jpg"].append(
-        cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
-    )
-    files[".webp"].append(
-        cv2.imencode(".webp", image, [cv2.IMWRITE_WEBP_QUALITY, 101])[1].tobytes()
-    )  # lossless
-    files[".tif"] += [
-        cv2.imencode(".tif", image, [cv2.IMWRITE_TIFF_COMPRESSION, kind])[1].tobytes()
-        for kind in (1, 7, 8, 32773)
-    ]  # none, JPEG, deflate, PackBits
-    exif = (
-        b"\xff\xe1"
-        + struct.pack(">H", 34)
-        + b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
-    )
-    files[".jpg"] += [file[:2] + exif + file[2:] for file in files[".jpg"][:2]]
-    return files
-
-
-def members():
-    return {f"{folder}/{name}": images_of_sets[folder, name] for folder, name in TARGETS}
-
-
-# ------------------------------------------------------------------------------------------------------------- changes
+# --------------------------------------------------------------------------------- changes of bytes
 def change(rng, data: bytes) -> bytes:
-    """A few changes of bytes: bits, numbers of 1 to 8 bytes, text; stretches cut, doubled, moved, zeroed, cut off."""
+    """A few changes of bytes: bits, numbers of 1 to 8 bytes; stretches cut out, doubled, zeroed,
+    made random, cut off."""
     data = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 8, 30))):
         at, size = rng.randrange(len(data) + 1), rng.choice((1, 2, 4, 8))
@@ -145,6 +81,166 @@ def change(rng, data: bytes) -> bytes:
             case 8 if rng.random() < 0.3:
                 del data[at:]
     return bytes(data)
+
+
+def zipped(entries, method=zipfile.ZIP_STORED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, content in entries:
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def change_in_zip(rng, data: bytes) -> bytes:
+    """One entry of a zip archive changed, its CRC put right."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = [(name, archive.read(name)) for name in archive.namelist()]
+    pickled = [i for i, (name, _) in enumerate(entries) if name.endswith("data.pkl")][0]
+    at = pickled if rng.random() < 0.7 else rng.randrange(len(entries))
+    how = change_pickle if at == pickled and rng.random() < 0.6 else change
+    odd = rng.choice(("/", "x" * 60_000, "archive/version"))
+    entries[at] = (entries[at][0] if rng.random() < 0.95 else odd, how(rng, entries[at][1]))
+    return zipped(entries, rng.choice((0, 0, 0, 0, 8, 14)))
+
+
+# ---------------------------------------------------------------------------------------- checkpoints
+def contents():
+    """What torch.save is given, by all layouts, small, so that changes meet what matters."""
+    small = layouts.random_layers((9, 1, 5), 1, (4, 3))
+    rgb = layouts.random_layers((5, 3, 3), 3, (4, 3))
+    training = {
+        "step": 3,
+        "history": [{"step": 1, "loss": 0.5}],
+        "network": layouts.state_dict(small),
+    }
+    network = SRCNN((9, 1, 5), 1, (4, 3))
+    return [
+        network.to_checkpoint({"train_set": "T91"}, training),
+        layouts.ours(rgb),
+        layouts.lornatang(small),
+        layouts.yjn870(rgb),
+        network.state_dict(),
+        layouts.mmagic(rgb),
+        layouts.mmagic(small, ""),
+        {"model": {"params": layouts.state_dict(small, prefix="module._orig_mod.")}, "epoch": 3},
+        {**layouts.yjn870(small), "padding_mode": "replicate", "upscale_factor": 3, "epoch": 1},
+    ]
+
+
+def saved_files():
+    """Files as training leaves them, with objects of all kinds, and TorchScript archives."""
+    small = layouts.random_layers((9, 1, 5), 1, (4, 3))
+    rgb = layouts.random_layers((5, 3, 3), 3, (4, 3))
+    files = [
+        make(layers, legacy, protocol)
+        for make in (layouts.mmengine_runner, layouts.lightning, layouts.own_loop)
+        for layers in (small, rgb)
+        for legacy, protocol in ((False, 2), (False, 4), (False, 5), (True, 2), (True, 3))
+    ]
+    return files + [
+        layouts.torchscript(layers, how)
+        for layers in (small, rgb)
+        for how in ("script", "trace", "freeze")
+    ]
+
+
+def make_checkpoint(rng) -> tuple[str, bytes]:
+    how = rng.randrange(5)
+    if how < 3:
+        content, legacy = rng.choice(checkpoints), rng.random() < 0.3
+        if how == 0:
+            for _ in range(rng.choice((1, 1, 2, 4))):
+                content = change_object(rng, content)
+        data = layouts.torch_bytes(content, legacy, rng.choice((2, 2, 2, 3, 4, 5)))
+    else:
+        data = rng.choice(saved)
+    if how in (1, 3):
+        if data.startswith(b"PK"):
+            return "checkpoint", change_in_zip(rng, data)
+        return "checkpoint", change_pickles(rng, data)
+    return "checkpoint", change(rng, data) if how != 0 else data
+
+
+def read_checkpoint(path: Path):
+    checkpoint = load_checkpoint(path)
+    network = SRCNN.from_checkpoint(checkpoint)
+    assert all(p.isfinite().all() and p.dtype == torch.float32 for p in network.parameters())
+    if network.padding_mode != "valid":
+        shape = (1, network.channels, 9, 9)
+        assert network(torch.zeros(shape)).shape == shape
+    assert all(type(name) is str for name in checkpoint["passed_over"])
+    assert not {"this", "antigravity"} & set(sys.modules), "the file had a module imported"
+
+
+# What a hostile pickle might name, and instructions to put between those that are there
+NAMES = [
+    b"cthis\ns\n",
+    b"cantigravity\nfly\n",
+    b"cposix\n_exit\n",
+    b"cbuiltins\neval\n",
+    b"ctorch.storage\n_load_from_bytes\n",
+    b"ccollections\nOrderedDict\n",
+    b"ctorch._utils\n_rebuild_tensor_v2\n",
+    b"ctorch\nFloatStorage\n",
+    b"c__torch__.Net\nNet\n",
+    b"c_codecs\nencode\n",
+    b"cnumpy\ndtype\n",
+    b"cnumpy.core.multiarray\nscalar\n",
+    b"X\4\0\0\0this\x8c\1s\x93",
+]
+INSTRUCTIONS = [
+    *NAMES,
+    *(b"N", b"]", b"}", b")", b"(", b"t", b"\x85", b"\x86", b"R", b"\x81", b"b", b"s", b"u", b"e"),
+    *(
+        b"a",
+        b"0",
+        b"1",
+        b"2",
+        b"q\0",
+        b"h\0",
+        b"h\1",
+        b"h\7",
+        b"\x94",
+        b"Q",
+        b"o",
+        b"\x8f",
+        b"\x90",
+    ),
+    *(b"d", b"l", b"\x91", b"\x92", b"K\1", b"J\xff\xff\xff\xff", b"\x8a\x09" + b"\xff" * 9, b"."),
+    *(b"X\3\0\0\0abc", b"B\2\0\0\0ab", b"\x82\1", b"ithis\ns\n", b"I99\n", b"P1\n", b"r\0\0\0\xff"),
+]
+
+
+def change_pickle(rng, data: bytes) -> bytes:
+    """A pickle with instructions put in, taken out, doubled or exchanged; what follows it stays."""
+    try:
+        starts = [at for _, _, at in pickletools.genops(data)]
+    except Exception:  # it is no pickle any more
+        return change(rng, data)
+    end = starts[-1] + 1
+    parts = [data[a:b] for a, b in zip(starts, [*starts[1:], end])]
+    for _ in range(rng.choice((1, 1, 2, 5, 20))):
+        at, other = rng.randrange(len(parts)), rng.randrange(len(parts))
+        match rng.randrange(5):
+            case 0 | 1:
+                parts.insert(at, b"".join(rng.choices(INSTRUCTIONS, k=rng.choice((1, 1, 3, 9)))))
+            case 2 if len(parts) > 1:
+                del parts[at]
+            case 3:
+                parts.insert(at, parts[other] * rng.choice((1, 1, 2, 1000)))
+            case _:
+                parts[at], parts[other] = parts[other], parts[at]
+    return b"".join(parts) + data[end:]
+
+
+def change_pickles(rng, data: bytes) -> bytes:
+    """One of the pickles that a file before torch 1.6 consists of."""
+    if rng.random() < 0.3:
+        return change(rng, data[:2000]) + data[2000:]
+    at = 0
+    for _ in range(rng.choice((3, 3, 3, 4, 0))):  # the fourth is the content
+        at += list(pickletools.genops(data[at:]))[-1][2] + 1
+    return data[:at] + change_pickle(rng, data[at:])
 
 
 def change_object(rng, thing, depth=0):
@@ -223,28 +319,7 @@ def change_object(rng, thing, depth=0):
     return rng.choice(odd)
 
 
-def zipped(entries, method=zipfile.ZIP_STORED) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", method) as archive:
-        for name, content in entries:
-            archive.writestr(name, content)
-    return file.getvalue()
-
-
-def change_in_zip(rng, data: bytes) -> bytes:
-    """One entry of a zip archive changed, its CRC put right."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        entries = [(name, archive.read(name)) for name in archive.namelist()]
-    at = 0 if rng.random() < 0.7 else rng.randrange(len(entries))  # the pickle comes first
-    entries[at] = (
-        entries[at][0]
-        if rng.random() < 0.95
-        else rng.choice(("/", "x" * 60_000, "archive/version")),
-        change(rng, entries[at][1]),
-    )
-    return zipped(entries, rng.choice((0, 0, 0, 0, 8, 14)))
-
-
+# --------------------------------------------------------------------------------- MATLAB files
 def change_in_mat(rng, data: bytes) -> bytes:
     """Inside a compressed array of a MATLAB file."""
     out, at = data[:128], 128
@@ -259,6 +334,41 @@ def change_in_mat(rng, data: bytes) -> bytes:
             body = zlib.compress(change(rng, zlib.decompress(body)[: rng.choice((64, 10**9))]))
         out += struct.pack("<2I", kind, len(body)) + body
     return out
+
+
+def make_matlab(rng) -> tuple[str, bytes]:
+    data = rng.choice(mat_files)
+    packed = data[128] == 15
+    changed = change_in_mat if packed and rng.random() < 0.7 else change
+    return "matlab", changed(rng, data)
+
+
+# --------------------------------------------------------------------------------------- images
+def images():
+    """{suffix: files}: gray, colour, alpha, 8 and 16 bits, as far as each format has them."""
+    noise, files = np.random.default_rng(0), {}
+    for suffix, deepest in ((".png", 16), (".jpg", 8), (".bmp", 8), (".tif", 16), (".webp", 8)):
+        for channels in (1, 3, 4):
+            for bits in range(8, deepest + 1, 8):
+                image = noise.integers(0, 2**bits, (11, 14, channels)).astype(f"uint{bits}")
+                files.setdefault(suffix, []).append(cv2.imencode(suffix, image)[1].tobytes())
+    files[".jpg"].append(
+        cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    )
+    files[".webp"].append(
+        cv2.imencode(".webp", image, [cv2.IMWRITE_WEBP_QUALITY, 101])[1].tobytes()
+    )  # lossless
+    files[".tif"] += [
+        cv2.imencode(".tif", image, [cv2.IMWRITE_TIFF_COMPRESSION, kind])[1].tobytes()
+        for kind in (1, 7, 8, 32773)
+    ]  # none, JPEG, deflate, PackBits
+    exif = (
+        b"\xff\xe1"
+        + struct.pack(">H", 34)
+        + b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    )
+    files[".jpg"] += [file[:2] + exif + file[2:] for file in files[".jpg"][:2]]
+    return files
 
 
 def change_in_png(rng, data: bytes) -> bytes:
@@ -286,6 +396,27 @@ def change_in_png(rng, data: bytes) -> bytes:
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
         for name, body in chunks
     )
+
+
+def make_image(rng) -> tuple[str, bytes]:
+    suffix = rng.choice(list(image_files))
+    data = rng.choice(image_files[suffix])
+    if suffix == ".png" and rng.random() < 0.6:
+        return "image" + suffix, change_in_png(rng, data)
+    head = rng.choice((40, 200, len(data)))
+    return "image" + suffix, change(rng, data[:head]) + data[head:]
+
+
+def read_image(path: Path):
+    image = image_io.read_image(path)
+    assert image.dtype in (np.uint8, np.uint16) and image.flags.c_contiguous and image.size
+    assert image.ndim == 2 or image.ndim == 3 and image.shape[2] in (3, 4), image.shape
+    assert image.shape[:2] in ((size := image_io.image_size(path)), size[::-1])
+
+
+# ------------------------------------------------------------------------ archives of image sets
+def members():
+    return {f"{folder}/{name}": images_of_sets[folder, name] for folder, name in TARGETS}
 
 
 def archive(rng) -> bytes:
@@ -340,78 +471,51 @@ def archive(rng) -> bytes:
     return data
 
 
+def make_archive(rng) -> tuple[str, bytes]:
+    data = archive(rng)
+    return "archive", change(rng, data) if rng.random() < 0.6 else data
+
+
+def read_archive(path: Path):
+    data = path.parent / "data"
+    shutil.rmtree(data, ignore_errors=True)
+    try:
+        prepare_dataset.fetch(["T91", "Set5"], data, str(path))
+        for folder, name in TARGETS:
+            assert (data / folder / name).read_bytes() == images_of_sets[folder, name]
+    finally:
+        files = [p for p in data.rglob("*") if p.is_file()] if data.exists() else []
+        written = {p.relative_to(data).as_posix() for p in files}
+        assert written <= {"/".join(target) for target in TARGETS}, written
+        assert {p.name for p in path.parent.iterdir()} <= {"case", "data", "stderr"}
+
+
+# ------------------------------------------------------------------------------------- the cases
+KINDS = [  # its share of the cases; makes (kind, content of a file); reads one
+    (2, make_checkpoint, read_checkpoint),
+    (1, make_matlab, read_checkpoint),
+    (2, make_image, read_image),
+    (1, make_archive, read_archive),
+]
+
+
 def make(seed: int, number: int) -> tuple[str, bytes]:
     """(kind, content) of one case."""
+    return choose(seed, number)[0]
+
+
+def choose(seed: int, number: int):
+    """((kind, content), reader) of one case."""
     rng = random.Random(f"{seed}/{number}")
-    kind = rng.choice(("checkpoint", "checkpoint", "matlab", "image", "image", "archive"))
-    if kind == "checkpoint":
-        content, legacy, how = rng.choice(checkpoints), rng.random() < 0.3, rng.randrange(3)
-        if how == 0:
-            for _ in range(rng.choice((1, 1, 2, 4))):
-                content = change_object(rng, content)
-        data = layouts.torch_bytes(content, legacy)
-        if how == 1:
-            data = change(rng, data[:2000]) + data[2000:] if legacy else change_in_zip(rng, data)
-        return kind, change(rng, data) if how == 2 else data
-    if kind == "matlab":
-        data = rng.choice(mat_files)
-        packed = data[128] == 15
-        return kind, change_in_mat(rng, data) if packed and rng.random() < 0.7 else change(
-            rng, data
-        )
-    if kind == "image":
-        suffix = rng.choice(list(image_files))
-        data = rng.choice(image_files[suffix])
-        if suffix == ".png" and rng.random() < 0.6:
-            return kind + suffix, change_in_png(rng, data)
-        head = rng.choice((40, 200, len(data)))
-        return kind + suffix, change(rng, data[:head]) + data[head:]
-    data = archive(rng)
-    return kind, change(rng, data) if rng.random() < 0.6 else data
+    _, maker, reader = rng.choices(KINDS, [share for share, *_ in KINDS])[0]
+    return maker(rng), reader
 
 
-# -------------------------------------------------------------------------------------------------------------- checks
-def read(kind: str, path: Path):
-    """Give the file to its reader. AssertionError: what it returned is of no use."""
-    if kind in ("checkpoint", "matlab"):
-        network = SRCNN.from_pretrained(path)
-        assert all(p.isfinite().all() and p.dtype == torch.float32 for p in network.parameters())
-        if network.padding_mode != "valid":
-            assert network(torch.zeros(1, network.channels, 9, 9)).shape == (
-                1,
-                network.channels,
-                9,
-                9,
-            )
-    elif kind.startswith("image"):
-        image = image_io.read_image(path)
-        assert image.dtype in (np.uint8, np.uint16) and image.flags.c_contiguous and image.size
-        assert image.ndim == 2 or image.ndim == 3 and image.shape[2] in (3, 4), image.shape
-        assert image.shape[:2] in ((size := image_io.image_size(path)), size[::-1])
-    else:
-        data = path.parent / "data"
-        shutil.rmtree(data, ignore_errors=True)
-        try:
-            prepare_dataset.fetch(["T91", "Set5"], data, str(path))
-            assert all(
-                (data / folder / name).read_bytes() == images_of_sets[folder, name]
-                for folder, name in TARGETS
-            )
-        finally:
-            written = (
-                {p.relative_to(data).as_posix() for p in data.rglob("*") if p.is_file()}
-                if data.exists()
-                else set()
-            )
-            assert written <= {"/".join(target) for target in TARGETS}, written
-            assert {p.name for p in path.parent.iterdir()} <= {"case", "data", "stderr"}
-
-
-def judge(kind: str, path: Path, printed) -> tuple[str, str]:
+def judge(kind: str, read, path: Path, printed) -> tuple[str, str]:
     """("loaded" or "refused", "") or ("finding", what is wrong)."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        read(kind, path)
+        read(path)
         outcome = "loaded", ""
     except (ValueError, OSError) as error:
         line = str(error)
@@ -433,7 +537,7 @@ def judge(kind: str, path: Path, printed) -> tuple[str, str]:
 def child(first: int, cases: int, seed: int, folder: Path):
     """Run cases one after the other; one line of JSON for each."""
     for number in range(first, cases):
-        kind, data = make(seed, number)
+        (kind, data), reader = choose(seed, number)
         (folder / "case").write_bytes(data)
         signal.setitimer(
             signal.ITIMER_PROF, CPU_SECONDS
@@ -441,7 +545,7 @@ def child(first: int, cases: int, seed: int, folder: Path):
         signal.alarm(WALL_SECONDS)
         with open(folder / "stderr", "rb") as printed:
             printed.seek(0, os.SEEK_END)
-            outcome = judge(kind, folder / "case", printed)
+            outcome = judge(kind, reader, folder / "case", printed)
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps((number, kind, *outcome)), flush=True)
 
@@ -500,10 +604,10 @@ def run(cases: int, seed: int, keep: Path):
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
-checkpoints, image_files = contents(), images()
+checkpoints, saved, image_files = contents(), saved_files(), images()
+small_layers = layouts.random_layers((9, 1, 5), 1, (4, 3))
 mat_files = [
-    layouts.mat_bytes(layouts.authors_arrays(layouts.random_layers((9, 1, 5), 1, (4, 3))), packed)
-    for packed in (True, False)
+    layouts.mat_bytes(layouts.authors_arrays(small_layers), packed) for packed in (True, False)
 ]
 images_of_sets = dict(zip(TARGETS, image_files[".bmp"]))
 prepare_dataset.manifest = lambda: {
@@ -531,9 +635,9 @@ if __name__ == "__main__":
         child(given.child, given.cases, given.seed, given.keep)
     elif given.only is not None:
         given.keep.mkdir(parents=True, exist_ok=True)
-        kind, data = make(given.seed, given.only)
+        (_, data), reader = choose(given.seed, given.only)
         (given.keep / "case").write_bytes(data)
-        read(kind, given.keep / "case")
+        reader(given.keep / "case")
     else:
         counts, findings = run(given.cases, given.seed, given.keep)
         for kind in sorted({kind for kind, _ in counts}):

@@ -11,10 +11,12 @@ from layouts import convolve, random_layers, torch_bytes
 import config
 import convert
 import weights
+from imgproc import upsample
 from model import SRCNN
 from weights import load_checkpoint
 
 Y915, Y955, RGB915, RGB955 = (random_layers(k, c) for c in (1, 3) for k in ((9, 1, 5), (9, 5, 5)))
+Y935, NARROW = random_layers((9, 3, 5)), random_layers((5, 3, 3), widths=(7, 6))
 SOURCES = {
     "ours": (layouts.ours(Y955), Y955, "replicate"),
     "ours, RGB": (layouts.ours(RGB915, upscale_factor=4), RGB915, "replicate"),
@@ -40,11 +42,15 @@ def converted(tmp_path, content, *arguments):
     return target
 
 
-@pytest.mark.parametrize("layout", ["ours", "lornatang", "plain"])
+@pytest.mark.parametrize("layout", ["ours", "lornatang", "plain", "mmagic", "authors"])
 @pytest.mark.parametrize("source", SOURCES)
 def test_converted_and_loaded_again_is_the_same_network(source, layout, tmp_path):
     """Padding, upsampling and scale included, which the others' layouts have no place of their own for."""
     content, layers, padding = SOURCES[source]
+    if layout == "authors" and layers[0][0].shape[1] == 3:
+        with pytest.raises(ValueError, match="authors is for luminance"):
+            converted(tmp_path, content, "--layout", layout)
+        return
     target = converted(tmp_path, content, "--layout", layout)
     before, after = SRCNN.from_pretrained(tmp_path / "source"), SRCNN.from_pretrained(target)
     for name in (
@@ -103,12 +109,121 @@ def test_others_code_reads_what_we_write(tmp_path):
         )
 
 
+def test_lornatangs_resume_goes_on_with_it(tmp_path):
+    """As its train.py does: weights, optimizer state, counters; then a step as after its start."""
+    fresh, resumed = layouts.Lornatang.of(Y955), layouts.Lornatang()
+    path = converted(tmp_path, layouts.ours(Y955, "zeros"), "--layout", "lornatang")
+    optimizers = [network.optimizer() for network in (fresh, resumed)]
+    assert resumed.resume(path, optimizers[1]) == (0, 0.0, 0.0)
+    x = torch.rand(2, 1, 33, 33)
+    for _ in range(3):
+        for network, optimizer in zip((fresh, resumed), optimizers):
+            optimizer.zero_grad()
+            torch.nn.functional.mse_loss(network(x), x).backward()
+            optimizer.step()
+    for a, b, before in zip(fresh.parameters(), resumed.parameters(), sum(map(list, Y955), [])):
+        torch.testing.assert_close(a, b, atol=1e-7, rtol=0)
+        assert not torch.equal(a, before)
+
+
+@pytest.mark.parametrize("layers", [Y955, Y915, RGB915, RGB955], ids=["955", "915", "rgb", "rgb5"])
+@pytest.mark.parametrize("original", [layouts.Lornatang, layouts.Plain])
+def test_others_networks_compute_the_same(original, layers, tmp_path):
+    layout = "lornatang" if original is layouts.Lornatang else "plain"
+    path = converted(tmp_path, layouts.ours(layers, "zeros"), "--layout", layout)
+    theirs = original.of([(torch.zeros_like(w), torch.zeros_like(b)) for w, b in layers])
+    with torch.no_grad():
+        if original is layouts.Lornatang:
+            theirs.resume(path, theirs.optimizer())
+        else:
+            theirs.load(path)
+        x = torch.rand(1, layers[0][0].shape[1], 30, 41)
+        ours = SRCNN.from_pretrained(path)(x)
+        torch.testing.assert_close(theirs(x), ours, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("layers", [RGB915, RGB955, Y955], ids=["rgb", "rgb5", "y"])
+def test_mmagics_network_computes_the_same(layers, scale, tmp_path, capsys):
+    """From the small image, which it enlarges itself; and we take the file back as it was."""
+    content = layouts.ours(layers, "zeros", interpolation="torch", upscale_factor=scale)
+    path = converted(tmp_path, content, "--layout", "mmagic")
+    channels = layers[0][0].shape[1]
+    kernel_sizes = tuple(weight.shape[-1] for weight, _ in layers)
+    config_line = f"channels=({channels}, 64, 32, {channels}), kernel_sizes={kernel_sizes}"
+    assert f"{config_line}, upscale_factor={scale})" in capsys.readouterr().out
+    theirs = layouts.MMagic(scale, kernel_sizes, channels)
+    theirs.load(path)
+    network, lr = SRCNN.from_pretrained(path), torch.rand(1, channels, 20, 27)
+    with torch.no_grad():
+        ours = network(upsample(lr, scale, network.interpolation))
+        torch.testing.assert_close(theirs(lr), ours, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("layers", [Y955, Y935, Y915, NARROW], ids=["955", "935", "915", "narrow"])
+def test_the_authors_matlab_code_computes_the_same(layers, tmp_path):
+    """SRCNN.m in double precision, on a file that MATLAB would read."""
+    pytest.importorskip("scipy")
+    path = converted(tmp_path, layouts.ours(layers), "--layout", "authors")
+    network, y = SRCNN.from_pretrained(path).double(), torch.rand(23, 31, dtype=torch.float64)
+    with torch.no_grad():
+        ours = network(y[None, None])[0, 0]
+    theirs = torch.from_numpy(layouts.authors_matlab(path, y.numpy()))
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+def test_our_matlab_file_is_as_scipy_reads_and_writes_it(tmp_path):
+    pytest.importorskip("scipy")
+    from scipy.io import loadmat
+
+    path = converted(tmp_path, layouts.ours(Y955, "zeros"), "--layout", "authors")
+    found, expected = loadmat(path), layouts.authors_arrays(Y955)
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype and (found[name] == array).all(), name
+    assert found["padding_mode"] == ["zeros"] and found["upscale_factor"] == 3
+
+
+def test_what_was_passed_over_is_said(tmp_path, capsys):
+    (tmp_path / "run.ckpt").write_bytes(layouts.lightning(Y955))
+    settings = ["--model_path", str(tmp_path / "run.ckpt"), "--output", str(tmp_path / "new.pth")]
+    convert.main(config.load(None, settings))
+    note = capsys.readouterr().out.splitlines()[-1]
+    assert note.startswith("note: passed over in the file, and not run: ") and "more" in note
+    assert load_checkpoint(tmp_path / "new.pth")["passed_over"] == []
+
+
+def test_interpolation_by_hand(tmp_path):
+    """MMagic's bare 9-5-5, which nothing in the file tells from yjn870's."""
+    path = converted(tmp_path, layouts.yjn870(RGB955), "--interpolation", "torch")
+    assert SRCNN.from_pretrained(path).interpolation == "torch"
+    with pytest.raises(ValueError, match="target: says itself .* interpolation=torch; leave out"):
+        convert.main(config.load(None, ["--model_path", str(path), "--interpolation", "matlab"]))
+
+
+@needs_onnx
+def test_onnx_of_the_whole_operation(tmp_path):
+    import onnxruntime
+
+    from inference import upscale
+
+    content = layouts.ours(Y915, upscale_factor=2)
+    target = converted(tmp_path, content, "--layout", "onnx-image")
+    session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
+    image = torch.rand(19, 26, 3)
+    found = session.run(None, {"image": image.permute(2, 0, 1)[None].numpy()})[0][0]
+    expected = upscale(image.numpy(), 2, SRCNN.from_pretrained(tmp_path / "source"))
+    assert abs(found.transpose(1, 2, 0) - expected).max() < 1e-5
+
+
 def test_notes_say_what_other_code_will_not_do(tmp_path, capsys):
     for layout, source, words in (
         ("lornatang", "ours", "wrong within 8 pixels of the border"),
         ("plain", "ours, RGB", "wrong within 6 pixels of the border"),
         ("plain", "mmagic", "upscaled by torch's bicubic"),
         ("plain", "yjn870", None),
+        ("authors", "ours", None),
+        ("authors", "yjn870", "pads with replicate"),
+        ("onnx-image", "mmagic", None),
         ("ours", "mmagic", None),
     ):
         converted(tmp_path, SOURCES[source][0], "--layout", layout, "--overwrite")

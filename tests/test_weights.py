@@ -1,15 +1,21 @@
 """Everybody's weights: each kind of file loads and computes what its own code would; everything else is refused with
 one line, and nothing in it runs."""
 
+import array
 import collections
 import contextlib
+import http.server
 import io
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
+import threading
+import warnings
 import zipfile
+from pathlib import Path
 
 import layouts
 import pytest
@@ -26,6 +32,7 @@ from layouts import (
 )
 from torch import nn
 
+import weights
 from model import SRCNN
 from weights import MAX_BYTES, load_checkpoint, shipped_weights
 
@@ -453,9 +460,252 @@ def test_a_pickle_that_runs_code_does_not(around, protocol, tmp_path):
         load_checkpoint(write(tmp_path, zip_with(pickle.dumps(Runs(os.system, "true"), 2))))
 
 
-def test_a_checkpoint_with_its_makers_classes_is_refused(tmp_path):
-    content = {"state_dict": state_dict(Y915), "model": Parallel(nn.Linear(1, 1))}
-    refused(write(tmp_path, content), "would run test_weights.Parallel")
+def test_objects_of_the_makers_classes_are_passed_over(tmp_path):
+    """Beside a state dict they are left out; alone they are no weights, and never made."""
+    model = Parallel(nn.Linear(1, 1))
+    path = write(tmp_path, {"state_dict": state_dict(Y915), "model": model})
+    found = load_checkpoint(path)
+    assert found["layout"] == "lornatang"
+    assert "test_weights.Parallel" in found["passed_over"]
+    assert "torch.nn.modules.linear.Linear" in found["passed_over"]
+    refused(write(tmp_path, {"model": model}), "would run test_weights.Parallel")
+
+
+@pytest.mark.parametrize("around", [torch_bytes, lambda c: torch_bytes(c, legacy=True)])
+def test_code_beside_weights_does_not_run(around, tmp_path):
+    """The weights are read all the same, and what was not run is named."""
+    calls = {
+        "system": Runs(os.system, f"touch {tmp_path}/ran"),
+        "list": [Runs(eval, f"open('{tmp_path}/ran', 'w')")],
+        "tuple": (Runs(subprocess.Popen, ["touch", f"{tmp_path}/ran"]),),
+    }
+    weights = state_dict(Y915)
+    path = write(tmp_path, around({**calls, "state_dict": {**weights, "extra": calls["system"]}}))
+    found = load_checkpoint(path)
+    assert not (tmp_path / "ran").exists()
+    names = set(found["passed_over"])  # protocol 2 writes some as Python 2 called them
+    assert {"posix.system", "__builtin__.eval"} <= names and len(names) == 3
+    assert all(torch.equal(found["state_dict"][name], weights[name]) for name in weights)
+
+
+# ------------------------------------------------------------------------- files as they really are
+SAVED = {
+    "mmengine": (
+        layouts.mmengine_runner,
+        RGB915,
+        "torch",
+        ["mmengine.logging.history_buffer.HistoryBuffer"],
+        {},
+    ),
+    "lightning": (
+        layouts.lightning,
+        Y955,
+        "matlab",
+        [
+            "lightning.fabric.utilities.data.AttributeDict",
+            "lightning.pytorch.callbacks.ModelCheckpoint",
+            "argparse.Namespace",
+            "functools.partial",
+        ],
+        {"epoch": 12, "global_step": 1300},
+    ),
+    "own loop": (
+        layouts.own_loop,
+        Y955,
+        "matlab",
+        ["argparse.Namespace", "pathlib.PurePosixPath", "datetime.datetime", "torch.device"],
+        {"epoch": 40, "best_psnr": 32.5, "loss": 0.25},
+    ),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("kind", SAVED)
+def test_checkpoints_as_training_leaves_them(kind, legacy, protocol, tmp_path):
+    """Objects of packages that need not be installed, numpy's numbers, paths, dates, functions."""
+    make, layers, interpolation, passed_over, facts = SAVED[kind]
+    path = write(tmp_path, make(layers, legacy, protocol))
+    found = load_checkpoint(path)
+    assert set(passed_over) <= set(found["passed_over"]), found["passed_over"]
+    assert found["facts"] == facts and found["interpolation"] == interpolation
+    x = torch.rand(1, layers[0][0].shape[1], 21, 26)
+    computed = SRCNN.from_pretrained(path)(x)
+    torch.testing.assert_close(computed, convolve(layers, x, "zeros"), atol=1e-5, rtol=0)
+
+
+def test_reading_them_imports_nothing(tmp_path):
+    """In a process that has not loaded numpy's, argparse's, ... classes: they stay unloaded."""
+    paths = [
+        str(write(tmp_path, make(layers), name.replace(" ", "")))
+        for name, (make, layers, *_) in SAVED.items()
+    ]
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from weights import load_checkpoint
+before = set(sys.modules)
+for path in {paths!r}:
+    assert load_checkpoint(path)["passed_over"]
+assert not {{"mmengine", "lightning"}} & set(sys.modules)
+print(*(set(sys.modules) - before))
+""")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stdout.strip(), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("how", ["script", "trace"])
+@pytest.mark.parametrize("layers", [Y955, RGB955, RGB915], ids=["Y", "RGB", "RGB 9-1-5"])
+def test_torchscript(how, layers, tmp_path):
+    path = write(tmp_path, layouts.torchscript(layers, how))
+    network, x = SRCNN.from_pretrained(path), torch.rand(1, layers[0][0].shape[1], 21, 26)
+    torch.testing.assert_close(network(x), convolve(layers, x, "zeros"), atol=1e-5, rtol=0)
+
+
+def test_our_network_as_torchscript_says_what_it_is_for(tmp_path):
+    """If it was scripted, which keeps the attributes; a traced one keeps weights alone."""
+    network = SRCNN((9, 1, 5), widths=(8, 4))
+    network.upscale_factor = 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(network).save(tmp_path / "scripted")
+    found = load_checkpoint(tmp_path / "scripted")
+    assert (found["padding_mode"], found["upscale_factor"]) == ("replicate", 4)
+    assert all(torch.equal(found["state_dict"][n], t) for n, t in network.state_dict().items())
+
+
+def test_torchscript_without_parameters_is_told(tmp_path):
+    refused(
+        write(tmp_path, layouts.torchscript(Y915, "freeze")),
+        "TorchScript archive without parameters of its own (a frozen one?)",
+        "save the network's state_dict",
+    )
+
+
+def test_other_zip_archives(tmp_path):
+    data = zipped({"weights.pth": torch_bytes(state_dict(Y915))}, zipfile.ZIP_STORED)
+    refused(write(tmp_path, data), "not by torch.save", "unpack it")
+
+
+@pytest.mark.parametrize("key", ["model_state_dict", "model_state", "state_dict"])
+def test_more_keys_for_a_state_dict(key, tmp_path):
+    content = {"epoch": 3, key: state_dict(Y955, PLAIN), "optimizer_state_dict": {"state": {}}}
+    assert load_checkpoint(write(tmp_path, content))["facts"] == {"epoch": 3}
+
+
+def test_settings_beside_the_weights_themselves(tmp_path):
+    """A flat dict: weights, what they are for, and what the loop counted."""
+    said = {"padding_mode": "replicate", "interpolation": "torch", "upscale_factor": 4}
+    content = {**state_dict(RGB955, PLAIN), **said, "epoch": 3, "note": "of May", "list": [1]}
+    found = load_checkpoint(write(tmp_path, content))
+    assert {key: found[key] for key in said} == said
+    assert found["facts"] == {"epoch": 3} and found["layout"] == "yjn870"
+    refused(write(tmp_path, {**content, "padding_mode": "mirror"}), "padding_mode is mirror")
+
+
+def test_interpolation_by_hand(tmp_path):
+    """For MMagic's bare network that is not the 9-1-5 it offers, which nothing gives away."""
+    path = write(tmp_path, state_dict(RGB955, PLAIN))
+    assert load_checkpoint(path)["interpolation"] == "matlab"
+    assert load_checkpoint(path, "torch")["interpolation"] == "torch"
+    assert SRCNN.from_pretrained(path, interpolation="torch").interpolation == "torch"
+    path = write(tmp_path, layouts.mmagic(RGB915))
+    assert load_checkpoint(path, "matlab")["interpolation"] == "matlab"
+    path = write(tmp_path, layouts.ours(Y915))
+    assert load_checkpoint(path, "matlab")["interpolation"] == "matlab"
+    with pytest.raises(ValueError, match="interpolation=matlab; leave out --interpolation torch"):
+        load_checkpoint(path, "torch")
+
+
+def test_saved_on_a_machine_of_the_other_byte_order(tmp_path):
+    with zipfile.ZipFile(io.BytesIO(torch_bytes(state_dict(Y915)))) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    for name, content in entries.items():
+        if name.endswith("byteorder"):
+            entries[name] = b"big" if sys.byteorder == "little" else b"little"
+        elif "/data/" in name:
+            swapped = array.array("f", content)
+            swapped.byteswap()
+            entries[name] = swapped.tobytes()
+    found = load_checkpoint(write(tmp_path, zipped(entries, zipfile.ZIP_STORED)))
+    assert torch.equal(found["state_dict"]["map.0.weight"], Y915[1][0])
+
+
+# ------------------------------------------------------------------------------------ addresses
+class Server(http.server.BaseHTTPRequestHandler):
+    files, asked = {}, []
+
+    def do_GET(self):
+        Server.asked.append(self.path)
+        status, headers, body = Server.files.get(self.path, (404, {}, b"not here"))
+        self.send_response(status)
+        for name, value in ({"Content-Length": len(body)} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """``server(name, body)`` puts a file on a server of this machine and gives its address."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("no_proxy", "*")
+    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
+    Server.files, Server.asked = {}, []
+
+    def put(name, body=b"", status=200, **headers):
+        Server.files[name] = (status, {k.replace("_", "-"): v for k, v in headers.items()}, body)
+        return f"http://127.0.0.1:{running.server_port}{name}"
+
+    yield put
+    running.shutdown()
+    running.server_close()
+
+
+def cached(tmp_path):
+    return sorted(p.name for p in (tmp_path / "torch").rglob("*") if p.is_file())
+
+
+def test_weights_from_an_address(server, tmp_path):
+    """Downloaded once, into torch.hub's folder; another address is another file."""
+    for name, layers in (("/a/best.pth?download=true", Y955), ("/b/best.pth", Y915)):
+        address = server(name, torch_bytes(state_dict(layers)))
+        for path in (address, Path(address), address):
+            network = SRCNN.from_pretrained(path)
+            assert network.kernel_sizes[1] == layers[1][0].shape[-1]
+    assert Server.asked == ["/a/best.pth?download=true", "/b/best.pth"]
+    assert len(cached(tmp_path)) == 2
+    assert all(re.fullmatch(r"best-[0-9a-f]{8}\.pth", name) for name in cached(tmp_path))
+
+
+def test_addresses_that_give_no_weights(server, tmp_path, monkeypatch):
+    """One line that names the address; nothing stays that would be taken for the file later."""
+    page = server("/page", b"<!DOCTYPE html>")
+    refused_address(page, ValueError, "neither a PyTorch checkpoint")
+    refused_address(server("/x")[:-2] + "/none.pth", OSError, "cannot be downloaded", "404")
+    short = server("/short", b"PK" * 50, Content_Length="1000")
+    refused_address(short, OSError, "the connection was cut off")
+    monkeypatch.setattr(weights, "MAX_BYTES", 1000)
+    refused_address(server("/large", bytes(2000)), ValueError, "larger than")
+    away = server("/away", status=302, Location="http://example.com/weights.pth")
+    refused_address(away, ValueError, "not encrypted; give its https:// address")
+    refused_address("http://example.com/a.pth", ValueError, "not encrypted", name="example.com")
+    refused_address("https://127.0.0.1:1/a.pth", OSError, "cannot be downloaded")
+    assert cached(tmp_path) == []
+
+
+def refused_address(address, error, *words, name=""):
+    with pytest.raises(error) as caught:
+        load_checkpoint(address)
+    line = str(caught.value)
+    assert line.isprintable() and (name or "127.0.0.1") in line or "example.com" in line, line
+    assert len(line) < 400 and all(word in line for word in words), line
 
 
 def op(*parts):
@@ -486,6 +736,39 @@ EXHAUSTING = {
 }
 
 
+MORE_EXHAUSTING = {  # what Python's own reader would do, and ours must not
+    "an OrderedDict of a long list, many times": op(
+        b"](",
+        b"(K\x01K\x02l" * 50_000,
+        b"eq\x00",
+        b"ccollections\nOrderedDict\nh\x00\x85R" * 60_000,
+    ),
+    "one long text as bytes, many times": op(
+        b"X\0\xff\0\0",
+        b"a" * 0xFF00,
+        b"q\0X\6\0\0\0latin1q\1",
+        b"c_codecs\nencode\nh\0h\1\x86R" * 50_000,
+    ),
+    "kept under the number 2^31": op(b"Nr\xff\xff\xff\x7f", b"r\xff\xff\xff\xff"),
+    "kept under colliding numbers": op(
+        b"N", b"".join(b"p%d\n" % (k * (2**61 - 1)) for k in range(1, 100_000))
+    ),
+    "an integer of 100 MB": op(b"\x8b", (10**8).to_bytes(4, "little"), bytes(10**5)),
+    "a text of 1 TB": op(b"\x8d", (2**40).to_bytes(8, "little"), b"a"),
+    "texts of four bytes a character": op(
+        (b"X\xff\xff\0\0" + b"a" * 0xFFFB + b"\xf0\x9f\x98\x80") * 1000
+    ),
+    "tuples of each other twice, as a key": op(b"})", b"2\x86" * 100, b"Ns"),
+    "a state of a large dict, many times": op(
+        b"ccollections\nOrderedDict\n)R}(",
+        b"".join(b"M" + struct.pack("<H", k) + b"N" for k in range(60_000)),
+        b"uq\0b",
+        b"h\0b" * 100_000,
+    ),
+    "lists in lists, a hundred thousand deep": op(b"]" * 100_000, b"a" * 99_999),
+}
+
+
 def test_a_pickle_cannot_exhaust_the_reader(tmp_path):
     """Loaded in a process of its own, since a failure would end or freeze it; each is given 20 seconds, memory 1.5 GB
     (importing torch takes up to 0.6)."""
@@ -493,8 +776,11 @@ def test_a_pickle_cannot_exhaust_the_reader(tmp_path):
         f"{kind} in {around.__name__}": str(
             write(tmp_path, around(content), f"{i}-{around.__name__}")
         )
-        for around in (zip_with, legacy_with)
-        for i, (kind, content) in enumerate(EXHAUSTING.items())
+        for around, contents in (
+            (zip_with, EXHAUSTING),
+            (legacy_with, {**EXHAUSTING, **MORE_EXHAUSTING}),
+        )
+        for i, (kind, content) in enumerate(contents.items())
     }
     script = tmp_path / "script.py"
     script.write_text(f"""
