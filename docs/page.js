@@ -62,7 +62,7 @@ const receive = {
 };
 
 function stop() {
-  worker?.postMessage({type: "cancel", id: job});
+  worker?.postMessage({type: "cancel", id: job}); // what runs there is of another id
   if ($("save").href) URL.revokeObjectURL($("save").href);
   $("save").removeAttribute("href");
   $("save").hidden = true;

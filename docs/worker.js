@@ -18,17 +18,16 @@ const TILE = {webgpu: 768, wasm: 384}; // side of a tile in pixels of the result
 const FIRST_LOOK = 9; // tiles around the middle that come first where there are many
 
 let runtime; // promise of {ort, provider}
-let sessions = new Map(); // of each model file
+const sessions = new Map(); // of each model file
 let job = 0; // the latest; an older one stops at its next tile
+let turn = Promise.resolve(); // when the one before has ended
 
-onmessage = async ({data}) => {
+onmessage = ({data}) => {
   job = data.id;
-  if (data.type !== "enlarge") return;
-  try {
-    await enlarge(data);
-  } catch (error) {
+  // One after the other: the runtime can neither load nor run two models at a time
+  if (data.type === "enlarge") turn = turn.then(() => data.id === job && enlarge(data)).catch(error => {
     if (data.id === job) postMessage({type: "error", id: data.id, message: error.message || String(error)});
-  }
+  });
 };
 
 async function enlarge({id, bitmap, opaque, scale, network, shown}) {
@@ -164,7 +163,7 @@ async function prepare(id, scale, network) {
   });
   const loaded = await runtime;
   const names = [`srcnn_${network}_x${scale}`, `bicubic_x${scale}`];
-  await Promise.all(names.map(name => sessionOf(loaded, name)));
+  for (const name of names) await sessionOf(loaded, name);
   return loaded;
 }
 
