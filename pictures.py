@@ -1,10 +1,12 @@
-"""What validate.py and upscale.py draw: pictures side by side, and the HTML report with its sliders.
+"""What validate.py and upscale.py draw: pictures side by side, and the HTML report.
 
 Pictures are arrays H×W (gray) or H×W×3 (RGB), uint8 or uint16.
 """
 
 import base64
 import html
+import io
+import math
 from pathlib import Path
 from string import Template
 
@@ -13,103 +15,179 @@ import numpy as np
 from imgproc import eight_bits
 
 TEMPLATE = Path(__file__).parent / "assets" / "report_template.html"
-COLUMN, MARGIN, LINE = (
-    400,
-    12,
-    22,
-)  # pixels of a comparison: width of a column, gap, height of a line of text
+# Of a comparison, in pixels: width of a column, gap, height of the line of text
+COLUMN, MARGIN, LINE = 400, 12, 26
+INK, PAPER, MARK = (30, 30, 30), (255, 255, 255), (255, 200, 0)
 REPORT_SIDE = 1024  # the report shows larger pictures around their detail only, pixel for pixel
+SLIDER_WIDTH = 560  # smaller ones are magnified to about this width
+OPEN_CHART = 20  # images; the chart of a larger set is folded
 
 
 def detail(a: np.ndarray, b: np.ndarray, side: int = 0) -> tuple[slice, slice]:
-    """Rows and columns of the square in which two pictures differ most; its side: a quarter of the shorter one, at
-    least 16 and at most 200 pixels, unless given."""
-    import cv2
+    """Rows and columns of the square in which two pictures differ most.
 
+    Its side is a quarter of the shorter one, at least 16 and at most 200 pixels, unless given.
+    """
     height, width = a.shape[:2]
-    side = min(side or max(16, min(200, min(height, width) // 4)), height, width)
-    shrink = max(1, side // 32)  # a coarse look is enough, and cheap for 100 megapixels
-    small = -(-width // shrink), -(-height // shrink)
-    difference = cv2.resize(cv2.absdiff(a, b), small, interpolation=cv2.INTER_AREA)
-    difference = np.atleast_3d(difference).astype(np.float32).sum(2)
-    window = -(-side // shrink)
-    sums = np.pad(difference.cumsum(0, np.float64).cumsum(1), ((1, 0), (1, 0)))
-    sums = (
-        sums[window:, window:]
-        - sums[:-window, window:]
-        - sums[window:, :-window]
-        + sums[:-window, :-window]
-    )
+    side = side or max(16, min(200, min(height, width) // 4))
+    side = min(side, height, width)
+
+    # A coarse look is enough, and cheap for 100 megapixels: differences summed over blocks
+    block = max(1, side // 32)
+    columns = np.arange(0, width, block)
+    blocks = np.empty((-(-height // block), len(columns)))
+    for i in range(len(blocks)):
+        rows = slice(i * block, (i + 1) * block)
+        difference = np.abs(a[rows].astype(np.int32) - b[rows])
+        of_columns = difference.reshape(len(difference), width, -1).sum((0, 2))
+        blocks[i] = np.add.reduceat(of_columns, columns)
+
+    # Sums over all windows at once, from a table of sums above and to the left (Viola, Jones 2001)
+    window = side // block
+    table = np.pad(blocks.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    below, above = table[window:], table[:-window]
+    sums = below[:, window:] - above[:, window:] - below[:, :-window] + above[:, :-window]
     top, left = np.unravel_index(sums.argmax(), sums.shape)
-    top, left = min(top * shrink, height - side), min(left * shrink, width - side)
+    top, left = min(top * block, height - side), min(left * block, width - side)
     return slice(top, top + side), slice(left, left + side)
 
 
 def comparison(columns: list[tuple[str, np.ndarray]], window: tuple[slice, slice]) -> np.ndarray:
-    """One uint8 RGB picture of several, side by side: each whole with the window marked, the window enlarged pixel by
-    pixel, and under them the column's text."""
-    import cv2
+    """Several pictures of one size side by side, as one uint8 RGB picture.
+
+    Each is drawn whole with the window marked, under that the window enlarged pixel by pixel, and
+    under that the column's text.
+    """
+    from PIL import Image, ImageDraw, ImageFont
 
     height, width = columns[0][1].shape[:2]
     scale = COLUMN / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    drawn = []
-    for text, picture in columns:
-        whole = cv2.resize(
-            picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
-        )
-        zoomed = cv2.resize(
-            np.ascontiguousarray(picture[window]), (COLUMN, COLUMN), interpolation=cv2.INTER_NEAREST
-        )
-        whole, zoomed = _rgb8(whole), _rgb8(zoomed)
-        corners = [
-            tuple(round((edge.start, edge.stop)[end] * scale) for edge in window[::-1])
-            for end in (0, 1)
-        ]
-        cv2.rectangle(whole, *corners, (255, 200, 0), 2)
-        column = np.full((size[1] + COLUMN + 4 * MARGIN + LINE, COLUMN + MARGIN, 3), 255, np.uint8)
-        left = (COLUMN - size[0]) // 2
-        column[MARGIN : MARGIN + size[1], left : left + size[0]] = whole
-        column[size[1] + 2 * MARGIN :][:COLUMN, :COLUMN] = zoomed
-        place = 0, len(column) - MARGIN - 4
-        cv2.putText(
-            column, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.6, (30, 30, 30), 1, cv2.LINE_AA
-        )
-        drawn.append(column)
-    edge = np.full((len(drawn[0]), MARGIN, 3), 255, np.uint8)
-    return np.concatenate([edge, *drawn], 1)
+    # Shrunk by means over areas, or magnified pixel by pixel
+    how = Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST
+    rows_marked, columns_marked = window
+    marked = [
+        round(edge * scale)
+        for edge in (columns_marked.start, rows_marked.start, columns_marked.stop, rows_marked.stop)
+    ]
+
+    total = (MARGIN + COLUMN) * len(columns) + MARGIN, size[1] + COLUMN + 4 * MARGIN + LINE
+    drawing = Image.new("RGB", total, PAPER)
+    for i, (text, picture) in enumerate(columns):
+        left, middle = MARGIN + i * (COLUMN + MARGIN), size[1] + 2 * MARGIN
+        whole = Image.fromarray(_rgb8(picture)).resize(size, how)
+        ImageDraw.Draw(whole).rectangle(marked, outline=MARK, width=2)
+        drawing.paste(whole, (left + (COLUMN - size[0]) // 2, MARGIN))
+        magnified = Image.fromarray(_rgb8(picture[window]))
+        drawing.paste(magnified.resize((COLUMN, COLUMN), Image.Resampling.NEAREST), (left, middle))
+        font = ImageFont.load_default(17)
+        ImageDraw.Draw(drawing).text((left, middle + COLUMN + MARGIN), text, INK, font)
+    return np.asarray(drawing)
 
 
-def slider(title: str, bicubic: np.ndarray, srcnn: np.ndarray, window: tuple[slice, slice]) -> str:
-    """HTML of one picture in the report, wiping from bicubic to SRCNN; both are inside it, as WebP."""
-    height, width = bicubic.shape[:2]
+# ------------------------------------------------------------------------------------- the report
+def slider(name: str, scores: dict, shown: dict, window: tuple[slice, slice]) -> str:
+    """One image in the report: bicubic and SRCNN under a slider, the original a click away.
+
+    Args:
+        name: of the image.
+        scores, shown: as `evaluation.measure` returns them.
+        window: what to show of a picture that is larger than REPORT_SIDE.
+    Returns HTML; the pictures are inside it, as WebP.
+    """
+    height, width = shown["bicubic"].shape[:2]
+    part = ""
     if max(height, width) > REPORT_SIDE:
-        top, left = (
-            max(0, min((edge.start + edge.stop - REPORT_SIDE) // 2, size - REPORT_SIDE))
-            for edge, size in zip(window, (height, width))
+        part = f'<span class="part">part of {width} × {height} pixels</span>'
+        cut = tuple(_around(edge, size) for edge, size in zip(window, (height, width)))
+        shown = {kind: picture[cut] for kind, picture in shown.items()}
+    height, width = shown["bicubic"].shape[:2]
+    zoom = max(1, round(SLIDER_WIDTH / width))
+    style = f"width:{width * zoom}px;aspect-ratio:{width}/{height}"
+    if zoom > 1:
+        style += ";image-rendering:pixelated"
+    bicubic, srcnn, truth = (_webp(shown[kind]) for kind in ("bicubic", "srcnn", "truth"))
+    name = html.escape(name)
+    return f"""<figure style="max-width:{width * zoom}px">
+<figcaption><b>{name}</b>{part}{_caption(scores)}</figcaption>
+<div class="wipe" style="{style}">
+<img src="data:image/webp;base64,{bicubic}" alt="{name} by bicubic">
+<img src="data:image/webp;base64,{srcnn}" alt="{name} by SRCNN">
+<span class="tag left" aria-hidden="true">bicubic</span>
+<span class="tag right" aria-hidden="true">SRCNN</span>
+<input type="range" min="0" max="100" value="50" aria-label="{name}: bicubic to SRCNN">
+</div>
+<button type="button" aria-pressed="false" data-truth="{truth}">Show the original</button>
+</figure>
+"""
+
+
+def report(title: str, facts: str, results: dict, tables: str, sliders: dict) -> str:
+    """The whole report as one HTML page that needs no other file.
+
+    Args:
+        title, facts: text.
+        results: {name of a set: what `evaluation.evaluate` returned}.
+        tables: HTML of `table`.
+        sliders: {(name of a set, name of an image): HTML of `slider`}.
+    """
+    sections = []
+    for set_name, result in results.items():
+        shown = "".join(sliders[set_name, name] for name in result["images"])
+        sections.append(
+            f"<section>\n<h2>{html.escape(set_name)} <small>{_images(result)}</small></h2>\n"
+            f"{means(result)}{gains(result)}"
+            f'<div class="pictures">\n{shown}</div>\n</section>\n'
         )
-        bicubic, srcnn = (
-            p[top : top + REPORT_SIDE, left : left + REPORT_SIDE] for p in (bicubic, srcnn)
-        )
-        title += f" (part of {width}×{height} pixels)"
-    zoom = max(1, round(560 / bicubic.shape[1]))
-    title, style = (
-        html.escape(title),
-        f"width:{bicubic.shape[1] * zoom}px" + ";image-rendering:pixelated" * (zoom > 1),
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=html.escape(title),
+        facts=html.escape(facts),
+        sections="".join(sections),
+        tables=tables,
     )
+
+
+def means(result: dict) -> str:
+    """HTML of a set's mean scores, a large number for each way of enlarging."""
+    boxes = ""
+    for kind, score in _kinds(result).items():
+        ssim = f"<dd>SSIM {score['ssim']:.4f}</dd>" if "ssim" in score else ""
+        psnr = f"<dd><b>{score['psnr']:.2f}</b> dB</dd>"
+        boxes += f"<div><dt>{_label(kind)}</dt>{psnr}{ssim}</div>\n"
+    return f'<dl class="means">\n{boxes}</dl>\n'
+
+
+def gains(result: dict) -> str:
+    """HTML of a chart: by how many dB the network is better than bicubic, for each image."""
+    best = [kind for kind in _kinds(result) if kind != "bicubic"][-1]
+    gain = {
+        name: scores[best]["psnr"] - scores["bicubic"]["psnr"]
+        for name, scores in result["images"].items()
+    }
+    gain = {name: value for name, value in gain.items() if math.isfinite(value)}
+    if not gain:
+        return ""
+    # Names take the left 30 %; then the bars, from the most negative (mostly 0) to the largest
+    low, high = min(0, *gain.values()), max(0.01, *gain.values())
+    unit = 56 / (high - low)
+    zero, row = 31 - low * unit, 24
+    bars = ""
+    for i, (name, value) in enumerate(sorted(gain.items(), key=lambda item: -item[1])):
+        top, middle = i * row + 4, i * row + row // 2
+        start, end = zero + min(0, value) * unit, zero + max(0, value) * unit
+        place = f'x="{start:.2f}%" y="{top}" width="{end - start:.2f}%" height="{row - 8}"'
+        # The inner svg cuts off a long name where the bars begin
+        bars += (
+            f'<svg width="30%" height="100%"><text y="{middle}">{html.escape(name)}</text></svg>\n'
+            f'<rect {place} rx="3"/>\n'
+            f'<text x="{end + 1:.2f}%" y="{middle}">{value:+.2f}</text>\n'
+        )
+    label = f"Gain of {_label(best)} over bicubic, dB"
+    opened = " open" if len(gain) <= OPEN_CHART else ""
     return (
-        f'<figure><figcaption>{title}</figcaption><div class="wipe" style="{style}">'
-        f'<img src="{_data(bicubic)}" alt="bicubic"><img src="{_data(srcnn)}" alt="SRCNN">'
-        f'<input type="range" min="0" max="100" value="50" aria-label="{title}: bicubic to SRCNN">'
-        "</div></figure>\n"
-    )
-
-
-def report(title: str, facts: str, tables: str, sliders: str) -> str:
-    """The whole report as one HTML page that needs no other file. ``tables``, ``sliders``: HTML; the rest: text."""
-    template = Template(TEMPLATE.read_text(encoding="utf-8"))
-    return template.substitute(
-        title=html.escape(title), facts=html.escape(facts), tables=tables, sliders=sliders
+        f'<details class="gains"{opened}><summary>{label}</summary>\n'
+        f'<svg role="img" aria-label="{label}" width="100%" height="{len(gain) * row}">\n'
+        f"{bars}</svg></details>\n"
     )
 
 
@@ -120,21 +198,54 @@ def table(head: list[str], rows: list[list[str]]) -> str:
         for tag, row in [("th", head)] + [("td", row) for row in rows]
     ]
     body = "".join(f"<tr>{line}</tr>\n" for line in lines[1:])
-    return (
-        f'<div class="scroll"><table>\n'
-        f"<thead><tr>{lines[0]}</tr></thead>\n<tbody>{body}</tbody></table></div>\n"
-    )
+    return f"<table>\n<thead><tr>{lines[0]}</tr></thead>\n<tbody>{body}</tbody></table>\n"
 
 
-def _data(picture: np.ndarray) -> str:
-    import cv2
+def _kinds(scores: dict) -> dict:
+    """The ways of enlarging among scores: {"bicubic": {"psnr", "ssim"}, "srcnn": …}."""
+    return {
+        kind: score
+        for kind, score in scores.items()
+        if isinstance(score, dict) and "psnr" in score and kind != "images"
+    }
 
-    encoded = cv2.imencode(
-        ".webp", np.ascontiguousarray(_rgb8(picture)[..., ::-1]), [cv2.IMWRITE_WEBP_QUALITY, 92]
-    )[1]
-    return "data:image/webp;base64," + base64.b64encode(encoded).decode()
+
+def _images(result: dict) -> str:
+    number = len(result["images"])
+    return "1 image" if number == 1 else f"{number} images"
+
+
+def _label(kind: str) -> str:
+    return kind.replace("srcnn", "SRCNN")
+
+
+def _caption(scores: dict) -> str:
+    parts = []
+    for kind, score in _kinds(scores).items():
+        ssim = f" / {score['ssim']:.4f}" if "ssim" in score else ""
+        parts.append(f"<span>{_label(kind)} {score['psnr']:.2f} dB{ssim}</span>")
+    return "".join(parts)
+
+
+def _around(edge: slice, size: int) -> slice:
+    """REPORT_SIDE pixels of an axis around an edge of the detail, or all where there are fewer."""
+    start = (edge.start + edge.stop - REPORT_SIDE) // 2
+    start = max(0, min(start, size - REPORT_SIDE))
+    return slice(start, start + REPORT_SIDE)
+
+
+def _webp(picture: np.ndarray) -> str:
+    """A picture as WebP in base64."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(_rgb8(picture)).save(file, "WEBP", quality=92)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def _rgb8(picture: np.ndarray) -> np.ndarray:
+    """H×W or H×W×3 of 8 or 16 bits to H×W×3 uint8."""
     picture = eight_bits(picture)
-    return np.ascontiguousarray(picture if picture.ndim == 3 else picture[..., None].repeat(3, 2))
+    if picture.ndim == 2:
+        picture = picture[..., None].repeat(3, 2)
+    return np.ascontiguousarray(picture)

@@ -81,10 +81,10 @@ def validate(settings, rank, world, device):
     macs, parameters = network.macs_per_pixel(), sum(p.numel() for p in network.parameters())
     kind = f"{'-'.join(map(str, network.kernel_sizes))} {'Y' if network.channels == 1 else 'RGB'}"
     facts = (
-        f"{source.path}: {kind}, {parameters:,} parameters, {macs:,} multiply-accumulates per pixel; "
+        f"{kind}, {parameters:,} parameters, {macs:,} multiply-accumulates per pixel; "
         f"protocol {protocol}, on {device}"
     )
-    print(facts)
+    print(f"{source.path}: {facts}")
     tables = ""
     for set_name, result in results.items():
         head = [f"{set_name} x{scale}", "bicubic PSNR", "SSIM", "SRCNN PSNR", "SSIM", "gain", "ms"]
@@ -113,13 +113,10 @@ def validate(settings, rank, world, device):
         )
     page = pictures.report(
         f"SRCNN x{scale}",
-        facts,
+        f"{Path(source.path).name}: {facts}",
+        results,
         tables,
-        "".join(
-            sliders[set_name, name]
-            for set_name, result in results.items()
-            for name in result["images"]
-        ),
+        sliders,
     )
     with replace_file(folder / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -205,12 +202,7 @@ def draw(folder: Path, title: str, scores: dict, shown: dict) -> str:
     name = title.split("/")[-1]
     write_image(folder / f"{name}_srcnn.png", shown["srcnn"])
     write_image(folder / f"{name}_comparison.png", pictures.comparison(columns, window))
-    return pictures.slider(
-        f"{title}: bicubic {figures['bicubic']}, SRCNN {figures['srcnn']}",
-        shown["bicubic"],
-        shown["srcnn"],
-        window,
-    )
+    return pictures.slider(name, scores, shown, window)
 
 
 def cells(name: str, scores: dict) -> list[str]:

@@ -1,12 +1,12 @@
 import json
 import re
-import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from browser import chromium, look_like
 from conftest import ROOT, error_line, identity
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -277,35 +277,18 @@ def test_error_is_one_line(run_script, identity_file):
 
 
 def test_report_in_a_browser(pictures, identity_file, tmp_path):
-    pytest.importorskip("selenium", reason="needs selenium")
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("needs chromium and chromedriver")
-    from selenium import webdriver
+    pytest.importorskip("selenium", reason="needs selenium: pip install selenium")
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
     run_main("--model_path", identity_file, "--test_sets", pictures, "--results_dir", tmp_path)
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for flag in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        f"--user-data-dir={tmp_path / 'chromium'}",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
-    try:
-        for width, height in ((1280, 900), (390, 844)):
-            driver.execute_cdp_cmd(
-                "Emulation.setDeviceMetricsOverride",
-                {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
-            )
-            driver.get(f"file://{tmp_path}/identity/report.html")
+    (report,) = tmp_path.rglob("report.html")
+    assert str(tmp_path) not in report.read_text()
+    with chromium(tmp_path) as driver:
+        for width, height, dark in ((1280, 900, False), (390, 844, True)):
+            look_like(driver, width, height, dark)
+            driver.get(f"file://{report}")
             assert driver.execute_script("return document.documentElement.scrollWidth") <= width
             wipe = driver.find_elements(By.CSS_SELECTOR, ".wipe")[1]
             driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", wipe)
@@ -322,9 +305,28 @@ def test_report_in_a_browser(pictures, identity_file, tmp_path):
             assert position() == "25%"
             driver.switch_to.active_element.send_keys(Keys.ARROW_RIGHT * 3)
             assert position() == "28%"
+            assert wipe.text.split() == ["bicubic", "SRCNN"]
+
+            # The next Tab leads to the original, a click or a key away
+            driver.switch_to.active_element.send_keys(Keys.TAB)
+            button = driver.switch_to.active_element
+            assert button.text == "Show the original"
+            button.send_keys(Keys.SPACE)
+            assert wipe.text == "original"
+            original = wipe.find_element(By.CSS_SELECTOR, "img.truth")
+            assert original.size == wipe.size and original.get_property("naturalWidth") == 108
+            button.click()
+            assert wipe.text.split() == ["bicubic", "SRCNN"]
+
+            # Tables come after the pictures, folded, and fit when they are opened
+            tables = driver.find_element(By.CSS_SELECTOR, "details.tables")
+            assert not tables.get_property("open") and tables.location["y"] > wipe.location["y"]
+            tables.find_element(By.TAG_NAME, "summary").send_keys(Keys.ENTER)
+            assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+            cells = """return [...document.querySelectorAll("td, th")].filter(cell =>
+              cell.scrollWidth > cell.clientWidth || cell.getBoundingClientRect().right > innerWidth).length"""
+            assert driver.execute_script(cells) == 0
         assert driver.get_log("browser") == []
-    finally:
-        driver.quit()
 
 
 def found(*words):
