@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from devices import has_float64
 from files import UserError
 from image_io import list_images, read_image, sample_images
 from imgproc import eight_bits, imresize, modcrop, rgb2y, upsample
@@ -155,10 +156,11 @@ def test_pair(
         raise UserError(
             f"an image is smaller than upscale_factor={upscale_factor}; remove it from the set"
         )
-    # float64: the rounding to 8 bits that the metrics see must not depend on a machine's order of
-    # summation
-    small = downscale(hr[None].double() / 255, upscale_factor, quantize)
-    return upsample(small, upscale_factor, interpolation).float(), hr
+    # float64, on the CPU if the device has none: the rounding to 8 bits that the metrics see must
+    # not depend on a machine's order of summation
+    exact = (hr if has_float64(hr.device) else hr.cpu())[None].double()
+    small = downscale(exact / 255, upscale_factor, quantize)
+    return upsample(small, upscale_factor, interpolation).float().to(hr.device), hr
 
 
 class _Crops:

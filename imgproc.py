@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from devices import has_float64
+
 BLOCK = 2**18  # pixels of an array that are converted at a time
 
 
@@ -19,7 +21,7 @@ def imresize(image, scale: float):
     """MATLAB's ``imresize(image, scale, 'bicubic')``: size ceil(scale × size), borders mirrored.
 
     Keys' cubic (a = -0.5), widened by 1 / scale when shrinking, against aliasing. Differentiable;
-    computes on the image's device.
+    computes on the image's device, or on the CPU if that has no float64.
 
     Args:
         image: array H×W or H×W×C, or tensor …×H×W. float64 and float32 compute as they are, half
@@ -36,6 +38,10 @@ def imresize(image, scale: float):
         return _on_planes(lambda planes: imresize(planes, scale), np.asarray(image))
     if image.numel() == 0:
         raise ValueError(f"an image of shape {tuple(image.shape)} has no pixels")
+
+    if not has_float64(image.device):
+        # On Apple's GPUs, which would have to compute positions in float32
+        return imresize(image.cpu(), scale).to(image.device)
 
     # All leading axes are treated alike: they become the channels of one image
     height, width = image.shape[-2:]
@@ -177,6 +183,8 @@ def upsample(x: Tensor, scale: int, interpolation: str = "matlab") -> Tensor:
     """
     if interpolation == "matlab":
         return imresize(x, scale)
+    if not has_float64(x.device):
+        return upsample(x.cpu(), scale, interpolation).to(x.device)
     planes = x.reshape(1, -1, *x.shape[-2:])
     y = F.interpolate(planes, scale_factor=float(scale), mode="bicubic", align_corners=False)
     return y.reshape(*x.shape[:-2], *y.shape[-2:])
@@ -189,8 +197,12 @@ T = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.
 OFFSET = np.array([16.0, 128.0, 128.0])
 
 
-def rgb2ycbcr(rgb: np.ndarray) -> np.ndarray:
-    """MATLAB's ``rgb2ycbcr``: H×W×3, uint8 or uint16 to the same (rounded), or float to float."""
+def rgb2ycbcr(rgb):
+    """MATLAB's ``rgb2ycbcr``: H×W×3, uint8 or uint16 to the same (rounded), or float to float.
+
+    Or a float tensor …×3×H×W, converted on its device."""
+    if isinstance(rgb, Tensor):
+        return _mix(rgb, T / 255, OFFSET / 255)
     return _by_rows(lambda pixels: (pixels @ T.T + OFFSET) / 255, rgb)
 
 
@@ -199,10 +211,26 @@ def rgb2y(rgb: np.ndarray) -> np.ndarray:
     return _by_rows(lambda pixels: (pixels @ T[0] + OFFSET[0]) / 255, rgb)
 
 
-def ycbcr2rgb(ycbcr: np.ndarray) -> np.ndarray:
+def ycbcr2rgb(ycbcr):
     """MATLAB's ``ycbcr2rgb``, the inverse; clipped to [0, 1] or the integers' range."""
-    inverse = np.linalg.inv(T).T
-    return _by_rows(lambda pixels: ((pixels * 255 - OFFSET) @ inverse).clip(0, 1), ycbcr)
+    inverse = np.linalg.inv(T)
+    if isinstance(ycbcr, Tensor):
+        return _mix(ycbcr, 255 * inverse, -inverse @ OFFSET).clamp(0, 1)
+    return _by_rows(lambda pixels: ((pixels * 255 - OFFSET) @ inverse.T).clip(0, 1), ycbcr)
+
+
+def _mix(planes: Tensor, matrix: np.ndarray, offset: np.ndarray) -> Tensor:
+    """matrix @ [the three planes of …×3×H×W] + offset, in float64 where the device has that."""
+    exact = torch.float64 if has_float64(planes.device) else torch.float32
+    matrix = torch.tensor(matrix, dtype=exact, device=planes.device)
+    offset = torch.tensor(offset, dtype=exact, device=planes.device)
+    result = torch.empty_like(planes)
+    # Some rows at a time, so that little is held in float64
+    rows = max(1, BLOCK // 4 // max(1, planes.shape[-1]))
+    for part, mixed in zip(planes.split(rows, -2), result.split(rows, -2)):
+        pixels = part.to(exact).flatten(-2)
+        mixed.copy_((matrix @ pixels + offset[:, None]).view(mixed.shape))
+    return result
 
 
 def _by_rows(function, image: np.ndarray) -> np.ndarray:

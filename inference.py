@@ -12,7 +12,7 @@ from tqdm import tqdm
 import image_io
 import imgproc
 from files import UserError
-from imgproc import to_array, to_tensor
+from imgproc import to_tensor
 from kernels import convolve_relu, keep_memory
 from model import SRCNN
 
@@ -226,10 +226,9 @@ def restore(network, x: Tensor) -> Tensor:
         return predict(network, x)
     if network.channels == 3:
         return predict(network, x.expand(-1, 3, -1, -1)).mean(1, keepdim=True)
-    ycbcr = imgproc.rgb2ycbcr(to_array(x[0]))
-    luma = predict(network, to_tensor(ycbcr[..., :1]).to(x)[None])
-    ycbcr[..., 0] = luma[0, 0].cpu().numpy()
-    return to_tensor(imgproc.ycbcr2rgb(ycbcr)).to(x)[None]
+    ycbcr = imgproc.rgb2ycbcr(x)
+    luma = predict(network, ycbcr[:, :1])
+    return imgproc.ycbcr2rgb(torch.cat([luma, ycbcr[:, 1:]], 1))
 
 
 def load_network(path, upscale_factor: int = 0, interpolation: str = "auto") -> SRCNN:

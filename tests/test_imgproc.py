@@ -473,3 +473,14 @@ def test_sample_images_are_photographs_in_the_wheel():
         for path in image_io.sample_images(part):
             assert min(image_io.image_size(path)) >= 300
     assert not set(image_io.SAMPLE["train"]) & set(image_io.SAMPLE["test"])
+
+
+@pytest.mark.parametrize("convert", [imgproc.rgb2ycbcr, imgproc.ycbcr2rgb])
+def test_colours_of_tensors_are_those_of_arrays(convert):
+    """Of two images at once, to the last bit but one of float32, and the same when rounded to 8 bits."""
+    random = np.random.default_rng(0)
+    images = random.random((2, 40, 50, 3), dtype=np.float32)
+    arrays = np.stack([convert(image) for image in images])
+    tensor = convert(torch.from_numpy(images).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
+    assert tensor.dtype == np.float32 and np.abs(tensor - arrays).max() < 1e-7
+    assert (np.floor(tensor * 255 + 0.5) == np.floor(arrays * 255 + 0.5)).all()
