@@ -1,4 +1,18 @@
-"""A network measured against bicubic on images, by the paper's protocol or MMagic's."""
+"""A network measured against bicubic, as in section 4 of the paper and in most papers since.
+
+Protocol "y", the paper's, for one image:
+
+1. RGB becomes YCbCr of 8 bits (MATLAB's rgb2ycbcr). The eye resolves brightness finer than colour,
+   so only Y goes through the network; Cb and Cr are enlarged by bicubic.
+2. The image is cropped to a multiple of the scale: this is the truth.
+3. It is shrunk by bicubic (MATLAB's imresize) and enlarged again, also by bicubic: section 3.1
+   calls this the low-resolution image Y, although it has the size of the truth.
+4. The network restores it. The result is rounded to 8 bits, as it would be in a file.
+5. As many pixels as the scale are cut off all sides, where every method has to guess.
+6. PSNR and SSIM are taken on Y; those of a set are the means over its images.
+
+Protocol "rgb" is MMagic's, for networks on all three colours.
+"""
 
 import math
 import time
@@ -9,118 +23,158 @@ from torch import Tensor
 
 import imgproc
 from dataset import test_pair
+from devices import synchronize
 from imgproc import to_array, to_tensor, to_uint8
-from inference import predict, restore
+from inference import restore
+
+WINDOW = 11  # pixels, the side of SSIM's
+NOTHING = {"psnr": math.nan, "ssim": math.nan}  # the means over no images
 
 
 def evaluate(
-    network, images, upscale_factor: int, protocol: str = "y", with_ssim: bool = True, visit=None
+    network,
+    images,
+    upscale_factor: int,
+    protocol: str = "y",
+    with_ssim: bool = True,
+    visit=None,
+    self_ensemble: bool = False,
 ) -> dict:
     """Score a network and bicubic on images, each of them shrunk and enlarged again.
 
     Args:
         network: an SRCNN in eval mode, on the device to compute on.
         images: iterable of (name, uint8 tensor C×H×W), C = 1 (Y or gray) or 3 (RGB).
-        protocol: "y", the paper's (Y of 8 bits; `upscale_factor` pixels shaved), or "rgb", MMagic's (cropped to
-            multiples of 12, the small image of 8 bits, all channels measured).
+        protocol: "y", the paper's (Y of 8 bits; `upscale_factor` pixels shaved), or "rgb", MMagic's
+            (cropped to multiples of 12, the small image of 8 bits, all channels measured).
         with_ssim: False leaves SSIM out (it needs scikit-image).
         visit: called with (name, scores, pictures) after each image; see `measure`.
+        self_ensemble: also score the mean over 8 flips and rotations, as "srcnn+".
     Returns:
-        {"bicubic": {"psnr", "ssim"}, "srcnn": {…}, "milliseconds", "images": {name: the same}, "too_small": [names]}:
-        means over the images, and each image; dB, and the milliseconds that the network took.
+        {"bicubic": {"psnr", "ssim"}, "srcnn": {…}, "milliseconds", "images": {name: the same},
+        "too_small": [names]}, and "srcnn+" and "milliseconds+" with self_ensemble: means over the
+        images, and each image; dB, and the milliseconds that the network took.
     """
     scores, too_small = {}, []
     for name, image in images:
         if not measurable(image, upscale_factor, protocol):
             too_small.append(name)
             continue
-        scores[name], pictures = measure(network, image, upscale_factor, protocol, with_ssim)
+        scores[name], pictures = measure(
+            network, image, upscale_factor, protocol, with_ssim, self_ensemble
+        )
         if visit:
             visit(name, scores[name], pictures)
     return summary(scores, too_small)
 
 
 def summary(scores: dict, too_small=()) -> dict:
-    """Scores of images and their means, as `evaluate` returns them. No images: the means are NaN."""
+    """Scores of images and their means, as `evaluate` returns them. No images: means of NaN."""
+    unknown = {"milliseconds": math.nan, "bicubic": NOTHING, "srcnn": NOTHING}
+    example = next(iter(scores.values()), unknown)
+    means = {}
+    for key, value in example.items():
+        if isinstance(value, dict):
+            means[key] = {
+                metric: _mean(s[key][metric] for s in scores.values()) for metric in value
+            }
+        else:
+            means[key] = _mean(s[key] for s in scores.values())
+    return means | {"images": scores, "too_small": list(too_small)}
 
-    def mean(*keys):
-        values = [
-            s[keys[0]] if len(keys) == 1 else s[keys[0]].get(keys[1]) for s in scores.values()
-        ]
-        return float(np.mean(values)) if values else math.nan
 
-    metrics = next(iter(scores.values()))["srcnn"] if scores else ("psnr", "ssim")
-    means = {
-        kind: {metric: mean(kind, metric) for metric in metrics} for kind in ("bicubic", "srcnn")
-    }
-    return {
-        **means,
-        "milliseconds": mean("milliseconds"),
-        "images": scores,
-        "too_small": list(too_small),
-    }
+def _mean(values) -> float:
+    values = list(values)
+    return float(np.mean(values)) if values else math.nan
+
+
+def merge(parts: list[dict], names) -> dict:
+    """What `evaluate` would have returned for all the images (these names, in this order), from
+    what it returned for parts of them."""
+    scores = {name: scores for part in parts for name, scores in part["images"].items()}
+    too_small = {name for part in parts for name in part["too_small"]}
+    return summary(
+        {name: scores[name] for name in names if name in scores},
+        [name for name in names if name in too_small],
+    )
 
 
 def measurable(image: Tensor, upscale_factor: int, protocol: str) -> bool:
-    """Whether what is left of an image after cropping and shaving holds SSIM's 11×11 window."""
-    multiple = math.lcm(12, upscale_factor) if protocol == "rgb" else upscale_factor
-    return min(side - side % multiple for side in image.shape[1:]) >= 11 + 2 * upscale_factor
+    """Whether what is left after cropping and shaving holds SSIM's window."""
+    multiple = _rgb_multiple(upscale_factor) if protocol == "rgb" else upscale_factor
+    smallest = min(side - side % multiple for side in image.shape[1:])
+    return smallest >= WINDOW + 2 * upscale_factor
+
+
+def _rgb_multiple(upscale_factor: int) -> int:
+    """MMagic crops to multiples of 12, so that all of x2, x3 and x4 see the same truth."""
+    return math.lcm(12, upscale_factor)
 
 
 def measure(
-    network, image: Tensor, upscale_factor: int, protocol: str = "y", with_ssim: bool = True
-):
+    network,
+    image: Tensor,
+    upscale_factor: int,
+    protocol: str = "y",
+    with_ssim: bool = True,
+    self_ensemble: bool = False,
+) -> tuple[dict, dict]:
     """One image of `evaluate`, shrunk and enlarged by bicubic, and by bicubic and the network.
 
-    Returns ({"bicubic": {"psnr", "ssim"}, "srcnn": {…}, "milliseconds"}, {"truth", "bicubic", "srcnn"}), the latter
-    uint8 arrays H×W (gray) or H×W×3 (RGB).
+    Args: those of `evaluate`; image is uint8, C×H×W.
+    Returns:
+        {"milliseconds", "bicubic": {"psnr", "ssim"}, "srcnn": {…}}, and
+        {"truth", "bicubic", "srcnn"}, uint8 arrays H×W (gray) or H×W×3 (RGB);
+        with self_ensemble also "srcnn+" in both, and "milliseconds+".
     """
     if protocol == "rgb":
-        image = imgproc.modcrop(image.expand(3, -1, -1), math.lcm(12, upscale_factor))
+        image = imgproc.modcrop(image.expand(3, -1, -1), _rgb_multiple(upscale_factor))
     truth = to_array(imgproc.modcrop(image, upscale_factor))
-    colour, luma = truth.ndim == 3, protocol == "y" and network.channels == 1
-    if colour and luma:  # as in the paper, all is done on YCbCr of 8 bits
+    colour = truth.ndim == 3
+    by_luma = colour and protocol == "y" and network.channels == 1
+    if by_luma:
         image = to_tensor(imgproc.rgb2ycbcr(to_array(image)))
+
     image = image.to(next(network.parameters()).device)
+    # Bicubic is always MATLAB's; the network gets what it was trained on, which may be torch's
     pairs = {
         interpolation: test_pair(image, upscale_factor, interpolation, quantize=protocol == "rgb")
         for interpolation in {"matlab", network.interpolation}
     }
     x, hr = pairs[network.interpolation]
-    started = _now(x)
-    y = torch.cat([predict(network, x[:, :1]), x[:, 1:]], 1) if luma else restore(network, x)
-    milliseconds = (_now(y) - started) * 1000
+    restored = {"truth": to_array(hr), "bicubic": to_uint8(pairs["matlab"][0])}
+    scores = {}
+    for plus in ("", "+") if self_ensemble else ("",):
+        y, milliseconds = _timed(network, x[:, :1] if by_luma else x, plus == "+")
+        restored[f"srcnn{plus}"] = to_uint8(torch.cat([y, x[:, 1:]], 1) if by_luma else y)
+        scores[f"milliseconds{plus}"] = milliseconds
 
-    results = {"truth": to_array(hr), "bicubic": to_uint8(pairs["matlab"][0]), "srcnn": to_uint8(y)}
-    measured = pictures = results
-    if colour and luma:
-        measured = {kind: ycbcr[..., 0] for kind, ycbcr in results.items()}
-        pictures = {kind: imgproc.ycbcr2rgb(ycbcr) for kind, ycbcr in results.items()} | {
-            "truth": truth
-        }
+    # `restored` holds YCbCr, RGB or gray: what people look at is RGB, what is measured mostly Y
+    pictures = measured = restored
+    if by_luma:
+        pictures = {kind: imgproc.ycbcr2rgb(ycbcr) for kind, ycbcr in restored.items()}
+        pictures["truth"] = truth
+        measured = {kind: ycbcr[..., 0] for kind, ycbcr in restored.items()}
     elif colour and protocol == "y":
-        measured = {kind: imgproc.rgb2y(rgb) for kind, rgb in results.items()}
-    measured = {
-        kind: imgproc.shave(channels, upscale_factor) for kind, channels in measured.items()
-    }
-    scores = {"milliseconds": milliseconds}
-    for kind in ("bicubic", "srcnn"):
-        scores[kind] = {"psnr": imgproc.psnr(measured[kind], measured["truth"])}
+        measured = {kind: imgproc.rgb2y(rgb) for kind, rgb in restored.items()}
+
+    shaved = {kind: imgproc.shave(image, upscale_factor) for kind, image in measured.items()}
+    truth = shaved.pop("truth")
+    for kind, result in shaved.items():
+        scores[kind] = {"psnr": imgproc.psnr(result, truth)}
         if with_ssim:
-            scores[kind]["ssim"] = imgproc.ssim(measured[kind], measured["truth"])
+            scores[kind]["ssim"] = imgproc.ssim(result, truth)
     return scores, pictures
 
 
-def _now(x: Tensor) -> float:
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-    return time.perf_counter()
-
-
-def merge(parts: list[dict], names) -> dict:
-    """What `evaluate` would have returned for all the images, from what it returned for parts of them."""
-    scores = {name: scores for part in parts for name, scores in part["images"].items()}
-    too_small = {name for part in parts for name in part["too_small"]}
-    return summary(
-        {n: scores[n] for n in names if n in scores}, [n for n in names if n in too_small]
-    )
+def _timed(network, x: Tensor, self_ensemble: bool) -> tuple[Tensor, float]:
+    """The restored image, and the milliseconds that it took."""
+    options = {"self_ensemble": True} if self_ensemble else {}
+    if x.device.type != "cpu":
+        # A GPU's library chooses its kernels at the first call of each shape
+        restore(network, x, **options)
+        synchronize(x.device)
+    started = time.perf_counter()
+    y = restore(network, x, **options)
+    synchronize(x.device)
+    return y, (time.perf_counter() - started) * 1000

@@ -1,13 +1,14 @@
-"""Measure a network against bicubic: a table per set, validation.json, pictures and report.html.
+"""Measure weights against bicubic: a table for each set, validation.json, pictures, report.html.
 
-python validate.py --upscale_factor 3                      # the weights that ship
-python validate.py --model_path weights.pth                # any weights that from_pretrained knows
-torchrun --nproc_per_node=2 validate.py                    # the images split over processes
+python validate.py --upscale_factor 3             # your run's weights, or those that ship
+python validate.py --model_path weights.pth       # any weights that from_pretrained knows
+python validate.py --model_path assets/weights    # every file of a folder: one table, and a CSV
+torchrun --nproc_per_node=2 validate.py           # the images split over processes
 """
 
-import json
-import math
+import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,169 +17,182 @@ from tqdm import tqdm
 
 import config
 import pictures
+import records
 from dataset import image_paths
 from devices import processes, wait_for_all
 from evaluation import evaluate, merge
-from files import UserError, make_folder, replace_file
+from files import UserError, make_folder, write_csv, write_file
 from image_io import read_image, write_image
 from imgproc import eight_bits, to_tensor
 from inference import load_network, predict
-from weights import Source, find_weights
+from weights import find_weights, load_checkpoint
+
+
+@dataclass
+class Team:
+    """The processes that share the images: this one's number, how many, and its device."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    def say(self, line: str, file=None):
+        """Print a line once, not once for each process."""
+        if self.rank == 0:
+            print(line, file=file, flush=True)
+
+
+@dataclass
+class Task:
+    """What is measured: a network at a scale, by a protocol."""
+
+    network: torch.nn.Module
+    upscale_factor: int
+    protocol: str  # "y" or "rgb"
+    self_ensemble: bool
+
+    def record(self, model_path: str, results: dict) -> dict:
+        """What validation.json holds; results: {set: what `measure_set` returns}."""
+        return {
+            "upscale_factor": self.upscale_factor,
+            "model_path": model_path,
+            "protocol": self.protocol,
+            "self_ensemble": self.self_ensemble,
+            "kernel_sizes": self.network.kernel_sizes,
+            "channels": self.network.channels,
+            "parameters": sum(p.numel() for p in self.network.parameters()),
+            "macs_per_pixel": self.network.macs_per_pixel(),
+            "sets": results,
+        }
 
 
 def main(settings):
-    """Measure on the test sets that are there, print the tables, and write everything to results/<exp_name>/."""
-    with processes(settings.device) as (rank, world, device):
-        validate(settings, rank, world, device)
+    """Measure what model_path names; exit status 1 if a file or an image had to be left out."""
+    with processes(settings.device) as group:
+        team = Team(*group)
+        # An empty Path is the current folder
+        if settings.model_path and Path(settings.model_path).is_dir():
+            left_out = validate_folder(settings, team)
+        else:
+            left_out = validate_file(settings, team)
+    if left_out:
+        sys.exit(1)
 
 
-def validate(settings, rank, world, device):
-    """`main` on one of several processes."""
+# ------------------------------------------------------------------------------- weights of a file
+def validate_file(settings, team: Team) -> int:
+    """Measure one network: tables, validation.json, pictures and report.
+
+    Returns how many images could not be read.
+    """
     source = find_weights(settings)
-    if source.told and not rank:
-        print(source.told)
-    scale = settings.upscale_factor
-    network = load_network(source.path, scale, settings.interpolation).to(device)
+    if source.told:
+        team.say(source.told)
+    task = load_task(source.path, settings.upscale_factor, settings, team.device)
+    sets = find_sets(settings, team)
+    folder = records.results_folder(settings, source, task.network.upscale_factor != 0)
+    make_folder(folder)
+    results = {}
+    record = task.record(source.path, results)
+    facts = f"{records.facts_of(record)}, on {team.device}"
+    team.say(f"{source.path}: {facts}")
+    started = time.perf_counter()
+
+    # Each set's table is printed as soon as it is done
+    sliders, tables, unreadable = {}, "", 0
+    for set_name, images in sets.items():
+        results[set_name], drawn = measure_set(task, set_name, images, team, folder / set_name)
+        sliders |= {(set_name, name): html for name, html in drawn.items()}
+        head, rows = records.image_table(f"{set_name} x{task.upscale_factor}", results[set_name])
+        tables += pictures.table(head, rows)
+        team.say(records.aligned(head, rows))
+        unreadable += say_left_out(set_name, results[set_name], task.upscale_factor, team)
+    if team.rank:
+        return unreadable
+
+    seconds = time.perf_counter() - started
+    lacking = f", {unreadable} left out" if unreadable else ""
+    print(f"{len(sliders)} images in {seconds:.1f} s, pictures included{lacking}")
+    records.write_record(record, folder / "validation.json")
+    # Reports are passed on: the weights are named without the folders of this machine
+    title = f"SRCNN x{task.upscale_factor}"
+    page = pictures.report(title, f"{source.name}: {facts}", results, tables, sliders)
+    write_file(page, folder / "report.html")
+    written = f"{folder / 'validation.json'}, {folder / 'report.html'}"
+    print(f"written: {written} and pictures in {folder}/<set>/")
+    return unreadable
+
+
+def load_task(path, upscale_factor: int, settings, device) -> Task:
+    """The network of a file, ready to be measured. Raises what `load_network` raises."""
+    network = load_network(path, upscale_factor, settings.interpolation).to(device)
     protocol = settings.protocol
     if protocol == "auto":
         protocol = "y" if network.channels == 1 else "rgb"
-    sets = find_sets(settings, tell=not rank)
-    folder = results_folder(settings, source, network)
-    make_folder(folder)
-    predict(
-        network, torch.zeros(1, network.channels, 64, 64, device=device)
-    )  # the first call prepares things
-    started = time.perf_counter()
+    # The first call of all prepares things: it would be counted as the first image's time
+    predict(network, torch.zeros(1, network.channels, 64, 64, device=device))
+    scale = upscale_factor or network.upscale_factor or settings.upscale_factor
+    return Task(network, scale, protocol, settings.self_ensemble)
 
-    results, sliders = {}, {}
-    bar = tqdm(
-        total=sum(len(range(rank, len(s), world)) for s in sets.values()),
+
+# ---------------------------------------------------------------------------------- one set, shared
+def measure_set(task: Task, set_name: str, images: dict, team: Team, folder=None):
+    """A network on a set, each process taking its part of the images.
+
+    Args:
+        images: {name: file}.
+        folder: for the pictures; None: draw none.
+    Returns on every process:
+        what `evaluate` returns, and in it "unreadable": {name: why} for files that are damaged;
+        {name: HTML of the report's slider}.
+    Raises UserError if not one image can be read.
+    """
+    mine = list(images.items())[team.rank :: team.world]
+    unreadable, sliders = {}, {}
+    with tqdm(
+        total=len(mine),
+        desc=set_name,
         unit="image",
-        disable=rank > 0,
-    )
+        leave=False,
+        disable=None if team.rank == 0 else True,  # None: unless it would go to a file
+    ) as bar:
 
-    def show(name, scores, shown):
-        sliders[set_name, name] = draw(folder / set_name, f"{set_name}/{name}", scores, shown)
-        bar.set_postfix_str(f"{name} {scores['srcnn']['psnr']:.2f} dB")
-        bar.update()
+        def visit(name, scores, shown):
+            if folder:
+                sliders[name] = draw(folder, name, scores, shown)
+            bar.set_postfix_str(f"{name} {scores['srcnn']['psnr']:.2f} dB")
+            bar.update()
 
-    for set_name, images in sets.items():
-        mine = ((name, read_colours(path)) for name, path in list(images.items())[rank::world])
-        results[set_name] = evaluate(network, mine, scale, protocol, visit=show)
-    bar.close()
-    if world > 1:
+        result = evaluate(
+            task.network,
+            readable(mine, unreadable),
+            task.upscale_factor,
+            task.protocol,
+            visit=visit,
+            self_ensemble=task.self_ensemble,
+        )
+    if team.world > 1:
         wait_for_all()
-        parts = [None] * world
-        distributed.all_gather_object(parts, (results, sliders))
-        results = {
-            set_name: merge([part[set_name] for part, _ in parts], images)
-            for set_name, images in sets.items()
-        }
-        sliders = {key: value for _, part in parts for key, value in part.items()}
-    if rank:
-        return
-
-    macs, parameters = network.macs_per_pixel(), sum(p.numel() for p in network.parameters())
-    kind = f"{'-'.join(map(str, network.kernel_sizes))} {'Y' if network.channels == 1 else 'RGB'}"
-    facts = (
-        f"{kind}, {parameters:,} parameters, {macs:,} multiply-accumulates per pixel; "
-        f"protocol {protocol}, on {device}"
-    )
-    print(f"{source.path}: {facts}")
-    tables = ""
-    for set_name, result in results.items():
-        head = [f"{set_name} x{scale}", "bicubic PSNR", "SSIM", "SRCNN PSNR", "SSIM", "gain", "ms"]
-        rows = [
-            cells(name, scores) for name, scores in [*result["images"].items(), ("mean", result)]
-        ]
-        print_table(head, rows)
-        for name in result["too_small"]:
-            print(f"{set_name}/{name}: left out, too small to measure at x{scale}")
-        tables += pictures.table(head, rows)
-    print(f"{len(sliders)} images in {time.perf_counter() - started:.1f} s, pictures included")
-
-    content = {
-        "upscale_factor": scale,
-        "model_path": source.path,
-        "protocol": protocol,
-        "kernel_sizes": network.kernel_sizes,
-        "channels": network.channels,
-        "parameters": parameters,
-        "macs_per_pixel": macs,
-        "sets": results,
-    }
-    with replace_file(folder / "validation.json") as temporary:
-        temporary.write_text(
-            json.dumps(finite(content), indent=1, allow_nan=False), encoding="utf-8"
-        )
-    page = pictures.report(
-        f"SRCNN x{scale}",
-        f"{Path(source.path).name}: {facts}",
-        results,
-        tables,
-        sliders,
-    )
-    with replace_file(folder / "report.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    print(
-        f"written: {folder / 'validation.json'}, {folder / 'report.html'} and pictures in {folder}/<set>/"
-    )
+        parts = [None] * team.world
+        distributed.all_gather_object(parts, (result, unreadable, sliders))
+        results, errors, shown = zip(*parts)
+        result = merge(results, images)
+        unreadable = {name: why for part in errors for name, why in part.items()}
+        sliders = {name: html for part in shown for name, html in part.items()}
+    if images and len(unreadable) == len(images):
+        raise UserError(next(iter(unreadable.values())))
+    return result | {"unreadable": unreadable}, sliders
 
 
-def results_folder(settings, source: Source, network) -> Path:
-    """Where the results of these weights go, and those of no others: exp_name if given by hand, else the run's folder,
-    results_dir/<file's name> or results_dir/shipped_<name>; with a number behind, if that is another's."""
-    if "exp_name" in settings.by_hand:
-        return Path(settings.exp_dir)
-    if source.kind == "run":
-        return Path(source.path).parent
-    name, scale = source.name, f"x{settings.upscale_factor}"
-    if network.upscale_factor == 0 and not name.endswith(scale):
-        name += "_" + scale
-    folder, number = Path(settings.results_dir) / name, 1
-    while _of_others(folder, source.path):
-        number += 1
-        folder = folder.with_name(f"{name}_{number}")
-    return folder
-
-
-def _of_others(folder: Path, weights: str) -> bool:
-    """Whether a folder holds a training run, or a validation of other weights than this file's."""
-    if (folder / "best.pth").exists() or (folder / "last.pth").exists():
-        return True
-    try:
-        content = json.loads((folder / "validation.json").read_text(encoding="utf-8"))
-        return Path(content["model_path"]).resolve() != Path(weights).resolve()
-    except (OSError, ValueError, LookupError, TypeError):  # nothing there that anybody could use
-        return False
-
-
-def find_sets(settings, tell: bool) -> dict[str, dict[str, Path]]:
-    """{set: {image name: file}} of the test sets in config that are there, else of the sample set; ``tell`` prints why.
-    Raises ValueError for a folder without images."""
-    sets, lacking = {}, []
-    for item in settings.test_sets:
-        name = Path(item).expanduser().resolve().name
-        if name in sets:
-            raise UserError(
-                f"test_sets: two sets are named {name}; rename a folder, or measure one at a time"
-            )
+def readable(images: list[tuple[str, Path]], unreadable: dict):
+    """(name, image) of those files that can be read; why not goes into unreadable."""
+    for name, path in images:
         try:
-            sets[name] = image_paths(settings.data_dir, item)
-        except FileNotFoundError as error:
-            lacking.append(str(error))
-    sets = sets or {"sample": image_paths(settings.data_dir, "sample")}
-    if tell and lacking:
-        print(
-            *lacking,
-            f"so this validates on {', '.join(sets)}"
-            + ": photographs that come with scikit-image" * (list(sets) == ["sample"]),
-            sep="\n",
-        )
-    return {
-        name: {p.stem if [q.stem for q in paths].count(p.stem) == 1 else p.name: p for p in paths}
-        for name, paths in sets.items()
-    }
+            image = read_colours(path)
+        except (UserError, OSError) as error:
+            unreadable[name] = " ".join(str(error).split())
+        else:
+            yield name, image
 
 
 def read_colours(path: Path) -> Tensor:
@@ -187,52 +201,118 @@ def read_colours(path: Path) -> Tensor:
     return to_tensor(image if image.ndim == 2 else image[..., :3])
 
 
-def draw(folder: Path, title: str, scores: dict, shown: dict) -> str:
-    """Write <name>_srcnn.png and <name>_comparison.png to the set's folder; return the HTML of the report's slider."""
-    figures = {
-        kind: f"{scores[kind]['psnr']:.2f} dB / {scores[kind]['ssim']:.4f}"
-        for kind in ("bicubic", "srcnn")
-    }
+def draw(folder: Path, name: str, scores: dict, shown: dict) -> str:
+    """Write <name>_srcnn.png and <name>_comparison.png to the set's folder; return the HTML of
+    the report's slider."""
     window = pictures.detail(shown["truth"], shown["bicubic"])
-    columns = [
-        ("ground truth", shown["truth"]),
-        ("bicubic " + figures["bicubic"], shown["bicubic"]),
-        ("SRCNN " + figures["srcnn"], shown["srcnn"]),
-    ]
-    name = title.split("/")[-1]
-    write_image(folder / f"{name}_srcnn.png", shown["srcnn"])
+    columns = [("ground truth", shown["truth"])]
+    for key, picture in shown.items():
+        if key != "truth":
+            label = key.replace("srcnn", "SRCNN")
+            text = f"{label} {scores[key]['psnr']:.2f} dB / {scores[key]['ssim']:.4f}"
+            columns.append((text, picture))
+        if key.startswith("srcnn"):
+            write_image(folder / f"{name}_{key}.png", picture)
     write_image(folder / f"{name}_comparison.png", pictures.comparison(columns, window))
     return pictures.slider(name, scores, shown, window)
 
 
-def cells(name: str, scores: dict) -> list[str]:
-    """A row of the table."""
-    bicubic, srcnn = scores["bicubic"], scores["srcnn"]
-    return [
-        name,
-        f"{bicubic['psnr']:.4f}",
-        f"{bicubic['ssim']:.4f}",
-        f"{srcnn['psnr']:.4f}",
-        f"{srcnn['ssim']:.4f}",
-        f"{srcnn['psnr'] - bicubic['psnr']:+.4f}",
-        f"{scores['milliseconds']:.1f}",
-    ]
+# ----------------------------------------------------------------------------- weights of a folder
+def validate_folder(settings, team: Team) -> int:
+    """Measure every file of a folder, each at its own scale: one table, results_dir/<name>.csv, and
+    in results_dir/<name>/ a record of each.
+
+    Returns how many files hold no SRCNN, and images could not be read.
+    """
+    source = Path(settings.model_path)
+    files = [path for path in sorted(source.iterdir()) if path.is_file()]
+    files = unique_names([path for path in files if not path.name.startswith(".")])
+    if not files:
+        raise UserError(f"{source}: no files there; give a folder of weights, or one file")
+    sets = find_sets(settings, team)
+    folder = records.folder_for_all(settings, source)
+    make_folder(folder)
+    widths = [max(map(len, files)) + 1, 5, 9, 8] + [max(14, len(set_name)) for set_name in sets]
+    team.say(records.markdown(["weights", "scale", "network", "held out", *sets], widths))
+    team.say(records.markdown(["-" * width for width in widths], widths))
+
+    rows, left_out = [], 0
+    for name, path in files.items():
+        try:
+            task = load_task(path, 0, settings, team.device)
+        except (UserError, OSError) as error:
+            team.say(f"left out: {error}", sys.stderr)
+            left_out += 1
+            continue
+        results = {}
+        for set_name, images in sets.items():
+            results[set_name], _ = measure_set(task, set_name, images, team)
+            left_out += say_left_out(set_name, results[set_name], task.upscale_factor, team)
+        record = task.record(str(path), results)
+        held_out = load_checkpoint(path)["facts"].get("psnr_holdout")
+        for row in records.weights_rows(name, record, held_out):
+            rows.append(row)
+            team.say(records.markdown(records.readable_row(row, sets), widths))
+        if team.rank == 0:
+            records.write_record(record, folder / f"{name}.json")
+    if not rows:
+        raise UserError(f"{source}: no weights there; give a folder of weights, or one file")
+
+    if team.rank == 0:
+        write_csv(rows, f"{folder}.csv")
+    lacking = f", {left_out} left out" if left_out else ""
+    measured = len({row["model_path"] for row in rows})
+    team.say(f"{measured} networks{lacking}; written: {folder}.csv and {folder}/<weights>.json")
+    return left_out
 
 
-def print_table(head: list[str], rows: list[list[str]]):
-    widths = [max(map(len, column)) for column in zip(head, *rows)]
-    for row in [head, *rows]:
-        print(
-            "  ".join([row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:])])
-        )
-    print()
+# ------------------------------------------------------------------------------------- image sets
+def find_sets(settings, team: Team) -> dict[str, dict[str, Path]]:
+    """{set: {image name: file}} of test_sets.
+
+    Nobody has asked for Set5 and Set14 by leaving test_sets as it comes: where they are not there,
+    the sample photographs do. Raises UserError for a set that is asked for and not there, or
+    that has no images.
+    """
+    asked_for = "test_sets" in settings.by_hand
+    sets, lacking = {}, []
+    for item in settings.test_sets:
+        name = Path(item).expanduser().resolve().name
+        if name in sets:
+            raise UserError(
+                f"test_sets: two sets are named {name}; rename a folder, or measure one at a time"
+            )
+        try:
+            sets[name] = unique_names(image_paths(settings.data_dir, item))
+        except FileNotFoundError as error:
+            if asked_for:
+                raise UserError(f"test_sets: {error}") from None
+            lacking.append(str(error))
+    if not sets and asked_for:
+        raise UserError("test_sets: empty; name a set, for example Set5, or a folder of images")
+    if not sets:
+        sets = {"sample": unique_names(image_paths(settings.data_dir, "sample"))}
+        lacking.append("so this validates on sample: photographs that come with scikit-image")
+    elif lacking:
+        lacking.append(f"so this validates on {', '.join(sets)}")
+    for line in lacking:
+        team.say(line)
+    return sets
 
 
-def finite(value):
-    """For JSON, which knows neither infinity (the PSNR of equal images) nor NaN: null in their place."""
-    if isinstance(value, dict):
-        return {key: finite(v) for key, v in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def unique_names(paths: list[Path]) -> dict[str, Path]:
+    """{name: file}: the file's name without its ending, unless two have the same."""
+    stems = [path.stem for path in paths]
+    return {p.stem if stems.count(p.stem) == 1 else p.name: p for p in paths}
+
+
+def say_left_out(set_name: str, result: dict, upscale_factor: int, team: Team) -> int:
+    """Name the images that were not measured; return how many of them were damaged."""
+    for name in result["too_small"]:
+        team.say(f"{set_name}/{name}: left out, too small to measure at x{upscale_factor}")
+    for why in result["unreadable"].values():
+        team.say(f"left out: {why}", sys.stderr)
+    return len(result["unreadable"])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
+import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -16,6 +18,7 @@ import imgproc
 import validate
 from image_io import read_image
 from imgproc import imresize, rgb2y
+from model import SRCNN
 from weights import WEIGHTS, Source, find_weights
 
 
@@ -126,11 +129,9 @@ def test_authors_network_has_the_papers_figures(shared, tmp_path):
 
 
 def test_everything_on_the_sample_set(run_script, identity_file, tmp_path):
-    done = run_script(
-        "validate.py", "--model_path", identity_file, "--test_sets", "Set5", "nowhere"
-    )
+    done = run_script("validate.py", "--model_path", identity_file)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-    assert "nowhere" in done.stdout and "validates on sample" in done.stdout
+    assert "Set14" in done.stdout and "validates on sample" in done.stdout
     assert "8,129 parameters, 8,032 multiply-accumulates per pixel" in done.stdout
     folder = tmp_path / "results" / "identity"
     content = json.loads((folder / "validation.json").read_text())
@@ -248,6 +249,12 @@ print(sorted(evaluation.evaluate(SRCNN().eval(), [("a", image)], 2, with_ssim=Fa
         (["--test_sets", "{empty}"], "no images there"),
         (["--test_sets", "{texts}"], "a.png: not a PNG"),
         (["--device", "gpu"], "device='gpu'"),
+        (["--test_sets", "set5"], "did you mean Set5?"),
+        (["--test_sets", "sample", "nowhere"], "test_sets: nowhere: no folder"),
+        (["--test_sets", "Set5"], "run prepare_dataset.py --test_sets Set5"),
+        (["--test_sets"], "test_sets: empty"),
+        (["--model_path", "{empty}"], "no files there"),
+        (["--model_path", "{texts}"], "no weights there"),
     ],
 )
 def test_bad_input_is_named(arguments, message, identity_file, tmp_path):
@@ -404,3 +411,69 @@ def test_validations_of_different_weights_keep_apart(pictures, tmp_path, monkeyp
         assert set(Path("results").glob("*/validation.json")) == before | {target}
         if words == "" or "shipped" in words:
             assert said.startswith("weights: ")
+
+
+def test_what_is_damaged_is_left_out_and_counted(pictures, identity_file, tmp_path, run_script):
+    content = (pictures / "colour.png").read_bytes()
+    (pictures / "broken.png").write_bytes(content[: len(content) // 2])
+    done = run_script("validate.py", "--model_path", identity_file, "--test_sets", pictures)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    (line,) = re.findall(r"^left out: .*$", done.stderr, re.MULTILINE)
+    assert "broken.png" in line and "5 images in" in done.stdout and ", 1 left out" in done.stdout
+    record = json.loads((tmp_path / "results" / "identity" / "validation.json").read_text())
+    assert list(record["sets"]["pictures"]["unreadable"]) == ["broken"]
+    assert len(record["sets"]["pictures"]["images"]) == 5
+
+
+def psnr_alone(weights, images, tmp_path):
+    """Of a file of weights, measured by itself."""
+    scale = SRCNN.from_pretrained(weights).upscale_factor
+    run_main(
+        *("--model_path", weights, "--upscale_factor", scale, "--test_sets", images),
+        *("--results_dir", tmp_path / "alone", "--exp_name", weights.stem),
+    )
+    record = json.loads((tmp_path / "alone" / weights.stem / "validation.json").read_text())
+    return record["sets"][images.name]["srcnn"]["psnr"]
+
+
+def test_weights_of_a_folder(pictures, tmp_path, run_script):
+    """Each at its own scale; what is no SRCNN is one line; the table is Markdown and a CSV file."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    for scale in (2, 4):
+        torch.save(identity(upscale_factor=scale).to_checkpoint({}), folder / f"x{scale}.pth")
+    torch.save(identity(3).to_checkpoint({"psnr_holdout": 28.5}), folder / "rgb.pth")
+    (folder / "notes.txt").write_text("text")
+    done = run_script("validate.py", "--model_path", folder, "--test_sets", pictures)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    (line,) = re.findall(r"^left out: .*$", done.stderr, re.MULTILINE)
+    assert "notes.txt: neither a PyTorch" in line and "3 networks, 1 left out" in done.stdout
+    with open(tmp_path / "results" / "theirs.csv", newline="") as file:
+        rows = {row["weights"]: row for row in csv.DictReader(file)}
+    assert {name: row["upscale_factor"] for name, row in rows.items()} == {
+        "rgb": "3",
+        "x2": "2",
+        "x4": "4",
+    }
+    assert rows["rgb"]["network"] == "9-1-5 RGB" and rows["rgb"]["protocol"] == "rgb"
+    for name, row in rows.items():
+        record = json.loads((tmp_path / "results" / "theirs" / f"{name}.json").read_text())
+        mean = record["sets"]["pictures"]["srcnn"]
+        assert (
+            float(row["pictures_psnr"])
+            == mean["psnr"]
+            == psnr_alone(folder / f"{name}.pth", pictures, tmp_path)
+        )
+        cells = f"x{row['upscale_factor']} .* {mean['psnr']:.2f} / {mean['ssim']:.4f} +[|]$"
+        assert re.search(rf"^[|] {name} +[|] {cells}", done.stdout, re.MULTILINE)
+    assert "28.50" in done.stdout
+
+    # The weights of another folder of that name keep apart
+    other = tmp_path / "other" / "theirs"
+    other.parent.mkdir()
+    shutil.copytree(folder, other, ignore=lambda *_: ["notes.txt", "rgb.pth"])
+    run_main("--model_path", other, "--test_sets", pictures, "--results_dir", tmp_path / "results")
+    assert sorted(p.name for p in (tmp_path / "results").glob("*.csv")) == [
+        "theirs.csv",
+        "theirs_2.csv",
+    ]
