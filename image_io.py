@@ -153,9 +153,9 @@ def _opened(path):
             except Image.UnidentifiedImageError:
                 raise UserError(f"{path}: {_why_unknown(path)}") from None
             except Exception as error:  # on damaged files decoders raise errors of any kind
-                raise UserError(
-                    f"{path}: damaged ({type(error).__name__}); replace or remove it"
-                ) from None
+                reason = " ".join(str(error).split())[:100]
+                reason = reason if reason and reason.isprintable() else type(error).__name__
+                raise UserError(f"{path}: damaged ({reason}); replace or remove it") from None
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 

@@ -1,8 +1,11 @@
+import io
+
 import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import identity
+from profiles import ADOBE_RGB, DISPLAY_P3, SRGB
 
 import config
 import image_io
@@ -249,3 +252,232 @@ def test_paths_and_pillow_images(tmp_path, photograph):
     assert inference.upscale(picture.convert("P"), 3, identity()).mode == "RGB"
     with pytest.raises(ValueError, match="mode F"):
         inference.upscale(picture.convert("F"), 3, identity())
+
+
+# ------------------------------------------------------------------------------- colour as seen
+def seen_in_srgb(path):
+    """The levels that a viewer shows on an sRGB screen: by the file's profile, else as they are."""
+    from PIL import Image, ImageCms
+
+    with Image.open(path) as picture:
+        profile, picture = picture.info.get("icc_profile"), picture.convert("RGB")
+    if profile:
+        picture = ImageCms.profileToProfile(
+            picture, *(ImageCms.ImageCmsProfile(io.BytesIO(p)) for p in (profile, SRGB))
+        )
+    return np.asarray(picture).astype(float)
+
+
+@pytest.mark.parametrize("profile", [ADOBE_RGB, DISPLAY_P3], ids=["AdobeRGB", "Display P3"])
+def test_colours_look_as_in_the_photograph(identity_file, tmp_path, monkeypatch, profile):
+    """Without the profile they would be shown duller, by up to 16 levels."""
+    Image = pytest.importorskip("PIL.Image")
+    monkeypatch.chdir(tmp_path)
+    smooth = imgproc.imresize(np.random.default_rng(0).random((5, 6, 3)), 8).clip(0, 1)
+    picture = Image.fromarray((smooth * 255).astype(np.uint8))
+    exif = picture.getexif()
+    exif[271], exif[274] = "Maker", 1
+    picture.save("a.jpg", quality=95, icc_profile=profile, exif=exif, dpi=(240, 240))
+    run_main("a.jpg", "--model_path", identity_file)
+    shown = seen_in_srgb("results/upscaled/a_x3.jpg").reshape(40, 3, 48, 3, 3).mean((1, 3))
+    assert np.abs(shown - seen_in_srgb("a.jpg")).mean() < 2
+    with Image.open("results/upscaled/a_x3.jpg") as result:
+        assert result.info["icc_profile"] == profile and result.info["dpi"] == (240, 240)
+        assert result.getexif()[271] == "Maker" and 274 not in result.getexif()
+        numbers = np.asarray(result).astype(int)  # network and bicubic took them as they are
+    expected = inference.upscale(image_io.read_image("a.jpg"), 3, identity())
+    assert np.abs(numbers - expected).mean() < 2
+
+
+# --------------------------------------------------------------------------- formats and folders
+def test_formats_are_those_of_the_inputs(identity_file, tmp_path, photograph, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["a.JPG", "b.jpeg", "c.webp", "d.tiff", "e.png", "f.bmp"]
+    for name in names:
+        image_io.write_image(f"in/{name}", photograph)
+    weights = ["--model_path", identity_file]
+    run_main("in", *weights, "--output", "auto")
+    expected = {"a_x3.jpg", "b_x3.jpeg", "c_x3.webp", "d_x3.tiff", "e_x3.png", "f_x3.png"}
+    assert {path.name for path in (tmp_path / "auto" / "in").iterdir()} == expected
+    run_main("in", *weights, "--output", "all", "--ext", ".JPG", "--suffix", "_large")
+    assert {p.name for p in (tmp_path / "all/in").iterdir()} == {f"{c}_large.jpg" for c in "abcdef"}
+    with open(tmp_path / "all/in/e_large.jpg", "rb") as file:
+        from PIL import Image
+
+        # the table of quality 95, whose first entry is 2
+        assert Image.open(file).quantization[0][0] == 2
+
+
+def test_folders_in_folders_and_what_is_passed_over(
+    identity_file, tmp_path, photograph, monkeypatch, capsys
+):
+    """A folder as phones and scanners leave it, enlarged twice over."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "sub/b.png", "sub/deeper/a.png", ".hidden/c.png"):
+        image_io.write_image(tmp_path / "in" / name, photograph)
+    for name in ("a.psd", "b.psd", "notes.txt", "sub/c.raw"):
+        (tmp_path / "in" / name).write_bytes(b"x")
+
+    def told_by(*arguments):
+        run_main("in", "--model_path", identity_file, *arguments)
+        return capsys.readouterr().out
+
+    told = told_by()
+    assert "skipped 3: PSD, TXT; 1 subfolder (--recursive)\n1 enlarged x3" in told
+    told = told_by("--recursive", "--output", "out")
+    assert "skipped 4: PSD, TXT, RAW\n3 enlarged x3, 0 failed" in told
+    out = tmp_path / "out" / "in"
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*.png")} == {
+        "a_x3.png",
+        "sub/b_x3.png",
+        "sub/deeper/a_x3.png",
+    }
+    # an output folder within the input: its files are no inputs; nor are those beside the inputs
+    for _ in range(2):
+        told = told_by("--recursive", "--output", "in/large", "--overwrite", "true")
+        assert "3 enlarged x3, 0 failed" in told
+    told_by("--output", "beside", "--outscale", "2", "--compare")
+    told = told_by("--output", "beside")
+    assert "2 made from the others by an earlier run\n1 enlarged x3" in told
+    assert {path.name for path in (tmp_path / "in").glob("*.png")} == {
+        "a.png",
+        "a_x2.png",
+        "a_x2_compare.png",
+        "a_x3.png",
+    }
+
+
+def test_animations_fail_by_name_and_the_others_go_on(
+    identity_file, tmp_path, photograph, monkeypatch, capsys
+):
+    Image = pytest.importorskip("PIL.Image")
+    monkeypatch.chdir(tmp_path)
+    frames = [Image.fromarray(photograph), Image.fromarray(photograph[::-1])]
+    frames[0].save("a.gif", save_all=True, append_images=frames[1:])
+    frames[0].save("b.gif")
+    with pytest.raises(SystemExit):
+        run_main("a.gif", "b.gif", "--model_path", identity_file)
+    told = capsys.readouterr()
+    assert "failed: a.gif: an animation (GIF, 2 pictures)" in told.err
+    assert "1 enlarged x3, 1 failed" in told.out
+    assert (tmp_path / "results/upscaled/b_x3.png").is_file()
+
+
+# ------------------------------------------------------------------------------------- any size
+@pytest.mark.parametrize(
+    "arguments, size, name, told",
+    [
+        (["--outscale", 2.5], (100, 125), "a_x2.5.png", "x2.5: the x3 network, then bicubic down"),
+        (["--outscale", 2], (80, 100), "a_x2.png", ""),
+        (["--outscale", 6], (240, 300), "a_x6.png", "x6: the x3 network, then the x2 network\n"),
+        (["--outscale", 7], (280, 350), "a_x7.png", "the x4 network, then the x2 network, then"),
+        (["--outsize", "125x200"], (100, 125), "a_125x200.png", "125x200: the x3 network, then"),
+        (["--outsize", "20x20"], (16, 20), "a_20x20.png", "already as large"),
+    ],
+)
+def test_any_size(tmp_path, photograph, monkeypatch, capsys, arguments, size, name, told):
+    """By the networks that ship; outsize is a box that the picture fits into, never distorted."""
+    monkeypatch.chdir(tmp_path)
+    image_io.write_image("a.png", photograph)
+    run_main("a.png", *arguments)
+    result = image_io.read_image(f"results/upscaled/{name}")
+    assert result.shape == (*size, 3) and told in capsys.readouterr().out
+    expected = photograph
+    for scale in {2.5: [3], 2: [2], 6: [3, 2], 7: [4, 2], "125x200": [3], "20x20": []}[
+        arguments[1]
+    ]:
+        expected = inference.upscale(expected, scale)
+    if expected.shape[:2] != size:
+        expected = imgproc.resize_to(expected, *size)
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_any_size_by_one_network_of_the_users(identity_file, tmp_path, photograph, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image_io.write_image("a.png", photograph)
+    run_main("a.png", "--model_path", identity_file, "--outscale", "4", "--output", "b.png")
+    expected = inference.upscale(inference.upscale(photograph, 3, identity()), 3, identity())
+    expected = imgproc.resize_to(expected, 160, 200)
+    np.testing.assert_array_equal(image_io.read_image("b.png"), expected)
+
+
+# ---------------------------------------------------------------------- typing errors, and Ctrl-C
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["a.png", "--output", "x/y.gif"], r"\.gif files cannot be written"),
+        (["a.png", "--output", "y.tif", "--ext", "png"], "two formats"),
+        (["a.png", "--ext", "gif"], "ext='gif': one of auto, png, jpg"),
+        (["a.png", "--suffix", "x/y"], "suffix='x/y'"),
+        (["a.png", "--outscale", "0.5"], "outscale=0.5: a number above 1"),
+        (["a.png", "--outscale", "2", "--outsize", "10x10"], "give one of them"),
+        (["a.png", "--outsize", "10"], "outsize='10': width x height"),
+    ],
+)
+def test_typing_errors_are_named_and_leave_nothing(
+    arguments, message, tmp_path, photograph, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    image_io.write_image("a.png", photograph)
+    with pytest.raises(ValueError, match=message):
+        run_main(*arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_the_input_is_never_replaced(identity_file, tmp_path, photograph, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    image_io.write_image("a.png", photograph)
+    before = (tmp_path / "a.png").read_bytes()
+    with pytest.raises(SystemExit):
+        run_main("a.png", "--model_path", identity_file, "--output", "a.png", "--overwrite")
+    assert "a.png: the output would replace it" in capsys.readouterr().err
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_too_large_for_the_format_shows_before_the_work(
+    identity_file, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    image_io.write_image("a.webp", np.zeros((2, 6000, 3), np.uint8))
+    monkeypatch.setattr(upscale, "upscale", None)
+    with pytest.raises(SystemExit):
+        run_main("a.webp", "--model_path", identity_file)
+    assert "holds 16383 pixels a side at most" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_nothing_half_written(
+    identity_file, tmp_path, photograph, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png", "c.png"):
+        image_io.write_image(name, photograph)
+    compressed, calls = image_io._compressed, []
+
+    def interrupted(rows, top, bottom):
+        calls.append(top)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return compressed(rows, top, bottom)
+
+    monkeypatch.setattr(image_io, "_compressed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_main("a.png", "b.png", "c.png", "--model_path", identity_file, "--output", "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_x3.png"]
+    assert "1 enlarged x3, 0 failed; see out" in capsys.readouterr().out
+
+
+def test_the_users_own_run_comes_first(identity_file, tmp_path, photograph, monkeypatch, capsys):
+    """As validate.py has it: best.pth of the run for this scale, and the first line says so."""
+    monkeypatch.chdir(tmp_path)
+    image_io.write_image("a.png", photograph)
+    best = tmp_path / "results/srcnn_9-1-5_x3/best.pth"
+    best.parent.mkdir(parents=True)
+    identity_file.rename(best)
+    for arguments in ([], ["--outscale", "2.5"]):
+        run_main("a.png", *arguments)
+        first = capsys.readouterr().out.splitlines()[0]
+        assert first.startswith("weights: results/srcnn_9-1-5_x3/best.pth, your run")
+    np.testing.assert_array_equal(
+        image_io.read_image("results/upscaled/a_x3.png"),
+        inference.upscale(photograph, 3, identity()),
+    )
