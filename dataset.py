@@ -6,16 +6,19 @@ Prepared are the high-resolution images alone, as uint8. Low resolution is made 
 
 import difflib
 import json
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from devices import has_float64
 from files import UserError
 from image_io import list_images, read_image, sample_images
-from imgproc import eight_bits, imresize, modcrop, rgb2y, upsample
+from imgproc import eight_bits, imresize, mirror, modcrop, rgb2y, upsample
 
 SHARD_BYTES = 64 * 2**20  # of pixels in one file of a prepared set
 
@@ -163,192 +166,190 @@ def test_pair(
     return upsample(small, upscale_factor, interpolation).float().to(hr.device), hr
 
 
-class _Crops:
-    """What the two training sets share: which crops a step takes. They follow from (seed, step) alone, so a resumed
-    run, or one over another number of processes, sees the same batches."""
+@dataclass(frozen=True)
+class CropPlan:
+    """Which crops make the batches of a training set.
 
-    def __init__(
-        self, sizes, upscale_factor, batch_size, crop_size, stride, seed, rank, world, device
-    ):
-        self.upscale_factor, self.batch_size, self.crop_size = upscale_factor, batch_size, crop_size
-        self.seed, self.rank, self.world, self.device = seed, rank, world, device
-        if not any(min(modcropped(h, w, upscale_factor)) >= crop_size for h, w in sizes):
+    stride 1 takes random crops, flipped and rotated at random (8 ways); a larger one takes the
+    sub-images on that grid as they are, shuffled once (the paper: crop_size 33, stride 14).
+    quantize rounds the small images to 8 bits, see `downscale`. Of several processes, ``rank``
+    takes every ``world``-th crop of a batch.
+    """
+
+    upscale_factor: int
+    batch_size: int
+    crop_size: int
+    stride: int = 1
+    quantize: bool = False
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+
+
+class _Crops:
+    """What both training sets share: which crops a step takes, and lr made from windows around
+    them.
+
+    Crops follow from (seed, step) alone, so that a resumed run, or one over another number of
+    processes, sees the same batches.
+    """
+
+    def __init__(self, plan: CropPlan, sizes, device="cpu"):
+        self.plan, self.device = plan, device
+        scale, crop_size = plan.upscale_factor, plan.crop_size
+        sizes = [modcropped(height, width, scale) for height, width in sizes]
+        if not any(min(size) >= crop_size for size in sizes):
             raise UserError(
                 f"crop_size={crop_size}: no training image is that large; set it smaller"
             )
         self.generator = torch.Generator(device)
-        self.sizes = torch.tensor(
-            [modcropped(h, w, upscale_factor) for h, w in sizes], device=device
-        )
-        grid = ((self.sizes - crop_size).div(stride, rounding_mode="floor") + 1).clamp(min=0)
-        self.stride, self.columns = stride, grid[:, 1]
-        self.ends = grid.prod(1).cumsum(0)
+        self.sizes = torch.tensor(sizes, device=device)
+        # Positions in each image, and where each image's end in one long list of all of them
+        grid = (self.sizes - crop_size).div(plan.stride, rounding_mode="floor") + 1
+        grid = grid.clamp(min=0)
+        self.columns, self.ends = grid[:, 1], grid.prod(1).cumsum(0)
         self.count = int(self.ends[-1])
-        self.order = (
-            torch.randperm(self.count, generator=self._seeded(0), device=device)
-            if stride > 1
-            else None
-        )
+        self.order = None
+        if plan.stride > 1:
+            self.order = torch.randperm(self.count, generator=self._seeded(0), device=device)
+        # Bicubic down and up again reach 4 small pixels; windows begin on multiples of the scale
+        self.margin = 4 * scale
+        self.window = math.ceil((crop_size + scale - 1) / scale) * scale + 2 * self.margin
 
     def _seeded(self, step):
-        return self.generator.manual_seed((self.seed * 1_000_003 + step) % 2**31)
+        return self.generator.manual_seed((self.plan.seed * 1_000_003 + step) % 2**31)
 
     def draw(self, step: int):
-        """Image, top, left and transform (0..7) of this process's crops at a step (each an int64 vector)."""
-        n = self.batch_size
-        if (
-            self.order is not None
-        ):  # sub-images on a grid, shuffled once, without augmentation (generate_train.m)
-            position = self.order[(torch.arange(n, device=self.device) + step * n) % self.count]
+        """Image, top, left and transform (0..7) of this process's crops (each an int64 vector).
+
+        A transform is three bits: 1 flips rows, 2 flips columns, 4 then swaps rows and columns.
+        """
+        n, drawn = self.plan.batch_size, dict(device=self.device)
+        if self.order is not None:
+            position = self.order[(torch.arange(n, **drawn) + step * n) % self.count]
             transform = torch.zeros_like(position)
         else:
-            generator = self._seeded(step + 1)
-            position = torch.randint(self.count, (n,), generator=generator, device=self.device)
-            transform = torch.randint(8, (n,), generator=generator, device=self.device)
-        position, transform = (
-            v[self.rank :: self.world].contiguous() for v in (position, transform)
-        )
+            drawn["generator"] = self._seeded(step + 1)
+            position = torch.randint(self.count, (n,), **drawn)
+            transform = torch.randint(8, (n,), **drawn)
+        mine = slice(self.plan.rank, None, self.plan.world)
+        position, transform = position[mine].contiguous(), transform[mine].contiguous()
         image = torch.searchsorted(self.ends, position, right=True)
         inside = position - torch.where(image > 0, self.ends[image - 1], 0)
-        columns = self.columns[image]
-        return image, inside // columns * self.stride, inside % columns * self.stride, transform
+        row, column = inside // self.columns[image], inside % self.columns[image]
+        return image, row * self.plan.stride, column * self.plan.stride, transform
+
+    def _turned(self, transform):
+        """Row and column, N×k×k each, of what every pixel of a transformed crop is."""
+        k, transform = self.plan.crop_size, transform.view(-1, 1, 1)
+        i = torch.arange(k, device=self.device)
+        swapped = transform & 4 > 0
+        y, x = torch.where(swapped, i, i[:, None]), torch.where(swapped, i[:, None], i)
+        y = torch.where(transform & 1 > 0, k - 1 - y, y)
+        x = torch.where(transform & 2 > 0, k - 1 - x, x)
+        return y, x
+
+    def _around(self, image, top, left):
+        """Rows and columns, N×window each, that lr of a crop depends on: mirrored at the image's
+        borders, as imresize does."""
+        scale, offsets = self.plan.upscale_factor, torch.arange(self.window, device=self.device)
+        starts = torch.stack([top, left], 1) // scale * scale - self.margin
+        inside = mirror(starts[..., None] + offsets, self.sizes[image][..., None])
+        return inside[:, 0], inside[:, 1]
+
+    def _pairs(self, windows, top, left, transform):
+        """lr and hr, float N×C×k×k, from the windows (uint8) around the crops."""
+        scale = self.plan.upscale_factor
+        hr = windows.float() / 255
+        lr = upsample(downscale(hr, scale, self.plan.quantize), scale)
+        y, x = self._turned(transform)
+        y = y + (top % scale + self.margin).view(-1, 1, 1)
+        x = x + (left % scale + self.margin).view(-1, 1, 1)
+        index = (y * self.window + x).flatten(1)[:, None].expand(-1, hr.shape[1], -1)
+        lr, hr = (planes.flatten(2).gather(2, index) for planes in (lr, hr))
+        side = self.plan.crop_size
+        return lr.unflatten(2, (side, side)), hr.unflatten(2, (side, side))
 
 
 class DeviceCrops(_Crops):
-    """A training set that lives on the device: ``data[step]`` is a batch (lr, hr), each float N×C×crop×crop.
+    """A training set that lives on the device: ``data[step]`` is a batch (lr, hr), each float
+    N×C×crop×crop.
 
     Args:
         images: uint8, C×H×W each.
         shrink: further copies of every image, shrunk by these factors.
-        stride: 1: random crops with random flips and rotations; more: the sub-images on that grid (paper: 33, 14).
-        quantize: as for `test_pair`.
-        rank, world: this process takes every world-th crop of the batch.
+        keep_lr: make lr once for all, 4 bytes a value; else it is made for every batch, and hr,
+            1 byte a value, is all that takes memory.
     """
 
-    def __init__(
-        self,
-        images,
-        upscale_factor,
-        batch_size,
-        crop_size,
-        device,
-        shrink=(),
-        stride=1,
-        quantize=False,
-        seed=0,
-        rank=0,
-        world=1,
-    ):
-        hrs, lrs, sizes = [], [], []
+    def __init__(self, images, plan: CropPlan, device="cpu", shrink=(), keep_lr: bool = True):
+        # Which copies are large enough; their sizes first, so that memory is taken once
+        scale, copies = plan.upscale_factor, []
         for image in images:
             for factor in (1, *shrink):
-                hr = image[None].to(device).float()
-                hr = modcrop(
-                    imresize(hr, factor).round().clamp(0, 255) if factor != 1 else hr,
-                    upscale_factor,
-                )
-                if min(hr.shape[-2:]) < crop_size:
-                    continue
-                lr = upsample(downscale(hr / 255, upscale_factor, quantize), upscale_factor)
-                hrs.append(hr.flatten(2)[0].byte())
-                lrs.append(lr.flatten(2)[0])
-                sizes.append(hr.shape[-2:])
-        super().__init__(
-            sizes or [(0, 0)],
-            upscale_factor,
-            batch_size,
-            crop_size,
-            stride,
-            seed,
-            rank,
-            world,
-            device,
-        )
-        self.hr, self.lr = torch.cat(hrs, 1), torch.cat(lrs, 1)
+                sides = (math.ceil(factor * side) for side in image.shape[-2:])
+                size = modcropped(*sides, scale)
+                if min(size) >= plan.crop_size:
+                    copies.append((image, factor, size))
+        super().__init__(plan, [size for _, _, size in copies] or [(0, 0)], device)
         pixels = self.sizes.prod(1)
         self.starts = pixels.cumsum(0) - pixels
+        shape = images[0].shape[0], int(pixels.sum())
+        self.hr = torch.empty(shape, dtype=torch.uint8, device=device)
+        self.lr = torch.empty(shape, device=device) if keep_lr else None
+
+        # A bar if it takes longer than two seconds, where somebody sees it
+        hidden = {"delay": 2, "leave": False, "disable": True if plan.rank else None}
+        end = 0
+        for image, factor, size in tqdm(copies, "loading", unit=" images", **hidden):
+            hr = image[None].to(device).float()
+            if factor != 1:
+                hr = imresize(hr, factor).round().clamp(0, 255)
+            hr = modcrop(hr, scale)
+            start, end = end, end + math.prod(size)
+            self.hr[:, start:end] = hr.flatten(2)[0].byte()
+            if keep_lr:
+                lr = upsample(downscale(hr / 255, scale, plan.quantize), scale)
+                self.lr[:, start:end] = lr.flatten(2)[0]
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        image, top, left, transform = (v.view(-1, 1, 1) for v in self.draw(step))
-        i = torch.arange(self.crop_size, device=self.device)
-        y, x = (
-            torch.where(transform & 4 > 0, i, i[:, None]),
-            torch.where(transform & 4 > 0, i[:, None], i),
-        )
-        y = torch.where(transform & 1 > 0, self.crop_size - 1 - y, y)
-        x = torch.where(transform & 2 > 0, self.crop_size - 1 - x, x)
-        index = self.starts[image] + (top + y) * self.sizes[image, 1] + left + x
+        image, top, left, transform = self.draw(step)
+        start, width = (v[image].view(-1, 1, 1) for v in (self.starts, self.sizes[:, 1]))
+        if self.lr is None:
+            y, x = self._around(image, top, left)
+            windows = self.hr[:, start + y[:, :, None] * width + x[:, None, :]]
+            return self._pairs(windows.transpose(0, 1), top, left, transform)
+        y, x = self._turned(transform)
+        y, x = y + top.view(-1, 1, 1), x + left.view(-1, 1, 1)
+        index = start + y * width + x
         return self.lr[:, index].transpose(0, 1), self.hr[:, index].transpose(0, 1).float() / 255
 
 
 class StreamedCrops(_Crops):
-    """A training set too large for the device, for a DataLoader with ``batch_size=None`` and the steps as sampler:
-    images are memory-mapped and lr is made from a window around each crop, so memory does not grow with the set.
+    """A training set too large for the device, for a DataLoader with ``batch_size=None`` and the
+    steps as sampler: images are memory-mapped and lr is made from a window around each crop, so
+    that memory does not grow with the set. There are no shrunk copies.
 
     Args:
         folder, kept: a prepared folder, and the indices of its images to train on.
-        and those of `DeviceCrops`; there are no shrunk copies.
     """
 
-    def __init__(
-        self,
-        folder,
-        kept,
-        upscale_factor,
-        batch_size,
-        crop_size,
-        stride=1,
-        quantize=False,
-        seed=0,
-        rank=0,
-        world=1,
-    ):
-        self.arguments = (
-            folder,
-            kept,
-            upscale_factor,
-            batch_size,
-            crop_size,
-            stride,
-            quantize,
-            seed,
-            rank,
-            world,
-        )
-        self.kept, self.quantize = kept, quantize
+    def __init__(self, folder, kept, plan: CropPlan):
+        self.folder, self.kept = folder, kept
         self.images = load_images(folder, mmap=True)[1]
-        sizes = [self.images[i].shape[-2:] for i in kept]
-        super().__init__(
-            sizes, upscale_factor, batch_size, crop_size, stride, seed, rank, world, "cpu"
-        )
+        super().__init__(plan, [self.images[i].shape[-2:] for i in kept])
 
     def __reduce__(self):
-        return (
-            StreamedCrops,
-            self.arguments,
-        )  # a worker process maps the files itself; pickled, it would get a copy
+        # A worker process maps the files itself; pickled, it would get a copy of the pixels
+        return StreamedCrops, (self.folder, self.kept, self.plan)
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        pairs = [self._crop(*(int(v) for v in crop)) for crop in zip(*self.draw(step))]
-        return torch.stack([lr for lr, _ in pairs]), torch.stack([hr for _, hr in pairs])
-
-    def _crop(self, image, top, left, transform):
-        s, k = self.upscale_factor, self.crop_size
-        (height, width), margin = (
-            self.sizes[image].tolist(),
-            6 * s,
-        )  # bicubic down and up reach 4s pixels
-        y0, x0 = (max(0, (v - margin) // s * s) for v in (top, left))
-        y1, x1 = (
-            min(height, -(-(top + k + margin) // s) * s),
-            min(width, -(-(left + k + margin) // s) * s),
-        )
-        window = self.images[self.kept[image]][:, y0:y1, x0:x1].float() / 255
-        lr = upsample(downscale(window[None], s, self.quantize), s)[0]
-        pair = [v[:, top - y0 : top - y0 + k, left - x0 : left - x0 + k] for v in (lr, window)]
-        for bit, dims in ((1, (1,)), (2, (2,))):
-            pair = [v.flip(dims) if transform & bit else v for v in pair]
-        return [v.transpose(1, 2) if transform & 4 else v for v in pair]
+        image, top, left, transform = self.draw(step)
+        windows = [
+            self.images[self.kept[i]][:, y[:, None], x]
+            for i, y, x in zip(image.tolist(), *self._around(image, top, left))
+        ]
+        return self._pairs(torch.stack(windows), top, left, transform)
 
 
 def modcropped(height: int, width: int, scale: int) -> tuple[int, int]:

@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import platform
 import sys
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from torch import distributed
@@ -20,6 +22,7 @@ LOST = (
     *("closed", "reset", "broken pipe", "timed out", "timeout", "refused", "unreachable"),
     *("failed to recv", "failed to connect", "remote process", "no route to host", "handshake"),
 )
+OLD_LIMITS = "memory.limit_in_bytes", "memory.usage_in_bytes"
 _patient = []  # the group of `wait_for_all`, while there are several processes
 
 
@@ -171,7 +174,7 @@ def explain(error: Exception, rank: int = 0, device="") -> str | None:
 
 
 def distributed_error():
-    """The class of torch.distributed's own errors; no class at all in a build of torch without it."""
+    """The class of torch.distributed's own errors; no class in a build of torch without it."""
     return getattr(distributed, "DistError", ())
 
 
@@ -224,3 +227,51 @@ def synchronize(device: torch.device):
     """Wait until a GPU has done all that it was told; nothing on a CPU."""
     if device.type in GPUS:
         getattr(torch, device.type).synchronize()
+
+
+def free_memory(device) -> int:
+    """Bytes that can still be allocated on a device: for a GPU with what torch's allocator keeps
+    and does not use, for a CPU what the system or a container's limit leaves (elsewhere than on
+    Linux 10 GiB)."""
+    device = torch.device(device)
+    if device.type in ("cuda", "xpu"):
+        backend = getattr(torch, device.type)
+        unused = backend.memory_reserved(device) - backend.memory_allocated(device)
+        return backend.mem_get_info(device)[0] + unused
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = [int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line][0]
+    except (OSError, IndexError):
+        return 10 * 2**30
+    # A container or a Slurm job may have less: control groups, of the new kind or of the old one
+    for limit, used in (("memory.max", "memory.current"), OLD_LIMITS):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            folder = control_group(old="limit_in_bytes" in limit)
+            left = int((folder / limit).read_text()) - int((folder / used).read_text())
+            available = min(available, max(0, left))
+    return available
+
+
+def control_group(old: bool) -> Path:
+    """The folder in which Linux says what memory this process's control group may use."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, kinds, path = line.split(":", 2)
+        if ("memory" in kinds.split(",")) if old else not kinds:
+            return Path("/sys/fs/cgroup", "memory" if old else "", path.lstrip("/"))
+    raise FileNotFoundError("no control group")
+
+
+def device_name(device) -> str:
+    """What a device is called, for people: "NVIDIA H100", "AMD EPYC 7551P, 2 threads"."""
+    device = torch.device(device)
+    if device.type in ("cuda", "xpu"):
+        return getattr(torch, device.type).get_device_name(device)
+    if device.type == "mps":
+        return "Apple GPU"
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, IndexError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = [line.split(":")[1].strip() for line in lines if line.startswith("model name")][0]
+    return f"{name}, {torch.get_num_threads()} threads"

@@ -102,13 +102,13 @@ def _resize(x: Tensor, *scales: float) -> Tensor:
 def _with_mirrored_borders(x: Tensor, axis: int, before: int, after: int) -> Tensor:
     size = x.shape[axis]
     head, tail = (
-        x.index_select(axis, _mirror(index, size).to(x.device))
+        x.index_select(axis, mirror(index, size).to(x.device))
         for index in (torch.arange(-before, 0), torch.arange(size, size + after))
     )
     return torch.cat((head, x, tail), axis)
 
 
-def _mirror(index: Tensor, size: int) -> Tensor:
+def mirror(index: Tensor, size: int) -> Tensor:
     """Positions outside 0 .. size - 1 reflected into it, the edge pixel repeated: … 1 0 | 0 1 …"""
     index = index.remainder(2 * size)
     return torch.minimum(index, 2 * size - 1 - index)
@@ -128,7 +128,7 @@ def _contributions(size: int, target: int, scale: float, device=None) -> tuple[T
     d = (centre - index).abs() / widen
     near, far = (1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2
     weights = torch.where(d <= 1, near, far) * (d <= 2)
-    return _mirror(index, size), weights / weights.sum(1, keepdim=True)
+    return mirror(index, size), weights / weights.sum(1, keepdim=True)
 
 
 def _weights(size: int, scale: float, like: Tensor) -> Tensor:

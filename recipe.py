@@ -1,5 +1,10 @@
-"""What the two training recipes consist of: the start, the network that is trained, the optimizer, the rate."""
+"""What the two training recipes consist of: start, training network, loss, optimizer and rate.
 
+"paper" is the authors' training (section 3.3 and their Caffe files); "fast" reaches more in a
+thousandth of the steps. train.py runs either; `restore` reads what it has saved of a run.
+"""
+
+import copy
 import math
 
 import torch
@@ -12,12 +17,15 @@ from model import SRCNN
 from soap import SOAP
 
 WARMUP_STEPS = 100
-LOG_FLOOR = 2e-5  # the fast recipe's loss is the mean of log(MSE + this) over crops, as mean PSNR is, up to 47 dB
+EMA_DECAY = 0.999
+LOG_FLOOR = 2e-5  # added to each crop's MSE before the logarithm: 47 dB
+LARGEST = 2**53  # of the whole numbers in a last.pth: more than any run has
 
 
+# --------------------------------------------------------------------------------- the network
 class TrainedSRCNN(SRCNN):
-    """SRCNN on unpadded convolutions as it is trained: with bf16 its weights are dithered, and on a CPU the last layer
-    has its own kernel (1.1 times as fast a step for 9-5-5, 1.5 times for 9-1-5)."""
+    """SRCNN on unpadded convolutions as it is trained: with bf16 its weights are dithered, and on
+    a CPU the last layer has its own kernel (1.1 times as fast a step for 9-5-5, 1.5 for 9-1-5)."""
 
     def forward(self, x: Tensor) -> Tensor:
         first, second, third = self.features[0], self.map[0], self.reconstruction
@@ -26,56 +34,81 @@ class TrainedSRCNN(SRCNN):
             weights = [dithered(weight) for weight in weights]
         x = F.relu(F.conv2d(x, weights[0], first.bias), inplace=True)
         x = F.relu(F.conv2d(x, weights[1], second.bias), inplace=True)
-        if x.device.type != "cpu":
-            return F.conv2d(x, weights[2], third.bias)
-        with torch.autocast("cpu", enabled=False):
-            return NarrowConv2d.apply(x, weights[2]) + third.bias.view(-1, 1, 1)
+        if x.device.type == "cpu":
+            with torch.autocast("cpu", enabled=False):
+                x = NarrowConv2d.apply(x, weights[2])
+        else:
+            x = F.conv2d(x, weights[2]).float()
+        # In float32: bf16 would round the bias, which is a part of every pixel, to 8 bits
+        return x + third.bias.view(-1, 1, 1)
 
 
 def dithered(weight: Tensor) -> Tensor:
-    """weight rounded to bf16 at random, up or down with the odds that keep its mean. Rounded to the nearest, weights
-    settle for errors of 0.2 % as the learning rate falls, and the network in fp32 was up to 0.17 dB worse."""
+    """weight rounded to bf16 at random, up or down with the odds that keep its mean. Rounded to the
+    nearest, weights settle for errors of 0.2 % as the learning rate falls, and the network in fp32
+    was up to 0.17 dB worse."""
     bits = weight.detach().view(torch.int32)
+    # bf16 is the upper half of float32: a random number in the lower half carries over by chance
     rounded = (bits + torch.randint_like(bits, 1 << 16)).bitwise_and_(-1 << 16).view(torch.float32)
     return weight + (rounded - weight.detach())
 
 
+def seed_dithering(device: torch.device, seed: int):
+    """Seed the one generator that `dithered` draws from there; `torch.manual_seed` would seed those
+    of all devices, which takes half a millisecond."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        getattr(torch, device.type).manual_seed(seed)
+
+
 def build(settings, checkpoint, device):
-    """The network that is trained, on unpadded convolutions, and the average of its weights that is kept."""
+    """The network that is trained, on unpadded convolutions, and the average of its weights.
+
+    Args:
+        checkpoint: of `load_checkpoint`, to begin with its weights; None: with the recipe's start.
+    Raises UserError for a checkpoint of another network than the settings ask for.
+    """
     if checkpoint:
-        for name, found in (
-            ("kernel_sizes", tuple(checkpoint["kernel_sizes"])),
-            ("channels", checkpoint["channels"]),
-        ):
-            if found != getattr(settings, name):
-                raise UserError(
-                    f"{settings.resume}: has {name}={found}, config asks for {getattr(settings, name)}; "
-                    f"set {name} or give another checkpoint"
-                )
-        if checkpoint["training"] and checkpoint["upscale_factor"] != settings.upscale_factor:
-            raise UserError(
-                f"{settings.resume}: a run at x{checkpoint['upscale_factor']}, config asks for "
-                f"x{settings.upscale_factor}; to start from its weights give its best.pth"
-            )
+        _check_network(checkpoint, settings)
         average = SRCNN.from_checkpoint(checkpoint)
     else:
         average = SRCNN(settings.kernel_sizes, settings.channels)
         initialize(average, settings.recipe)
-    average.upscale_factor, average.padding_mode, average.interpolation = (
-        settings.upscale_factor,
-        "replicate",
-        "matlab",
-    )
-    average.to(device).eval().requires_grad_(False)
+    # What the weights are for from now on, whatever they were made for
+    average.upscale_factor = settings.upscale_factor
+    average.padding_mode, average.interpolation = "replicate", "matlab"
     network = TrainedSRCNN(average.kernel_sizes, average.channels, average.widths, "valid")
     network.load_state_dict(average.state_dict())
-    return network.to(device, memory_format=torch.channels_last), average
+    for each in (average, network):
+        each.to(device, memory_format=torch.channels_last)
+    return network, average.eval().requires_grad_(False)
+
+
+def _check_network(checkpoint, settings):
+    for name in ("kernel_sizes", "channels"):
+        found, wanted = checkpoint[name], getattr(settings, name)
+        if found != wanted:
+            raise UserError(
+                f"{settings.resume}: has {name}={found}, config asks for {wanted}; "
+                f"set {name} or give another checkpoint"
+            )
+    # Weights alone may come from any scale; a run's history and best score are those of its own
+    scale = checkpoint["upscale_factor"]
+    if checkpoint["training"] and scale != settings.upscale_factor:
+        raise UserError(
+            f"{settings.resume}: a run at x{scale}, config asks for x{settings.upscale_factor}; "
+            "to start from its weights give its best.pth"
+        )
 
 
 @torch.no_grad()
 def initialize(network, recipe):
-    """paper: Gaussian of deviation 0.001, zero biases (section 3.3). fast: small random filters, and in each layer
-    the first `channels` filters pass the input through, so that training starts at bicubic instead of at black."""
+    """paper: Gaussian of deviation 0.001, zero biases (section 3.3).
+
+    fast: small random filters, and in each layer the first `channels` filters pass the input
+    through, so that training starts at bicubic instead of at black.
+    """
     layers = network.features[0], network.map[0], network.reconstruction
     for layer in layers:
         nn.init.zeros_(layer.bias)
@@ -84,39 +117,183 @@ def initialize(network, recipe):
         else:
             nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
             layer.weight *= 0.5
-    if recipe != "paper":
+    if recipe == "fast":
         network.reconstruction.weight.zero_()
         for layer in layers:
+            height, width = layer.kernel_size
             for channel in range(network.channels):
                 layer.weight[channel] = 0
-                layer.weight[
-                    channel, channel, layer.kernel_size[0] // 2, layer.kernel_size[1] // 2
-                ] = 1
+                layer.weight[channel, channel, height // 2, width // 2] = 1
+
+
+# ---------------------------------------------------------------------------- loss and optimizer
+def loss_of(sr: Tensor, hr: Tensor, recipe: str) -> Tensor:
+    """paper: Caffe's EuclideanLoss, the sum of squares over twice the batch. The paper writes their
+    mean (section 3.3), but its learning rates belong to the sum.
+
+    fast: the mean over crops of log(MSE), which is their mean PSNR but for a factor. So a crop of
+    sky counts as much as one of grass, where the mean of squares sees the grass alone.
+    """
+    squares = (sr - hr).square()
+    if recipe == "paper":
+        return squares.sum() / (2 * len(sr))
+    return (squares.mean((1, 2, 3)) + LOG_FLOOR).log().mean()
 
 
 def make_optimizer(network, settings):
+    """paper: SGD with momentum 0.9, a tenth of the rate for the last layer (section 3.3) and for
+    every bias (the authors' solver). fast: SOAP."""
+    first, middle, last = network.features[0], network.map[0], network.reconstruction
     if settings.recipe == "fast":
-        middle = network.map[0].weight
-        others = [p for p in network.parameters() if p is not middle]
-        # A wide sum needs small steps: the rate is for the 64 inputs of 9-1-5's middle layer
+        others = [p for p in network.parameters() if p is not middle.weight]
+        # A sum of many inputs needs small steps: the rate is for the 64 of 9-1-5's middle layer
+        inputs = middle.weight[0].numel()
         return SOAP(
-            [{"params": [middle], "factor": (64 / middle[0].numel()) ** 0.5}, {"params": others}]
+            [{"params": [middle.weight], "factor": (64 / inputs) ** 0.5}, {"params": others}]
         )
-    weights = [network.features[0].weight, network.map[0].weight]
-    others = [network.reconstruction.weight] + [
-        layer.bias for layer in (network.features[0], network.map[0], network.reconstruction)
+    slow = [last.weight, first.bias, middle.bias, last.bias]
+    groups = [
+        {"params": [first.weight, middle.weight], "factor": 1.0},
+        {"params": slow, "factor": 0.1},
     ]
-    # The authors' solver: momentum 0.9, a tenth of the rate for the last layer and for every bias (section 3.3)
-    return torch.optim.SGD(
-        [{"params": weights, "factor": 1.0}, {"params": others, "factor": 0.1}],
-        lr=settings.learning_rate,
-        momentum=0.9,
-    )
+    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=0.9)
 
 
 def rate_at(step, settings) -> float:
-    """Constant (paper), or a cosine from learning_rate to zero after a short warm-up (fast)."""
+    """paper: constant. fast: a cosine from learning_rate to zero after a short warm-up."""
     if settings.recipe == "paper":
         return settings.learning_rate
     warmup = min(1, (step + 1) / WARMUP_STEPS)
     return settings.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+
+
+def average_decay(step, recipe) -> float:
+    """How much of the averaged weights stays at a step. paper: nothing, the last weights count.
+    fast: little at first, so that the start is soon forgotten."""
+    return 0 if recipe == "paper" else min(EMA_DECAY, (step + 1) / (step + 10))
+
+
+# ----------------------------------------------------------------------------- going on with a run
+class _Unfit(Exception):
+    """What is wrong with the state of a run; `restore` puts the file's name in front."""
+
+
+def restore(training: dict, network, optimizer, settings) -> dict:
+    """Put what a last.pth holds beside its weights into network and optimizer.
+
+    Args:
+        training: of `load_checkpoint`; the file may come from anywhere, so all of it is checked:
+            types, ranges, and every tensor against those of an optimizer that has made a step.
+    Returns step, best, seconds, loss and history of the run.
+    Raises UserError, one line, if anything of it does not fit; then nothing has been changed.
+    """
+    try:
+        run = _numbers(training)
+        expected = {
+            "network": network.state_dict(),
+            "state": _state_after_a_step(network, settings),
+        }
+        optimizer_state = training.get("optimizer")
+        found = {
+            "network": training.get("network"),
+            "state": optimizer_state.get("state") if isinstance(optimizer_state, dict) else None,
+        }
+        found = {name: _like(found[name], expected[name], name) for name in expected}
+    except _Unfit as unfit:
+        raise UserError(
+            f"{settings.resume}: its state does not fit recipe={settings.recipe} ({unfit}); "
+            "to start from its weights give its best.pth"
+        ) from None
+    network.load_state_dict(found["network"])
+    # Rates and the like follow from the settings: of the file's, only the state counts
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": found["state"], "param_groups": groups})
+    return run
+
+
+def _numbers(training: dict) -> dict:
+    """step, best, seconds, loss and history of a run, checked."""
+    step, history = training.get("step"), training.get("history")
+    run = {key: training.get(key) for key in ("best", "seconds")}
+    run["loss"] = training.get("loss", math.nan)  # older files have none
+    if type(step) is not int or not 1 <= step < LARGEST:
+        raise _Unfit(f"step is {_kind(step)}, expected a number of steps")
+    for key, value in run.items():
+        if not _is_number(value) or (math.isnan(value) and key != "loss"):
+            raise _Unfit(f"{key} is {_kind(value)}, expected a number")
+    if not 0 <= run["seconds"] < math.inf:
+        raise _Unfit(f"seconds is {run['seconds']}, expected a length of time")
+    if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
+        raise _Unfit(f"history is {_kind(history)}, expected the rows of metrics.csv")
+    for row in history:
+        names = all(isinstance(name, str) and name.isprintable() and name for name in row)
+        if not names or not all(map(_is_number, row.values())) or type(row.get("step")) is not int:
+            raise _Unfit("history has a row that is not one of metrics.csv")
+    return {"step": step, "history": history, **run}
+
+
+def _state_after_a_step(network, settings) -> dict:
+    """What the recipe's optimizer holds after its first step, for a network like this one."""
+    twin = copy.deepcopy(network).to("cpu")
+    for parameter in twin.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer = make_optimizer(twin, settings)
+    optimizer.step()
+    return optimizer.state_dict()["state"]
+
+
+def _like(found, expected, name):
+    """found, if it is built as expected: the same keys and lengths, numbers for numbers, and
+    tensors of the same type and shape."""
+    if isinstance(expected, dict):
+        if not isinstance(found, dict) or found.keys() != expected.keys():
+            raise _Unfit(f"{name} is {_kind(found)}, expected {len(expected)} entries")
+        return {key: _like(found[key], expected[key], f"{name}.{key}") for key in expected}
+    if isinstance(expected, (list, tuple)):
+        if not isinstance(found, (list, tuple)) or len(found) != len(expected):
+            raise _Unfit(f"{name} is {_kind(found)}, expected {len(expected)} entries")
+        pairs = zip(found, expected)
+        return [_like(*pair, f"{name}.{i}") for i, pair in enumerate(pairs)]
+    if isinstance(expected, Tensor):
+        return _tensor_like(found, expected, name)
+    if type(found) is not type(expected):
+        raise _Unfit(f"{name} is {_kind(found)}, expected {_kind(expected)}")
+    if _is_number(found) and not 0 <= found < LARGEST:
+        raise _Unfit(f"{name} is out of range")
+    return found
+
+
+def _tensor_like(found, expected, name) -> Tensor:
+    same = (
+        isinstance(found, Tensor)
+        and found.layout == torch.strided
+        and (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    )
+    if not same:
+        raise _Unfit(f"{name} is {_kind(found)}, expected {_kind(expected)}")
+    if not found.isfinite().all():
+        raise _Unfit(f"{name} holds NaN or infinite numbers")
+    # Values that share memory, as expand() makes them, could not be changed one by one
+    reach = 0
+    for stride, size in sorted(zip(found.stride(), found.shape)):
+        if size > 1 and stride <= reach:
+            raise _Unfit(f"{name} has values that share memory")
+        reach += stride * (size - 1)
+    return found.detach()
+
+
+def _is_number(value) -> bool:
+    """Whether it is an int or a float, no bool and no integer of more than 64 bits."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
+
+
+def _kind(thing) -> str:
+    """What something is, for a message."""
+    if isinstance(thing, Tensor):
+        sides = "×".join(map(str, thing.shape)) or "one number"
+        return f"a tensor of {str(thing.dtype).removeprefix('torch.')}, {sides}"
+    if _is_number(thing):
+        return str(thing)
+    if isinstance(thing, (dict, list, tuple)):
+        return f"a {type(thing).__name__} of {len(thing)}"
+    return "missing" if thing is None else f"a {type(thing).__name__}"

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 import dataset
 import image_io
 import imgproc
-from dataset import DeviceCrops, StreamedCrops, load_images, split_holdout
+from dataset import CropPlan, DeviceCrops, StreamedCrops, load_images, split_holdout
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +20,11 @@ def folder(tmp_path_factory):
 
 
 def make_crops(kind, folder, **options):
+    """The set on the device with lr kept ("device") or made per batch ("lean"), or streamed."""
     images = load_images(folder)[1]
     if kind == "stream":
-        return StreamedCrops(folder, range(len(images)), **options)
-    return DeviceCrops(images, device="cpu", **options)
+        return StreamedCrops(folder, range(len(images)), CropPlan(**options))
+    return DeviceCrops(images, CropPlan(**options), keep_lr=kind == "device")
 
 
 def prepared(path, images):
@@ -37,29 +38,29 @@ def prepared(path, images):
 
 @pytest.mark.parametrize("stride", [1, 14])
 @pytest.mark.parametrize("channels, scale, quantize", [(1, 3, False), (1, 2, False), (3, 4, True)])
-def test_streamed_is_the_same_as_on_the_device(tmp_path, channels, scale, quantize, stride):
+def test_lr_per_batch_and_streamed_are_the_same_as_kept(
+    tmp_path, channels, scale, quantize, stride
+):
     """Images of several sizes, one of them too small; crops touch all their borders."""
     torch.manual_seed(0)
     sizes = [(40, 95), (20, 20), (61, 37), (35, 35), (130, 41)]
     images = [torch.randint(0, 256, (channels, *size), dtype=torch.uint8) for size in sizes]
     kept = [4, 0, 1, 3]
-    options = dict(
-        upscale_factor=scale, batch_size=200, crop_size=24, stride=stride, quantize=quantize, seed=5
-    )
-    device = DeviceCrops([images[i] for i in kept], device="cpu", **options)
-    stream = StreamedCrops(prepared(tmp_path / "set", images), kept, **options)
-    assert device.count == stream.count
+    plan = CropPlan(scale, 200, 24, stride, quantize, seed=5)
+    device = DeviceCrops([images[i] for i in kept], plan)
+    lean = DeviceCrops([images[i] for i in kept], plan, keep_lr=False)
+    stream = StreamedCrops(prepared(tmp_path / "set", images), kept, plan)
+    assert device.count == lean.count == stream.count and lean.lr is None
     for step in (0, 7):
-        for a, b in zip(device[step], stream[step]):
-            assert (
-                a.shape == b.shape == (200, channels, 24, 24)
-                and a.dtype == b.dtype == torch.float32
-            )
-            torch.testing.assert_close(a, b, rtol=0, atol=1.5e-6)
-    assert torch.equal(device[7][1], stream[7][1])
+        for other in (lean, stream):
+            for a, b in zip(device[step], other[step]):
+                assert a.shape == b.shape == (200, channels, 24, 24)
+                assert a.dtype == b.dtype == torch.float32
+                torch.testing.assert_close(a, b, rtol=0, atol=1.5e-6)
+            assert torch.equal(device[7][1], other[7][1])
 
 
-@pytest.mark.parametrize("kind", ["device", "stream"])
+@pytest.mark.parametrize("kind", ["device", "lean", "stream"])
 def test_crops_come_in_all_8_ways(folder, kind):
     """Each crop is a part of an image, flipped and turned as its transform says, and lr is hr's own."""
     images = load_images(folder)[1]
@@ -87,7 +88,7 @@ def test_positions_are_uniform():
         torch.zeros(1, 18, 60, dtype=torch.uint8),
         torch.zeros(1, 24, 25, dtype=torch.uint8),
     ]
-    crops = DeviceCrops(images, 2, 40_000, 24, "cpu")
+    crops = DeviceCrops(images, CropPlan(2, 40_000, 24))
     assert crops.count == 3 * 3 + 1  # 26×26 (cropped to multiples of 2), and 24×24
     image, top, left, transform = crops.draw(0)
     counts = torch.zeros(2, 3, 3).index_put_((image, top, left), torch.ones(()), accumulate=True)
@@ -97,14 +98,14 @@ def test_positions_are_uniform():
 
 def test_batches_follow_from_seed_and_step(folder):
     images = load_images(folder)[1]
-    a, b, other = (DeviceCrops(images, 3, 8, 24, "cpu", seed=seed) for seed in (0, 0, 1))
+    a, b, other = (DeviceCrops(images, CropPlan(3, 8, 24, seed=seed)) for seed in (0, 0, 1))
     b[0], b[1]
     assert torch.equal(a[5][0], b[5][0]) and torch.equal(a[5][0], a[5][0])
     assert not torch.equal(a[5][0], a[6][0]) and not torch.equal(a[5][0], other[5][0])
 
 
 @pytest.mark.parametrize("stride", [1, 14])
-@pytest.mark.parametrize("kind", ["device", "stream"])
+@pytest.mark.parametrize("kind", ["device", "lean", "stream"])
 def test_processes_share_the_batch(folder, kind, stride):
     """Together, the processes' parts are the batch of one process."""
 
@@ -130,7 +131,7 @@ def test_paper_sub_images():
             expected += [
                 image[:, y : y + 33, x : x + 33] for x in range(0, image.shape[2] - 32, 14)
             ]
-    crops = DeviceCrops(images, 3, 4, 33, "cpu", stride=14)
+    crops = DeviceCrops(images, CropPlan(3, 4, 33, stride=14))
     assert crops.count == len(expected) == 2 * 2 + 1 + 1 * 4
     seen = [crop for step in range(9) for crop in (crops[step][1] * 255).byte()]
     assert {bytes(c.numpy()) for c in seen} == {bytes(e.numpy()) for e in expected} and len(
@@ -143,12 +144,14 @@ def test_paper_sub_images():
 
 def test_t91_has_21884_sub_images(shared):
     sizes = [image_io.image_size(path) for path in (shared / "data/T91").glob("*.bmp")]
-    assert dataset._Crops(sizes, 3, 128, 33, 14, 0, 0, 1, "cpu").count == 21_884
+    assert dataset._Crops(CropPlan(3, 128, 33, stride=14), sizes).count == 21_884
 
 
 def test_shrunk_copies(folder):
     images = load_images(folder)[1][:1]
-    crops = DeviceCrops(images, 2, 64, 24, "cpu", shrink=(0.75, 0.3))  # 0.3 leaves less than a crop
+    crops = DeviceCrops(
+        images, CropPlan(2, 64, 24), shrink=(0.75, 0.3)
+    )  # 0.3 leaves less than a crop
     assert crops.sizes.tolist() == [[64, 60], [48, 44]]  # 48×45 cropped to multiples of 2
     small = imgproc.imresize(images[0].float(), 0.75).round().clamp(0, 255)[:, :48, :44]
     assert torch.equal(crops.hr[0, 64 * 60 :].view(48, 44).float(), small[0])
@@ -158,7 +161,7 @@ def test_shrunk_copies(folder):
 def test_worker_processes(folder, context):
     """Batches that worker processes make are those of this process, however they were started; what is sent to them
     holds no pixels."""
-    stream = StreamedCrops(folder, [0, 2, 3], 3, 8, 24)
+    stream = StreamedCrops(folder, [0, 2, 3], CropPlan(3, 8, 24))
     assert len(pickle.dumps(stream)) < 1000
     loader = DataLoader(
         stream, batch_size=None, sampler=range(4, 7), num_workers=1, multiprocessing_context=context
@@ -170,9 +173,9 @@ def test_worker_processes(folder, context):
 def test_sets_that_cannot_be_used(folder, tmp_path):
     images = load_images(folder)[1]
     with pytest.raises(ValueError, match="crop_size=61: no training image is that large"):
-        DeviceCrops(images, 3, 4, 61, "cpu")
+        DeviceCrops(images, CropPlan(3, 4, 61))
     with pytest.raises(ValueError, match="crop_size=61: no training image is that large"):
-        StreamedCrops(folder, range(6), 3, 4, 61)
+        StreamedCrops(folder, range(6), CropPlan(3, 4, 61))
     with pytest.raises(FileNotFoundError, match="not prepared; run prepare_dataset.py"):
         load_images(tmp_path)
     prepared(tmp_path / "set", images)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from launch import Run, prepare
 
-from dataset import StreamedCrops
+from dataset import CropPlan, StreamedCrops
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -54,7 +54,7 @@ def test_streaming_does_not_read_what_it_does_not_use(tmp_path):
     shard = {"names": ["big"] * 4, "images": [image.view(1, 4096, 4096) for image in images]}
     torch.save(shard, tmp_path / "00000-of-00001.pth")
     del shard, images
-    crops = StreamedCrops(tmp_path, range(4), 3, 64, 48)
+    crops = StreamedCrops(tmp_path, range(4), CropPlan(3, 64, 48))
     for step in range(20):
         crops[step]
     assert anonymous() - before < 32  # MiB, of 64 MiB on disk

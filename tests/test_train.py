@@ -175,7 +175,7 @@ def test_signal_saves_and_says_how_to_go_on(start, tmp_path, number, options):
     """The last case: Ctrl-C in a terminal reaches the loading processes as well."""
     options = [*options.split(), "--exp_name", "run", "--valid_frequency", 50_000]
     run = start(*options, "--steps", 100_000, before=os.setsid)
-    run.wait_for(lambda: "loss" in run.output)
+    run.wait_for(lambda: "steps a second" in run.output)
     os.killpg(run.process.pid, number)
     assert run.wait() == 128 + number, run.output
     line = run.output.strip().splitlines()[-1]
@@ -249,7 +249,7 @@ def test_divergence_names_the_step_and_keeps_the_checkpoint(start, tmp_path, rec
     )
     assert contents(folder) == before
     # with a checkpoint every step, the weights have grown when the last one is saved, but are numbers
-    assert "not finite at step" in start(*options, "--valid_frequency", 1).error()
+    assert "not finite at step" in start(*options, "--valid_frequency", 1, "--overwrite").error()
     checkpoint = torch.load(folder / "last.pth", weights_only=True)
     assert train.all_finite(
         SRCNN.from_checkpoint(load_checkpoint(folder / "last.pth")),
@@ -476,7 +476,7 @@ def test_paper_recipe_steps_by_hand(start, data, tmp_path):
     network = SRCNN((5, 1, 3), padding_mode="valid")
     recipe.initialize(network, "paper")
     images = torch.load(data / "prepared/tiny-y/00000-of-00001.pth", weights_only=True)["images"]
-    crops = dataset.DeviceCrops(images, 3, 4, 33, "cpu", stride=14)
+    crops = dataset.DeviceCrops(images, dataset.CropPlan(3, 4, 33, stride=14))
     rates = [1e-2, 1e-3, 1e-2, 1e-3, 1e-3, 1e-3]
     speed = [torch.zeros_like(p) for p in network.parameters()]
     for step in range(3):
