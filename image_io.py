@@ -7,6 +7,7 @@ bits, are written here, by several threads and some rows at a time.
 
 import contextlib
 import importlib.util
+import logging
 import os
 import struct
 import warnings
@@ -50,10 +51,14 @@ SAMPLE = {
 
 
 # ------------------------------------------------------------------------------------ libraries
+_NO_LOG = logging.NullHandler()
+
+
 def _pillow():
-    """Pillow, which also opens HEIC files where the package pillow-heif is installed."""
+    """Pillow, told not to log, which also opens HEIC files where pillow-heif is installed."""
     from PIL import Image
 
+    logging.getLogger("PIL").addHandler(_NO_LOG)  # once, however often
     if importlib.util.find_spec("pillow_heif"):
         import pillow_heif
 

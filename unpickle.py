@@ -17,6 +17,7 @@ import struct
 import sys
 import zipfile
 from collections import OrderedDict
+from dataclasses import dataclass
 
 import torch
 
@@ -29,6 +30,7 @@ MAX_LINE = 2**12  # bytes of a line, in the old text instructions
 MAX_ENTRIES = 10_000  # in an archive
 TOO_MANY = "far more entries than an SRCNN has; give another file"
 
+# torch.FloatStorage and so on, by the first part of their names
 DTYPES = {
     "Float": torch.float32,
     "Double": torch.float64,
@@ -42,60 +44,45 @@ DTYPES = {
     "Char": torch.int8,
     "Byte": torch.uint8,
     "Bool": torch.bool,
-}  # of torch.FloatStorage and so on
-NUMPY_CODES = {
-    "f8": "d",
-    "f4": "f",
-    "f2": "e",
-    "i8": "q",
-    "i4": "i",
-    "i2": "h",
-    "i1": "b",
-    "u8": "Q",
-    "u4": "I",
-    "u2": "H",
-    "u1": "B",
-    "b1": "?",
-}  # numpy's names of its number types, and struct's
+}
+# numpy's names of its number types, and the letters that the module struct has for them
+NUMPY_TYPES = dict(zip("f8 f4 f2 i8 i4 i2 i1 u8 u4 u2 u1 b1".split(), "dfeqihbQIHB?"))
 
 
+# Objects are compared by identity, never by what they hold, so that the file has no say in it
+@dataclass(eq=False)
 class Opaque:
     """In place of a class, a function or an object that this reader does not make."""
 
-    def __init__(self, name: str):
-        self.name = name
+    name: str
 
 
+@dataclass(eq=False)
 class Maker(Opaque):
     """A name that stands for plain data, with the function of ours that makes it."""
 
-    def __init__(self, name: str, make):
-        super().__init__(name)
-        self.make = make
+    make: object
 
 
+@dataclass(eq=False)
 class StorageType(Opaque):
     """torch.FloatStorage and the like."""
 
-    def __init__(self, name: str, dtype: torch.dtype):
-        super().__init__(name)
-        self.dtype = dtype
+    dtype: torch.dtype
 
 
+@dataclass(eq=False)
 class Storage(Opaque):
-    """The numbers that tensors are views of."""
+    """The numbers that tensors are views of, in one dimension."""
 
-    def __init__(self, values: torch.Tensor):
-        super().__init__("torch.Storage")
-        self.values = values
+    values: torch.Tensor
 
 
+@dataclass(eq=False)
 class NumpyType(Opaque):
-    """A number type of numpy's, as struct writes it: "<d"."""
+    """A number type of numpy's, in struct's notation, such as "<d"."""
 
-    def __init__(self, kind: str):
-        super().__init__("numpy.dtype")
-        self.format = "<" + NUMPY_CODES.get(kind, "")
+    format: str
 
 
 class ScriptModule:
@@ -107,7 +94,7 @@ class ScriptModule:
 
 # ------------------------------------------------------------------------------ plain data
 def _tensor(storage, offset, size, stride, *_):
-    """A view of a storage, checked before torch sees it."""
+    """A view of a storage, checked before torch sees it: the file chooses all the numbers."""
     if not isinstance(storage, Storage):
         return Opaque("torch.Tensor")
     if len(size) != len(stride) or len(size) > 16:
@@ -115,6 +102,7 @@ def _tensor(storage, offset, size, stride, *_):
     if any(type(n) is not int or not 0 <= n < 2**40 for n in (offset, *size, *stride)):
         raise ValueError("a tensor's size is not a number")
     count = math.prod(size)
+    # Steps of 0 let a small storage be a large tensor, which weights.py refuses
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
     if count > 2**40 or (count and last >= len(storage.values)):
         raise ValueError("a tensor reaches beyond its storage")
@@ -135,13 +123,20 @@ def _bytes(text, encoding):
     return text.encode("latin1") if plain else Opaque("_codecs.encode")
 
 
+def _numpy_type(kind, *_):
+    """numpy.dtype("f8"); BUILD then tells the byte order."""
+    known = type(kind) is str and kind in NUMPY_TYPES
+    return NumpyType("numpy.dtype", f"<{NUMPY_TYPES[kind]}") if known else Opaque("numpy.dtype")
+
+
 def _numpy_number(kind, raw):
     """A scalar of numpy's, which many loops keep as their best PSNR."""
-    if not isinstance(kind, NumpyType) or type(raw) is not bytes or len(kind.format) < 2:
+    if not isinstance(kind, NumpyType) or type(raw) is not bytes:
         return Opaque("numpy scalar")
     return struct.unpack(kind.format, raw)[0]
 
 
+# All that a file can have called. Not one of them imports, calls or opens anything
 MAKERS = {
     "collections.OrderedDict": _dict,
     "typing.OrderedDict": _dict,
@@ -156,7 +151,7 @@ MAKERS = {
     "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
     "torch.jit._pickle.build_intlist": lambda numbers: numbers,
     "_codecs.encode": _bytes,
-    "numpy.dtype": lambda kind, *_: NumpyType(kind if type(kind) is str else ""),
+    "numpy.dtype": _numpy_type,
     "numpy.core.multiarray.scalar": _numpy_number,
     "numpy._core.multiarray.scalar": _numpy_number,
 }
@@ -168,10 +163,10 @@ def _put(target, key, value):
     Keys are text and numbers. Anything else could be made to be slow or to overflow the stack
     (tuples within tuples, huge integers with equal hashes), and becomes an opaque key.
     """
-    if isinstance(target, Opaque):
+    if any(isinstance(thing, Opaque) for thing in (target, key, value)):
         return
-    if isinstance(value, Opaque) or isinstance(key, Opaque):
-        return
+    if not isinstance(target, dict):
+        raise ValueError(f"a {type(target).__name__} is filled like a dict")
     small = type(key) is int and key.bit_length() < 64
     if not small and type(key) not in (str, float, bool, type(None)):
         key = Opaque(type(key).__name__)
@@ -180,12 +175,14 @@ def _put(target, key, value):
 
 # ------------------------------------------------------------------------------ the machine
 OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
+# Instructions whose argument goes on the stack as it is
 LITERALS = set(
     "BINUNICODE BININT1 BINFLOAT BININT2 BININT SHORT_BINUNICODE SHORT_BINBYTES BINBYTES LONG1 "
     "LONG4 INT LONG FLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE8 BINBYTES8 "
     "BYTEARRAY8".split()
 )
-SIZED = {  # instructions with a text, and the bytes of its length in front
+# Instructions with a text of any length, and the bytes in which its length stands in front
+SIZED = {
     "BINUNICODE": 4,
     "BINSTRING": 4,
     "BINBYTES": 4,
@@ -198,7 +195,7 @@ CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()
 
 
 class Lines(io.BytesIO):
-    """A file in memory whose lines have an end."""
+    """A file in memory, no line of which is longer than MAX_LINE."""
 
     def readline(self):
         return super().readline(MAX_LINE)
@@ -240,6 +237,7 @@ class Machine:
         """The next instruction: its name and its argument."""
         opcode = OPCODES[file.read(1)]
         if opcode.name in SIZED:
+            # Not read at all if it is long: MMEngine keeps a run's losses as texts of megabytes
             width = SIZED[opcode.name]
             size = int.from_bytes(file.read(width), "little")
             if size > MAX_TEXT:
@@ -247,6 +245,7 @@ class Machine:
                 return opcode.name, Opaque("a long text")
             file.seek(-width, 1)
         argument = opcode.arg.reader(file) if opcode.arg else None
+        # 128 bits are numpy's random state; of huge numbers even printing takes long
         if type(argument) is int and argument.bit_length() > 128:
             return opcode.name, Opaque("a large number")
         if type(argument) in (str, bytes, bytearray):
@@ -301,7 +300,7 @@ class Machine:
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 count = int(name[-1])
                 stack[-count:] = [tuple(stack[-count:])]
-            # Everything else is named, called or filled in: by our own functions, or not at all
+            # Python's machine would import, call and fill in here; ours asks the table MAKERS
             case "GLOBAL":
                 stack.append(self.named(argument.replace(" ", ".", 1)))
             case "STACK_GLOBAL":
@@ -338,16 +337,20 @@ class Machine:
             _put(self.stack[-1], key, value)
 
     def extend(self, items: list):
-        if not isinstance(self.stack[-1], Opaque):
+        if isinstance(self.stack[-1], list):
             self.stack[-1].extend(item for item in items if not isinstance(item, Opaque))
+        elif not isinstance(self.stack[-1], Opaque):
+            raise ValueError(f"a {type(self.stack[-1]).__name__} is filled like a list")
 
     def named(self, name: str) -> Opaque:
         """What an imported name stands for here."""
         if name in MAKERS:
             return Maker(name, MAKERS[name])
+        # cuda's as well: what was saved on a GPU is read on any machine
         storage = re.fullmatch(r"torch\.(?:cuda\.)?(\w+)Storage", name)
         if storage and storage[1] in DTYPES:
             return StorageType(name, DTYPES[storage[1]])
+        # The classes of TorchScript, whose code lies in the archive and is left there
         if name.startswith("__torch__."):
             return Maker(name, ScriptModule)
         self.passed_over[name] = True
@@ -385,7 +388,7 @@ class Machine:
                 values = self.storage(kind.dtype, key, count)
                 if view and view[0]:  # (key, start, count): part of another, before torch 0.4
                     values = values[view[0][1] :][: view[0][2]]
-                return Storage(values)
+                return Storage("torch.Storage", values)
         return Opaque("torch.Storage")
 
 

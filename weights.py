@@ -1,32 +1,29 @@
 """Anybody's file to an SRCNN's weights and what it says of them, and back.
 
-Whoever distrusts a file reads this and the two rooms below: unpickle.py for files by torch,
-matfile.py for MATLAB's. Nothing that a file holds is imported, called or run.
+This room knows whose layouts there are. The bytes are read in the two below: unpickle.py for
+files by torch, matfile.py for MATLAB's. Nothing that a file holds is imported, called or run.
 """
 
-import hashlib
 import io
 import math
 import os
 import re
-import urllib.request
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor, nn
 
 import matfile
 import unpickle
-from files import UserError, write_file
+from download import address_of, download
+from files import UserError
 
 PADDING_MODES = ("replicate", "zeros", "valid")
 WEIGHTS = Path(__file__).resolve().parent / "assets" / "weights"
 MAX_BYTES = 2**28  # of a file: room for the training state of a wide network
 MAX_VALUES = 2**24  # of one tensor
-SECONDS = 30  # that a server may be silent
 
 LAYERS = ("features.0", "map.0", "reconstruction")  # our names of the three layers, Lornatang's too
 PLAIN_LAYERS = ("conv1", "conv2", "conv3")  # everybody else's
@@ -173,9 +170,9 @@ def load_checkpoint(path, interpolation: str = "auto") -> dict:
     line each. The file may come from anywhere: time and memory stay bounded.
     """
     name = " ".join(str(path).split())
-    address = _address(path)
+    address = address_of(path)
     if address:
-        path = download(address)
+        path = download(address, MAX_BYTES)
     elif not os.path.exists(path):
         raise FileNotFoundError(f"{name}: no such file; give the path of a checkpoint")
     elif not os.path.isfile(path):
@@ -189,8 +186,13 @@ def load_checkpoint(path, interpolation: str = "auto") -> dict:
     except Exception as error:  # the readers raise nearly anything on damaged files
         message = f"damaged or cut off ({type(error).__name__}); copy or download it again"
         cause = error
-    if address:  # what came may be a page of the server's instead of the file
-        path.unlink(missing_ok=True)
+    if address:
+        path.unlink(missing_ok=True)  # so that a mended file is downloaded again
+        if data.lstrip()[:1] == b"<":
+            message = (
+                "a web page, not a file; give the file's own address (on GitHub with raw, on "
+                "Hugging Face with resolve, in place of blob)"
+            )
     raise UserError(f"{name}: {message}") from cause
 
 
@@ -201,7 +203,8 @@ def _recognise(data: bytes, interpolation: str) -> dict:
         state_dict, layout = _find_layers(said, entries)
         kernel_sizes, channels, widths = _architecture(state_dict)
     except UserError as refused:
-        raise UserError(f"{refused}{_would_run(passed_over, entries)}") from None
+        raise UserError(f"{refused}{_would_run(passed_over)}") from None
+    # The one network that MMagic offers, whose bare weights have the names of yjn870's
     if layout == "yjn870" and (kernel_sizes, channels) == ((9, 1, 5), 3):
         layout = "mmagic"
     facts = said.get("facts")
@@ -235,22 +238,22 @@ def _read(data: bytes) -> tuple[dict, dict, list[str]]:
             f"neither a PyTorch checkpoint nor a MATLAB file (it begins with {data[:12]!r})"
         )
     content, passed_over = unpickle.load(data)
+    # What an outer dict says counts more than what lies within it
     said = {}
     for _ in range(10):
         if not isinstance(content, dict):
             break
         said = {**getattr(content, "_metadata", {}), **content, **said}
+        # A dict of weights is often the value of one of these keys, and sometimes that of another
         inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), dict)]
         if not inner:
             return said, content, passed_over
         content = inner[0]
     found = "nothing" if isinstance(content, unpickle.Opaque) else f"a {type(content).__name__}"
-    raise UserError(
-        f"holds {found}; expected an SRCNN's state dict{_would_run(passed_over, content)}"
-    )
+    raise UserError(f"holds {found}; expected an SRCNN's state dict{_would_run(passed_over)}")
 
 
-def _would_run(passed_over: list[str], entries) -> str:
+def _would_run(passed_over: list[str]) -> str:
     """For a message: what a file without weights holds instead."""
     if not passed_over:
         return ""
@@ -260,6 +263,7 @@ def _would_run(passed_over: list[str], entries) -> str:
 
 def _find_layers(said: dict, entries: dict) -> tuple[dict, str]:
     """The state dict under our names, float32, and the layout of the file it came from."""
+    # Their names without "module." and the like, to the names as they stand in the file
     names = {PREFIXES.sub("", name, 1): name for name in entries if isinstance(name, str)}
     layers = PLAIN_LAYERS if "conv1.weight" in names else LAYERS
     expected = {
@@ -294,6 +298,7 @@ def _checked(name: str, tensor) -> Tensor:
             f"{name} is {_shown(getattr(tensor, 'dtype', tensor))}; expected up to "
             f"{MAX_VALUES:,} floating-point numbers"
         )
+    # The clone lets go of the memory around it: a storage may hold much more
     tensor = tensor.float().contiguous().clone()
     if not tensor.isfinite().all():
         raise UserError(f"{name} holds NaN or infinite numbers; take an earlier checkpoint")
@@ -307,10 +312,10 @@ def _architecture(state_dict: dict) -> tuple:
         (n1, channels, _, f1), (n2, _, _, f2), (_, _, _, f3) = shapes[::2]
         weights = [(n1, channels, f1, f1), (n2, n1, f2, f2), (channels, n2, f3, f3)]
         biases = [(n1,), (n2,), (channels,)]
+        fit = shapes[::2] == weights and shapes[1::2] == biases
         odd = f1 % 2 and f2 % 2 and f3 % 2
-        if shapes[::2] == weights and shapes[1::2] == biases and channels in (1, 3) and n1 and n2:
-            if odd:
-                return (f1, f2, f3), channels, (n1, n2)
+        if fit and odd and channels in (1, 3) and n1 and n2:
+            return (f1, f2, f3), channels, (n1, n2)
     layers = ", ".join("×".join(map(str, shape)) for shape in shapes[::2])
     raise UserError(
         f"layers of {layers}; expected n1×c×f1×f1, n2×n1×f2×f2 and c×n2×f3×f3, "
@@ -330,6 +335,7 @@ def _made_for(said: dict, layout: str, interpolation: str) -> dict:
             raise UserError(f"{key} is {_shown(said[key])}; expected one of {some}")
     if interpolation == "auto":
         return result
+    # A setting left in config.py must not spoil weights that say what they are for
     if interpolation != said.get("interpolation", interpolation):
         raise UserError(
             f"says itself that it is for interpolation={said['interpolation']}; "
@@ -360,12 +366,8 @@ def _from_authors(data: bytes) -> tuple[dict, dict]:
         said["upscale_factor"] = int(said["upscale_factor"].sum())
     state_dict = {}
     for i, layer in enumerate(LAYERS):
-        weight, bias = arrays.get(f"weights_conv{i + 1}"), arrays.get(f"biases_conv{i + 1}")
-        for name, array in ((f"weights_conv{i + 1}", weight), (f"biases_conv{i + 1}", bias)):
-            if isinstance(array, str):
-                raise UserError(
-                    f"{name} is not an array of real numbers; expected double or single"
-                )
+        # Layer 1 has one input and layer 3 one output, for which the arrays have no dimension
+        weight, bias = (_numbers(arrays, f"{kind}_conv{i + 1}") for kind in ("weights", "biases"))
         if weight is None or bias is None or weight.dim() != (2, 3, 2)[i]:
             size = ("f1·f1, n1", "n1, f2·f2, n2", "n2, f3·f3")[i]
             raise UserError(
@@ -373,6 +375,7 @@ def _from_authors(data: bytes) -> tuple[dict, dict]:
                 "expected the authors'"
             )
         weight = (weight[None], weight, weight[..., None])[i]  # (inputs, f·f, outputs) for each
+        # To torch's (outputs, inputs, rows, columns): reshape fills rows, so transpose after it
         inputs, taps, outputs = weight.shape
         size = math.isqrt(taps)
         kernels = weight.permute(2, 0, 1).reshape(outputs, inputs, size, size)
@@ -382,6 +385,7 @@ def _from_authors(data: bytes) -> tuple[dict, dict]:
 
 
 def _numbers(arrays: dict, name: str) -> Tensor | None:
+    """An array by its name, None where there is none of it; a text is refused."""
     if isinstance(arrays.get(name), str):
         raise UserError(f"{name} is not an array of real numbers; expected double or single")
     return arrays.get(name)
@@ -451,62 +455,3 @@ def _lornatangs_optimizer(state_dict: dict) -> dict:
     ]
     groups[2]["lr"] = 1e-5
     return torch.optim.SGD(groups, lr=1e-4, momentum=0.9, weight_decay=1e-4).state_dict()
-
-
-# ---------------------------------------------------------------------------------- addresses
-def _address(path) -> str:
-    """A path as an address on the web (of which pathlib leaves one slash); "" for a file."""
-    found = re.match(r"(https?):/+(.+)", str(path), re.IGNORECASE)
-    return f"{found[1].lower()}://{found[2]}" if found else ""
-
-
-def _check_address(address: str):
-    """Only encrypted, so that nobody on the way can change the file; this machine is as good."""
-    parts = urlsplit(address)
-    if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1"):
-        raise UserError(
-            f"{address}: not encrypted; give its https:// address, or download it yourself and "
-            "give the file"
-        )
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, request, response, code, message, headers, address):
-        _check_address(address)
-        return super().redirect_request(request, response, code, message, headers, address)
-
-
-def download(address: str) -> Path:
-    """The file at an address, from torch.hub's folder if it was downloaded before.
-
-    Raises ValueError for an http:// address and a file of more than MAX_BYTES, and OSError where
-    it cannot be had, in one line each.
-    """
-    _check_address(address)
-    name = Path(urlsplit(address).path)
-    # Everybody calls their files best.pth: the address tells them apart
-    digest = hashlib.sha256(address.encode()).hexdigest()[:8]
-    stem = re.sub(r"[^\w.-]", "_", name.stem)[:80] or "weights"
-    suffix = re.sub(r"[^\w.]", "", name.suffix)[:8]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / f"{stem}-{digest}{suffix}"
-    if path.is_file():
-        return path
-    try:
-        opener = urllib.request.build_opener(_Redirects)
-        request = urllib.request.Request(address, headers={"User-Agent": "srcnn-pytorch"})
-        with opener.open(request, timeout=SECONDS) as response:
-            data = response.read(MAX_BYTES + 1)
-            if response.length and len(data) <= MAX_BYTES:
-                raise OSError("the connection was cut off")
-    except UserError:
-        raise
-    except Exception as error:  # urllib raises nearly anything on what servers send
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise OSError(
-            f"{address}: cannot be downloaded ({reason}); check the address, or download it "
-            "yourself and give the file"
-        ) from error
-    if len(data) > MAX_BYTES:
-        raise UserError(f"{address}: larger than {MAX_BYTES >> 20} MiB, which no SRCNN is")
-    write_file(data, path)
-    return path

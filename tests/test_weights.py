@@ -588,6 +588,16 @@ def test_other_zip_archives(tmp_path):
     refused(write(tmp_path, data), "not by torch.save", "unpack it")
 
 
+def test_a_pickle_cannot_change_the_numbers_of_a_tensor(tmp_path):
+    """tensor[index] = value, by the instruction that fills dicts."""
+    data = torch_bytes({"a": torch.zeros(2)})
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        pickled = archive.read("archive/data.pkl")
+    assert pickled.endswith(b"s.")
+    changed = pickled[:-2] + b"K\0K\1s" + b"s."
+    refused(write(tmp_path, zip_with(changed)), "damaged")
+
+
 @pytest.mark.parametrize("key", ["model_state_dict", "model_state", "state_dict"])
 def test_more_keys_for_a_state_dict(key, tmp_path):
     content = {"epoch": 3, key: state_dict(Y955, PLAIN), "optimizer_state_dict": {"state": {}}}
@@ -687,7 +697,8 @@ def test_weights_from_an_address(server, tmp_path):
 def test_addresses_that_give_no_weights(server, tmp_path, monkeypatch):
     """One line that names the address; nothing stays that would be taken for the file later."""
     page = server("/page", b"<!DOCTYPE html>")
-    refused_address(page, ValueError, "neither a PyTorch checkpoint")
+    refused_address(page, ValueError, "a web page, not a file", "raw", "resolve")
+    refused_address(server("/text", b"text"), ValueError, "neither a PyTorch checkpoint")
     refused_address(server("/x")[:-2] + "/none.pth", OSError, "cannot be downloaded", "404")
     short = server("/short", b"PK" * 50, Content_Length="1000")
     refused_address(short, OSError, "the connection was cut off")

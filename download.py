@@ -1,0 +1,79 @@
+"""A file at an address on the web, kept so that it is downloaded once."""
+
+import hashlib
+import re
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import torch
+
+from files import UserError, write_file
+
+SECONDS = 30  # that a server may be silent
+
+
+def address_of(path) -> str:
+    """A path as an address (of which pathlib leaves one slash); "" if it is a file's."""
+    found = re.match(r"(https?):/+(.+)", str(path), re.IGNORECASE)
+    return f"{found[1].lower()}://{found[2]}" if found else ""
+
+
+def download(address: str, limit: int) -> Path:
+    """The file at an https:// address, in torch.hub's folder: from there if it was downloaded
+    before.
+
+    Raises ValueError for an address without encryption and for a file of more than ``limit``
+    bytes, and OSError if the download fails, in one line each.
+    """
+    check(address)
+    path = place_of(address)
+    if path.is_file():
+        return path
+    try:
+        opener = urllib.request.build_opener(Redirects)
+        request = urllib.request.Request(address, headers={"User-Agent": "srcnn-pytorch"})
+        with opener.open(request, timeout=SECONDS) as response:
+            data = response.read(limit + 1)
+            if response.length and len(data) <= limit:
+                raise OSError("the connection was cut off")
+    except UserError:
+        raise
+    except Exception as error:  # urllib raises nearly anything on what servers send
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(
+            f"{address}: cannot be downloaded ({reason}); check the address, or download it "
+            "yourself and give the file"
+        ) from error
+    if len(data) > limit:
+        raise UserError(f"{address}: larger than {limit >> 20} MiB, which no SRCNN is")
+    write_file(data, path)
+    return path
+
+
+def place_of(address: str) -> Path:
+    """Where a download lies: torch.hub's own folder for checkpoints."""
+    name = Path(urlsplit(address).path)
+    # Everybody calls their files best.pth: the whole address tells them apart
+    digest = hashlib.sha256(address.encode()).hexdigest()[:8]
+    stem = re.sub(r"[^\w.-]", "_", name.stem)[:80] or "weights"
+    suffix = re.sub(r"[^\w.]", "", name.suffix)[:8]
+    return Path(torch.hub.get_dir()) / "checkpoints" / f"{stem}-{digest}{suffix}"
+
+
+def check(address: str):
+    """Encrypted ones only, so that nobody on the way changes the file; except on this machine."""
+    parts = urlsplit(address)
+    if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1"):
+        raise UserError(
+            f"{address}: not encrypted; give its https:// address, or download it yourself and "
+            "give the file"
+        )
+
+
+class Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a server elsewhere, but not to an address that we would not take ourselves."""
+
+    def redirect_request(self, request, response, code, message, headers, address):
+        check(address)
+        return super().redirect_request(request, response, code, message, headers, address)
