@@ -1,4 +1,7 @@
-"""Draw the README's pictures again, from the weights and logs in assets/ (needs matplotlib): python -m assets.figures"""
+"""Draw the README's pictures from the weights and logs in assets/: python -m assets.figures
+
+Needs matplotlib. They are assets/comparison.png, architecture.png, curves.png and filters.png.
+"""
 
 import csv
 from pathlib import Path
@@ -11,97 +14,152 @@ from torch.nn import functional as F
 
 from dataset import test_pair, training_image
 from files import replace_file
-from image_io import read_image, sample_images
+from image_io import read_image, sample_images, write_image
 from imgproc import imresize, modcrop, psnr, rgb2y, shave
 from inference import upscale
 from model import SRCNN
+from pictures import comparison
 
 ASSETS = Path(__file__).parent
 SCALE = 3
 NETWORKS = {"9-1-5": (9, 1, 5), "9-3-5": (9, 3, 5), "9-5-5": (9, 5, 5)}
+COLOURS = {"9-1-5": "#2f7fd0", "9-3-5": "#d9822b", "9-5-5": "#2a9d5c"}
+# Table 3 and section 4.2 of the paper: PSNR on Set5 x3
 PAPER = {
     "paper, 9-1-5, 91 images": 32.39,
     "paper, 9-1-5, ImageNet": 32.52,
     "paper, 9-5-5, ImageNet": 32.75,
-}  # Set5 x3
-PHOTOGRAPH, DETAIL = "astronaut", (slice(340, 430), slice(126, 216))  # NASA's, in the public domain
+}
+PHOTOGRAPH = "astronaut"  # NASA's, in the public domain
+# The opening picture: what of the photograph it shows, the detail in that, and the scale
+SHOWN = (slice(200, 500), slice(40, 490))
+SHOWN_DETAIL = (slice(126, 246), slice(170, 290))
+SHOWN_SCALE = 4
+LAYERS_DETAIL = (slice(340, 430), slice(126, 216))  # what the drawing of the layers begins with
 
 
 def main():
-    plt.rcParams.update({"font.size": 11, "figure.constrained_layout.use": True})
+    plt.rcParams.update(
+        {
+            "font.size": 11,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "figure.constrained_layout.use": True,
+        }
+    )
+    write_image(ASSETS / "comparison.png", opening())
     with torch.inference_mode():
-        for draw in (architecture, comparison, filters, curves):
+        for draw in (architecture, curves, filters):
             with replace_file(ASSETS / f"{draw.__name__}.png") as temporary:
                 draw().savefig(
                     temporary, format="png", dpi=110, bbox_inches="tight", pad_inches=0.06
                 )
 
 
+# --------------------------------------------------------------------------- the opening picture
+def opening():
+    """A photograph, and that shrunk and enlarged again, as validate.py draws them; uint8 RGB."""
+    truth = modcrop(read_image(photograph())[SHOWN], SHOWN_SCALE)
+    small = imresize(truth, 1 / SHOWN_SCALE)
+    network = SRCNN.from_pretrained(SHOWN_SCALE, (9, 5, 5))
+    columns = [("original", truth)]
+    for name, by in (("bicubic", "bicubic"), ("SRCNN 9-5-5", network)):
+        large = upscale(small, SHOWN_SCALE, by)
+        score = psnr(*(shave(rgb2y(picture), SHOWN_SCALE) for picture in (large, truth)))
+        columns.append((f"{name}, x{SHOWN_SCALE}: {score:.2f} dB", large))
+    return comparison(columns, SHOWN_DETAIL)
+
+
+def photograph() -> Path:
+    return next(path for path in sample_images("test") if path.stem == PHOTOGRAPH)
+
+
+# ---------------------------------------------------------------------------------- the trainings
 def curves():
     """PSNR on Set5 during the trainings that made the weights."""
-    figure, axes = plt.subplots(figsize=(8, 4.4))
+    figure, axes = plt.subplots(figsize=(8, 4.6))
+    ends = []
     for name in NETWORKS:
         rows = training_log(f"srcnn_{name}_x{SCALE}")
-        shipped = max(rows, key=lambda row: float(row["psnr_holdout"]))
+        shipped = max(rows, key=lambda row: row["psnr_holdout"])
+        minutes = [row["seconds"] / 60 for row in rows]
+        axes.plot(minutes, [row["psnr_Set5"] for row in rows], color=COLOURS[name], linewidth=2)
         axes.plot(
-            [r["seconds"] / 60 for r in rows],
-            [float(r["psnr_Set5"]) for r in rows],
-            "o-",
-            markersize=3,
-            label=f"{name}: {float(shipped['psnr_Set5']):.2f} dB",
+            shipped["seconds"] / 60,
+            shipped["psnr_Set5"],
+            "o",
+            color=COLOURS[name],
+            markersize=8,
+            markeredgecolor="white",
         )
+        ends.append((minutes[-1], rows[-1]["psnr_Set5"], name, shipped["psnr_Set5"]))
     for label, level in PAPER.items():
-        axes.axhline(level, color="gray", linestyle="--", linewidth=1)
+        axes.axhline(level, color="gray", linestyle=(0, (4, 3)), linewidth=1, zorder=0)
         axes.annotate(
             f"{label}: {level} dB",
-            (0.99, level),
-            (0, 3),
+            (1, level),
+            (5, 0),
             ("axes fraction", "data"),
             "offset points",
             color="dimgray",
-            horizontalalignment="right",
-            fontsize=9.5,
+            fontsize=9,
+            verticalalignment="center",
+        )
+    for minute, level, name, score in ends:  # beside the ends of the curves, instead of a legend
+        axes.annotate(
+            f"ours, {name}: {score:.2f} dB",
+            (minute, level),
+            (7, 0),
+            "data",
+            "offset points",
+            color=COLOURS[name],
+            fontweight="bold",
+            verticalalignment="center",
+            annotation_clip=False,
         )
     axes.set(
-        xlabel="minutes of training on one or two busy CPU cores",
-        ylabel=f"PSNR on Set5 x{SCALE}, dB",
+        xlabel="minutes of training (logarithmic)",
+        ylabel=f"PSNR on Set5, x{SCALE} (dB)",
         xscale="log",
     )
-    axes.set_xticks(ticks := (1, 2, 5, 10, 20, 50, 100), map(str, ticks))
+    longest = max(minute for minute, *_ in ends)
+    ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000) if t <= longest]
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
-    axes.margins(y=0.1)
-    axes.grid(alpha=0.3)
-    figure.legend(
-        loc="outside upper center", ncols=len(NETWORKS), frameon=False, title="ours, 91 images"
-    )
+    axes.margins(y=0.08)
+    axes.grid(axis="x", alpha=0.25)
     return figure
 
 
 def training_log(name: str) -> list[dict]:
-    """The rows of a network's log, after those of the run it began from where there was one (its seconds count on)."""
+    """The rows of a network's log as numbers. Where the run began from another one, named
+    <name>_start, that one's rows come first, and the seconds count on."""
     rows, before = [], 0.0
-    for path in filter(
-        Path.is_file, (ASSETS / "logs" / f"{name}{part}.csv" for part in ("_start", ""))
-    ):
+    paths = (ASSETS / "logs" / f"{name}{part}.csv" for part in ("_start", ""))
+    for path in filter(Path.is_file, paths):
         with path.open(encoding="utf-8") as file:
-            rows += [
-                row | {"seconds": before + float(row["seconds"])} for row in csv.DictReader(file)
-            ]
+            for row in csv.DictReader(file):
+                numbers = {key: float(value) for key, value in row.items() if value}
+                numbers["seconds"] += before
+                rows.append(numbers)
         before = rows[-1]["seconds"]
     return rows
 
 
+# ------------------------------------------------------------------------------------ the filters
 def filters():
     """The first layer, as in figure 5 of the paper, and what of it the network's input can meet."""
     network = SRCNN.from_pretrained(SCALE)
     images = [test_pair(training_image(path, 1), SCALE)[0] for path in sample_images("test")]
     weights = network.features[0].weight[:, 0]
-    order = sum(network.features(x).std((0, 2, 3)) for x in images).argsort(
-        descending=True
-    )  # most active first
+    activity = sum(network.features(x).std((0, 2, 3)) for x in images)
+    order = activity.argsort(descending=True)
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.9))
-    shown = (weights, "learned filters"), (seen_by_input(weights, images), "as the input sees them")
-    for axis, (kernels, title) in zip(axes, shown):
+    shown = {
+        "learned filters": weights,
+        "as the input sees them": seen_by_input(weights, images),
+    }
+    for axis, (title, kernels) in zip(axes, shown.items()):
         axis.imshow(mosaic(kernels[order]), cmap="gray", vmin=-1, vmax=1)
         axis.set_title(title)
         axis.axis("off")
@@ -109,9 +167,12 @@ def filters():
 
 
 def seen_by_input(kernels: Tensor, images: list[Tensor]) -> Tensor:
-    """Kernels n×k×k times the root of the covariance of all k×k patches of the images (1×1×H×W), so that the square of
-    a result's norm is the variance of the kernel's response. An image that was enlarged lacks high frequencies: there
-    the kernels are arbitrary, and what the network does can hardly be seen in them as they are."""
+    """Kernels n×k×k times the root of the covariance of all k×k patches of the images (1×1×H×W),
+    so that the square of a result's norm is the variance of the kernel's response.
+
+    An image that was enlarged lacks high frequencies: there the kernels are arbitrary, and what
+    the network does can hardly be seen in them as they are.
+    """
     size = kernels.shape[-1]
     patches = torch.cat([F.unfold(image, size, stride=size // 2)[0].T for image in images])
     values, vectors = torch.linalg.eigh(torch.cov(patches.T.double()))
@@ -119,92 +180,61 @@ def seen_by_input(kernels: Tensor, images: list[Tensor]) -> Tensor:
     return (kernels.flatten(1) @ root.to(kernels)).view_as(kernels)
 
 
-def mosaic(pictures: Tensor, columns: int = 8) -> Tensor:
-    """n pictures n×h×w as one, each divided by its largest magnitude, with white lines between them."""
-    pictures = pictures / pictures.abs().amax((1, 2), keepdim=True).clamp(min=1e-9)
-    framed = F.pad(pictures, (1, 1, 1, 1), value=1)
+def mosaic(tiles: Tensor, columns: int = 8) -> Tensor:
+    """n pictures n×h×w as one, each divided by its largest magnitude, with white lines between."""
+    tiles = tiles / tiles.abs().amax((1, 2), keepdim=True).clamp(min=1e-9)
+    framed = F.pad(tiles, (1, 1, 1, 1), value=1)
     return torch.cat([torch.cat(list(row), 1) for row in framed.split(columns)])
 
 
-def comparison():
-    """A photograph shrunk and enlarged again: a detail, and the PSNR of the whole."""
-    path = next(p for p in sample_images("test") if p.stem == PHOTOGRAPH)
-    truth = modcrop(read_image(path), SCALE)
-    small = imresize(truth, 1 / SCALE)
-    pictures = {
-        "ground truth": truth,
-        "bicubic": upscale(small, SCALE, "bicubic"),
-        "SRCNN 9-5-5": upscale(small, SCALE, SRCNN.from_pretrained(SCALE, (9, 5, 5))),
-    }
-    figure, axes = plt.subplots(1, 4, figsize=(10, 2.8))
-    axes[0].imshow(truth)
-    axes[0].set_title(f"photograph, shrunk by {SCALE}", fontsize=11)
-    rows, columns = DETAIL
-    axes[0].add_patch(
-        Rectangle(
-            (columns.start, rows.start),
-            columns.stop - columns.start,
-            rows.stop - rows.start,
-            fill=False,
-            color="gold",
-            linewidth=1.5,
-        )
-    )
-    for axis, (name, picture) in zip(axes[1:], pictures.items()):
-        score = psnr(*(shave(rgb2y(p), SCALE) for p in (picture, truth)))
-        axis.imshow(picture[DETAIL], interpolation="nearest")
-        axis.set_title(name if picture is truth else f"{name}: {score:.2f} dB", fontsize=11)
-    for axis in axes:
-        axis.axis("off")
-    return figure
-
-
+# ------------------------------------------------------------------------------------- the layers
 def architecture():
     """The three layers, and what they make of a detail."""
     network = SRCNN.from_pretrained(SCALE)
-    path = next(p for p in sample_images("test") if p.stem == PHOTOGRAPH)
-    x = test_pair(training_image(path, 1), SCALE)[0][:, :, *DETAIL]
-    patches = network.features(x)  # without padding: each convolution leaves a little less
+    rows, columns = LAYERS_DETAIL
+    x = test_pair(training_image(photograph(), 1), SCALE)[0][:, :, rows, columns]
+    # Layer by layer and without padding: each convolution leaves a little less
+    patches = network.features(x)
     mapped = network.map(patches)
+    restored = network.reconstruction(mapped)
     stacks = (
         (x, "Y, enlarged by bicubic", "9×9 convolution, ReLU"),
         (patches, "64 feature maps", "1×1, 3×3 or 5×5, ReLU"),
         (mapped, "32 feature maps", "5×5 convolution"),
-        (network.reconstruction(mapped), "Y, restored", ""),
+        (restored, "Y, restored", ""),
     )
     figure = plt.figure(figsize=(10, 2.6), layout="none")
     axes = figure.add_axes((0, 0, 1, 1))
-    step, shift, shown = 2.6, 0.1, 5
+    step, shift = 2.6, 0.1  # from stack to stack; from map to map in a stack
     for i, (maps, name, layer) in enumerate(stacks):
-        strongest = maps[0, maps[0].flatten(1).std(1).argsort(descending=True)[:shown]]
-        for j, picture in enumerate(strongest):
-            left, bottom = i * step + j * shift, j * shift
-            axes.imshow(
-                picture,
-                cmap="gray",
-                extent=(left, left + 1, bottom, bottom + 1),
-                zorder=-2 * j,
-                vmax=picture.quantile(0.98),
-            )
-            axes.add_patch(
-                Rectangle((left, bottom), 1, 1, fill=False, linewidth=1, zorder=-2 * j + 1)
-            )
-        axes.text(i * step + 0.5, -0.1, name, horizontalalignment="center", verticalalignment="top")
+        left, height = i * step, draw_stack(axes, maps[0], i * step, shift)
+        axes.text(left + 0.5, -0.1, name, horizontalalignment="center", verticalalignment="top")
         if layer:
-            ends = ((i + 1) * step - 0.1, 0.5), (i * step + 1.1 + (len(strongest) - 1) * shift, 0.5)
+            ends = (left + step - 0.1, 0.5), (left + 1.1 + height, 0.5)
             axes.annotate("", *ends, arrowprops={"arrowstyle": "->", "linewidth": 1.5})
-            axes.text((i + 1) * step - 0.6, 1.55, layer, horizontalalignment="center", fontsize=10)
-    facts = [
-        f"{name}: {sum(p.numel() for p in SRCNN(kernels).parameters()):,} parameters, sees "
-        f"{sum(kernels) - 2}×{sum(kernels) - 2} pixels"
-        for name, kernels in NETWORKS.items()
-    ]
-    axes.text(
-        1.5 * step + 0.5, -0.75, "     ".join(facts), horizontalalignment="center", fontsize=9
-    )
+            axes.text(left + step - 0.6, 1.55, layer, horizontalalignment="center", fontsize=10)
+    facts = []
+    for name, kernels in NETWORKS.items():
+        parameters = sum(p.numel() for p in SRCNN(kernels).parameters())
+        sees = sum(kernels) - 2
+        facts.append(f"{name}: {parameters:,} parameters, sees {sees}×{sees} pixels")
+    middle = 1.5 * step + 0.5
+    axes.text(middle, -0.75, "     ".join(facts), horizontalalignment="center", fontsize=9)
     axes.set(xlim=(-0.3, 3 * step + 1.3), ylim=(-0.85, 1.8), aspect="equal")
     axes.axis("off")
     return figure
+
+
+def draw_stack(axes, maps: Tensor, left: float, shift: float, shown: int = 5) -> float:
+    """The feature maps of C×H×W that vary most, behind one another; returns how far they reach."""
+    strongest = maps[maps.flatten(1).std(1).argsort(descending=True)[:shown]]
+    for j, picture in enumerate(strongest):
+        x, y = left + j * shift, j * shift
+        brightest = picture.quantile(0.98)
+        place = (x, x + 1, y, y + 1)
+        axes.imshow(picture, cmap="gray", extent=place, zorder=-2 * j, vmax=brightest)
+        axes.add_patch(Rectangle((x, y), 1, 1, fill=False, linewidth=1, zorder=-2 * j + 1))
+    return (len(strongest) - 1) * shift
 
 
 if __name__ == "__main__":

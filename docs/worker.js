@@ -14,7 +14,9 @@ const BUILDS = {
     "ort-wasm-simd-threaded.wasm": "sha384-vjBJ1z7qrhkTyYsNqKeF6c7N+nOJSU94czEo+tvZcu8G75JparGq9kB+kTnEUNVM",
   },
 };
-const TILE = {webgpu: 768, wasm: 384}; // side of a tile in pixels of the result
+// Side of a tile in pixels of the result; layer 1 makes 64 numbers of each, and some graphics cards give 128 MB at most
+const TILE = {webgpu: 512, wasm: 384};
+const PATIENCE = 20_000; // ms for a graphics card's first small picture; a slower one is of no help
 const FIRST_LOOK = 9; // tiles around the middle that come first where there are many
 
 let runtime; // promise of {ort, provider}
@@ -25,13 +27,34 @@ let turn = Promise.resolve(); // when the one before has ended
 onmessage = ({data}) => {
   job = data.id;
   // One after the other: the runtime can neither load nor run two models at a time
-  if (data.type === "enlarge") turn = turn.then(() => data.id === job && enlarge(data)).catch(error => {
-    if (data.id === job) postMessage({type: "error", id: data.id, message: error.message || String(error)});
-  });
+  if (data.type === "enlarge") turn = turn.then(() => attempt(data));
 };
 
-async function enlarge({id, bitmap, opaque, scale, network, shown}) {
-  const {provider} = await prepare(id, scale, network);
+async function attempt(data) {
+  try {
+    await enlarge(data);
+  } catch (error) {
+    if (data.id === job) postMessage({type: "error", id: data.id, message: error.message || String(error)});
+  } finally {
+    data.bitmap.close();
+  }
+}
+
+async function enlarge(data) {
+  if (data.id !== job) return;
+  const {provider} = await prepare(data.id, data.scale, data.network);
+  try {
+    await enlargeBy(provider, data);
+  } catch (error) {
+    if (provider !== "webgpu" || data.id !== job) throw error;
+    sessions.clear(); // the graphics card failed half-way: out of memory, or taken away
+    runtime = build(data.id, "wasm");
+    await prepare(data.id, data.scale, data.network);
+    await enlargeBy("wasm", data);
+  }
+}
+
+async function enlargeBy(provider, {id, bitmap, opaque, scale, network, shown}) {
   const {width, height} = bitmap;
   const context = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
   const alpha = !opaque && hasAlpha(bitmap, context);
@@ -171,7 +194,8 @@ async function load(id) {
   if (await navigator.gpu?.requestAdapter().then(adapter => adapter && !adapter.info?.isFallbackAdapter, () => false)) {
     try {
       const loaded = await build(id, "webgpu");
-      if (await agrees(loaded)) return loaded;
+      const tooLong = new Promise(resolve => setTimeout(resolve, PATIENCE, false));
+      if (await Promise.race([agrees(loaded), tooLong])) return loaded;
     } catch { /* no matter why: without a graphics card it works too */ }
   }
   return build(id, "wasm");

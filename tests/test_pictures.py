@@ -41,3 +41,15 @@ def test_detail_is_where_two_pictures_differ_most():
         covered = np.zeros((height, width), bool)
         covered[rows, columns] = True
         assert covered[at[0] + 2 : at[0] + 18, at[1] + 2 : at[1] + 18].mean() > 0.8
+
+
+def test_the_readmes_pictures_can_be_drawn():
+    """The two that depend on files that get replaced: weights and logs."""
+    pytest.importorskip("matplotlib", reason="needs matplotlib").use("Agg")
+    from assets import figures
+
+    opening = figures.opening()
+    assert opening.dtype == np.uint8 and opening.shape[1] > 1200
+    (axes,) = figures.curves().axes
+    texts = [text.get_text() for text in axes.texts]
+    assert all(any(f"ours, {name}: " in text for text in texts) for name in figures.NETWORKS)
