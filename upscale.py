@@ -269,9 +269,9 @@ class Networks:
         if scale in (0, settings.upscale_factor):
             return settings
         settings = settings.replace(upscale_factor=scale)
-        if "exp_name" not in settings.by_hand:
-            settings.exp_name = config.default_name(settings)
-        return settings
+        if "exp_name" in settings.by_hand:
+            return settings
+        return settings.replace(exp_name=config.default_name(settings))
 
     def load(self, scale: int):
         source = find_weights(self._settings_for(scale))
@@ -300,7 +300,7 @@ class Networks:
         """Say, once for each way, how a size is made that no network has."""
         text = ", then ".join(f"the x{scale} network" for scale in steps)
         if not steps:
-            text = "already as large as asked for: bicubic only, made smaller"
+            text = "already as large or larger: no network, bicubic down to size"
         elif math.prod(steps) > factor:
             text += ", then bicubic down to size"
         elif len(steps) == 1:
@@ -328,8 +328,9 @@ def enlarge_file(source: Path, target: Path, networks: Networks, settings):
     enlarged = image
     steps = networks.steps(factor)
     networks.say(factor, steps)
+    options = {"self_ensemble": True} if settings.self_ensemble else {}
     for scale in steps:
-        enlarged = upscale(enlarged, scale, networks[scale], progress=True)
+        enlarged = upscale(enlarged, scale, networks[scale], progress=True, **options)
     if enlarged.shape[:2] != size:
         enlarged = resize_to(enlarged, *size)
     image_io.write_image(target, enlarged, metadata)

@@ -372,7 +372,7 @@ def test_animations_fail_by_name_and_the_others_go_on(
         (["--outscale", 6], (240, 300), "a_x6.png", "x6: the x3 network, then the x2 network\n"),
         (["--outscale", 7], (280, 350), "a_x7.png", "the x4 network, then the x2 network, then"),
         (["--outsize", "125x200"], (100, 125), "a_125x200.png", "125x200: the x3 network, then"),
-        (["--outsize", "20x20"], (16, 20), "a_20x20.png", "already as large"),
+        (["--outsize", "20x20"], (16, 20), "a_20x20.png", "20x20: already as large or larger"),
     ],
 )
 def test_any_size(tmp_path, photograph, monkeypatch, capsys, arguments, size, name, told):
