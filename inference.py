@@ -1,7 +1,9 @@
 """Images through a network: `predict` by tiles, `upscale` of whole photographs."""
 
+import functools
 import math
 import os
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,128 +13,119 @@ from tqdm import tqdm
 
 import image_io
 import imgproc
+from devices import exact_float32
 from files import UserError
 from imgproc import to_tensor
-from kernels import convolve_relu, keep_memory
+from kernels import convolve, in_threads, keep_memory, narrow, relu_
 from model import SRCNN
 
-TILE_BYTES = (
-    2**22
-)  # of layer 1's output, for each CPU thread: larger falls out of the cache, smaller costs calls
-STRIP_PIXELS = 2_000_000  # of the output that are worked on at a time: some 300 MB
+# ---------------------------------------------------------------------- predict: tile by tile
+TILE_BYTES = 2**22  # of layer 1's output, on a CPU: more falls out of the cache, less overlaps more
+SMALLEST_BAND = 32  # rows of a tile, below which more threads would only compute overlap
+PIXELS_ON_GPU = 2**18  # of a tile at least, however little memory seems to be free
 
 
-def predict(network: SRCNN, lr: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """``network(lr)`` by tiles: equal to it within 1e-5 (float32), several times as fast on a CPU, and in memory that
-    does not grow with the image.
+def predict(
+    network: SRCNN, lr: Tensor, dtype: torch.dtype = torch.float32, self_ensemble: bool = False
+) -> Tensor:
+    """``network(lr)`` by tiles: several times as fast on a CPU, in memory that does not grow with
+    the image.
 
     Args:
         network: on the device to compute on. It is only read.
-        lr: N×C×H×W in [0, 1], already upscaled by bicubic; C is network.channels, N, H and W are any.
-        dtype: to compute in. torch.bfloat16 is faster yet where the processor has it, and costs less than 0.01 dB.
-    Returns the same shape (what the network gives, where its padding_mode is "valid"), type and device.
-    Raises ValueError for another shape.
+        lr: N×C×H×W in [0, 1], already upscaled by bicubic; C is network.channels, N, H, W are any.
+        dtype: to compute in. float32 is as near to the network in float64 as ``network(lr)`` is (a
+            GPU uses TF32 only after ``torch.set_float32_matmul_precision("high")``). bfloat16 is
+            faster where the processor has it, and costs less than 0.01 dB.
+        self_ensemble: the mean over the eight flips and rotations of lr, each result turned back
+            (EDSR, Lim et al. 2017, section 3.4): 0.1 to 0.2 dB more for eight times the work.
+    Returns:
+        The same shape (what the network gives, where its padding_mode is "valid"), type and device.
+    Raises UserError for another shape.
     """
-    layers = network.features[0], network.map[0], network.reconstruction
-    kernels, device = network.kernel_sizes, layers[0].weight.device
-    paddings = [0 if network.padding_mode == "valid" else f // 2 for f in kernels]
-    sizes = [lr.shape[2:]]  # of the image, then of what each layer makes of it
-    for f, p in zip(kernels, paddings):
-        sizes.append([size + 2 * p - f + 1 for size in sizes[-1]])
+    sizes = _sizes(network, lr.shape[2:])
     if lr.ndim != 4 or lr.shape[1] != network.channels or min(sizes[-1]) < 1:
         raise UserError(
-            f"lr of shape {tuple(lr.shape)}: give N×{network.channels}×H×W of at least {kernels} pixels"
+            f"lr of shape {tuple(lr.shape)}: give N×{network.channels}×H×W "
+            f"of at least {network.kernel_sizes} pixels"
         )
-    pixels = max(1, TILE_BYTES // (network.widths[0] * dtype.itemsize)) * torch.get_num_threads()
-    if device.type == "cuda":  # what fits in half the free memory; cuDNN counts values in 32 bits
-        needed = 4 * (sum(network.widths) + network.channels * kernels[2] ** 2)
-        pixels = min(
-            2**31 // max(network.widths), torch.cuda.mem_get_info(device)[0] // 2 // needed
-        )
-    images = max(1, pixels // math.prod(sizes[2]))
-    columns = _even(sizes[2][1], max(math.isqrt(pixels), pixels // sizes[2][0]))
-    rows = _even(sizes[2][0], pixels // columns)
-
+    if self_ensemble:
+        return _mean_of_eight(lambda turned: predict(network, turned, dtype), lr)
     keep_memory()
-    sr = torch.empty(len(lr), network.channels, *sizes[3], device=device)
-    with torch.inference_mode():  # sr is made outside: the caller may change it in place
-        sr.copy_(layers[2].bias.view(-1, 1, 1))
-        weights = [layer.weight.to(dtype, memory_format=torch.channels_last) for layer in layers]
-        for x, y in zip(lr.to(device).split(images), sr.split(images)):
-            for top in range(0, sizes[2][0], rows):
-                for left in range(0, sizes[2][1], columns):
-                    tile = _clip(
-                        (top, top + rows, left, left + columns), sizes[2]
-                    )  # of layer 2's output
-                    _add_tile(network, x, y, tile, sizes, paddings, weights)
+    device = network.reconstruction.weight.device
+    there = lr.detach().to(device)
+    layers = _layers(network, dtype)
+    exact = torch.promote_types(dtype, torch.float32)
+    sr = torch.empty(len(lr), network.channels, *sizes[-1], dtype=exact, device=device)
+
+    @torch.inference_mode()
+    def restore(tile: _Tile):
+        top, bottom, left, right = tile.box
+        restored = _restore_tile(there[tile.images], tile.box, layers, sizes, network.padding_mode)
+        sr[tile.images, :, top:bottom, left:right] = restored
+
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        pixels = TILE_BYTES // (network.widths[0] * dtype.itemsize)
+        tiles = _tiles(sr.shape, pixels, threads)
+        in_threads(threads, [functools.partial(restore, tile) for tile in tiles])
+    else:
+        with exact_float32():
+            _one_by_one(restore, _tiles(sr.shape, _pixels_on_gpu(network, device)))
     return sr.to(lr)
 
 
-def _add_tile(network, x, y, tile, sizes, paddings, weights):
-    """Add to y, the result, what the pixels of one tile of layer 2's output contribute."""
-    mode, dtype, first, second = (
-        network.padding_mode,
-        weights[0].dtype,
-        network.features[0],
-        network.map[0],
-    )
-    around = _grow(tile, network.kernel_sizes[1], paddings[1])
-    inside = _clip(around, sizes[1])
-    x = _window(x, _grow(inside, network.kernel_sizes[0], paddings[0]), (0, 0), mode)
-    mean = x.mean()  # without it, bfloat16 rounds less: 0.005 dB are lost instead of 0.02
-    x = convolve_relu(
-        (x - mean).to(dtype),
-        weights[0],
-        (first.bias + mean * first.weight.sum((1, 2, 3))).to(dtype),
-    )
-    x = convolve_relu(_window(x, around, inside[::2], mode), weights[1], second.bias.to(dtype))
-    (top, bottom, left, right), (height, width), p = tile, sizes[2], paddings[2]
-    if mode == "replicate":  # at the border of the image; zeros there add nothing
-        border = (
-            top - p * (top == 0),
-            bottom + p * (bottom == height),
-            left - p * (left == 0),
-            right + p * (right == width),
-        )
-        x, (top, _, left, _) = _window(x, border, (top, left), mode), border
+class _Tile(NamedTuple):
+    """A part of the result."""
 
-    # Layer 3: one product gives the f×f contributions of every pixel, pixel (i, j) giving its (u, v)th one to
-    # (i - u + p, j - v + p), and shifted sums gather them. The library's kernels are slow with one output channel.
-    (c, _, f, _), (n, _, h, w) = weights[2].shape, x.shape
-    taps = weights[2].permute(2, 3, 0, 1).flatten(0, 2) @ x.permute(0, 2, 3, 1).flatten(0, 2).t()
-    taps = taps.view(f, f, c, n, h, w)
-    sums = taps.new_zeros((f, c, n, h, w + f - 1), dtype=torch.float32)
-    for v in range(f):
-        sums[..., f - 1 - v :][..., :w].add_(taps[:, v])
-    left += p - (f - 1)
-    first, last = max(left, 0), min(left + w + f - 1, y.shape[3])
-    for u in range(f):
-        start = top - u + p
-        a = max(start, 0)
-        b = max(min(start + h, y.shape[2]), a)
-        y[:, :, a:b, first:last].transpose(0, 1).add_(
-            sums[u, :, :, a - start : b - start, first - left : last - left]
-        )
+    images: slice
+    box: tuple[int, int, int, int]  # top, bottom, left, right
 
 
-def _window(x, box, origin, mode):
-    """The box (top, bottom, left, right) of x, whose first pixel lies at ``origin``; what is beyond x is padded."""
-    (height, width), (y0, x0), (top, bottom, left, right) = x.shape[2:], origin, box
-    top, bottom, left, right = top - y0, bottom - y0, left - x0, right - x0
-    outside = [max(-left, 0), max(right - width, 0), max(-top, 0), max(bottom - height, 0)]
-    x = x[:, :, max(top, 0) : bottom, max(left, 0) : right]
-    return (
-        F.pad(x, outside, mode="replicate" if mode == "replicate" else "constant")
-        if any(outside)
-        else x
-    )
+def _sizes(network: SRCNN, size) -> list[tuple[int, int]]:
+    """Height and width of the image, and of what each of the three layers makes of it."""
+    sizes = [tuple(size)]
+    for f in network.kernel_sizes:
+        lost = f - 1 if network.padding_mode == "valid" else 0
+        sizes.append(tuple(side - lost for side in sizes[-1]))
+    return sizes
 
 
-def _grow(box, kernel_size, padding):
-    """What a convolution reads to give this box of its output."""
+def _layers(network: SRCNN, dtype) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Weight, bias and, in full precision, each filter's sum of weights, layer by layer."""
+    return [
+        (layer.weight.detach().to(dtype), layer.bias.detach(), layer.weight.detach().sum((1, 2, 3)))
+        for layer in (network.features[0], network.map[0], network.reconstruction)
+    ]
+
+
+def _restore_tile(images: Tensor, box, layers, sizes, padding_mode) -> Tensor:
+    """A box of the network's result, from what of the images it depends on."""
+    # Backwards from the result: the box of each layer's input that is needed, and what of that
+    # lies inside. The rest lies beyond the border of the image, and is padded.
+    needed, inside = [], [box]
+    for (weight, *_), size in zip(reversed(layers), reversed(sizes[:-1])):
+        needed.insert(0, _reach(inside[0], weight.shape[-1], padding_mode))
+        inside.insert(0, _clip(needed[0], size))
+    top, bottom, left, right = inside[0]
+    x = images[:, :, top:bottom, left:right]
+    for number, (weight, bias, total) in enumerate(layers):
+        x = _pad(x, inside[number], needed[number], padding_mode)
+        if number == 2:
+            return narrow(x, weight) + bias.view(-1, 1, 1)
+        if number == 0 and weight.dtype != torch.float32:
+            # Around their mean, pixels lose less when rounded: 0.005 dB in bfloat16 instead of 0.02
+            mean = x.mean()
+            x, bias = x - mean, bias + mean * total
+        x = relu_(convolve(x.to(weight.dtype), weight, bias.to(weight.dtype)))
+
+
+def _reach(box, kernel_size: int, padding_mode: str):
+    """The box of a convolution's input that a box of its output depends on."""
     top, bottom, left, right = box
-    reach = kernel_size - 1 - padding
-    return top - padding, bottom + reach, left - padding, right + reach
+    before = 0 if padding_mode == "valid" else kernel_size // 2
+    after = kernel_size - 1 - before
+    return top - before, bottom + after, left - before, right + after
 
 
 def _clip(box, size):
@@ -140,94 +133,186 @@ def _clip(box, size):
     return max(top, 0), min(bottom, size[0]), max(left, 0), min(right, size[1])
 
 
-def _even(size, limit):
-    """The length of the parts, at most ``limit``, when ``size`` is cut into as few and as equal ones as possible."""
+def _pad(x: Tensor, inside, needed, padding_mode: str) -> Tensor:
+    """x, which covers the box ``inside``, extended to the box ``needed``."""
+    top, bottom, left, right = (abs(a - b) for a, b in zip(inside, needed))
+    if not (top or bottom or left or right):
+        return x
+    mode = "replicate" if padding_mode == "replicate" else "constant"
+    return F.pad(x, (left, right, top, bottom), mode)
+
+
+def _tiles(shape, pixels: int, threads: int = 1) -> list[_Tile]:
+    """The result of this shape, cut into tiles of about equal size and at most so many pixels, and
+    into a multiple of ``threads`` of them if it is large enough."""
+    count, _, height, width = shape
+    columns = _even(width, max(math.isqrt(pixels), pixels // height))
+    tallest = max(1, pixels // columns)
+    bands = -(-height // tallest)
+    bands = -(-bands // threads) * threads
+    rows = max(-(-height // bands), min(tallest, SMALLEST_BAND))
+    images = min(max(1, pixels // (height * width)), max(1, -(-count // threads)))
+    return [
+        _Tile(
+            slice(first, first + images),
+            (top, min(top + rows, height), left, min(left + columns, width)),
+        )
+        for first in range(0, count, images)
+        for top in range(0, height, rows)
+        for left in range(0, width, columns)
+    ]
+
+
+def _even(size: int, limit: int) -> int:
+    """The length of the parts, at most ``limit``, when ``size`` is cut into as few and as equal
+    ones as possible."""
     return -(-size // -(-size // max(limit, 1)))
 
 
-def upscale(image, upscale_factor: int = 3, network=None, progress: bool = False) -> np.ndarray:
-    """Enlarge an image: luminance by the network (all colours, if it is an RGB one), chroma and alpha by bicubic.
+def _pixels_on_gpu(network: SRCNN, device) -> int:
+    """Pixels of a tile that half of a GPU's free memory holds."""
+    pixels = 2**31 // max(network.widths)  # cuDNN counts values in 32 bits
+    if device.type == "cuda":
+        # What torch's allocator has reserved but does not use is free as well
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + unused
+        bytes_a_pixel = 4 * (sum(network.widths) + network.channels * network.kernel_sizes[2] ** 2)
+        pixels = min(pixels, max(free // 2 // bytes_a_pixel, PIXELS_ON_GPU))
+    return pixels
+
+
+def _one_by_one(restore, tiles: list[_Tile]):
+    """Call restore for each tile; where one does not fit the memory, halve it and the others."""
+    while tiles:
+        try:
+            restore(tiles[-1])
+            tiles.pop()
+        except torch.OutOfMemoryError:
+            if tiles[-1].box[1] - tiles[-1].box[0] < 2:
+                raise
+            tiles = [half for tile in tiles for half in _halves(tile)]
+
+
+def _halves(tile: _Tile) -> list[_Tile]:
+    top, bottom, left, right = tile.box
+    middle = (top + bottom + 1) // 2
+    boxes = (top, middle, left, right), (middle, bottom, left, right)
+    return [_Tile(tile.images, box) for box in boxes if box[0] < box[1]]
+
+
+def _mean_of_eight(function, x: Tensor) -> Tensor:
+    """The mean of function over the flips and rotations of x, one at a time to bound the memory."""
+    total = None
+    for transposed in (False, True):
+        for flips in ((), (2,), (3,), (2, 3)):
+            turned = (x.transpose(2, 3) if transposed else x).flip(flips)
+            y = function(turned).flip(flips)
+            y = y.transpose(2, 3) if transposed else y
+            total = y.clone() if total is None else total.add_(y)
+    return total / 8
+
+
+# ------------------------------------------------------------------------- whole photographs
+STRIP_PIXELS = 2_000_000  # of the result that are worked on at a time: some 300 MB
+
+
+def upscale(
+    image,
+    upscale_factor: int = 3,
+    network: SRCNN | str | None = None,
+    self_ensemble: bool = False,
+    progress: bool = False,
+) -> np.ndarray:
+    """Enlarge an image: luminance by the network (all colours, if it is an RGB one), chroma and
+    alpha by bicubic.
 
     Args:
         image: H×W or H×W×C, C = 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha); uint8,
             uint16, or float in [0, 1]. Or the path of an image file, or a Pillow image.
-        upscale_factor: 2, 3 or 4, if the network is to be the one that ships for it; else the network's.
+        upscale_factor: 2, 3 or 4, if the network is to be the one that ships for it; else the
+            network's.
         network: an SRCNN, on the device to compute on; "bicubic": none, bicubic for all.
+        self_ensemble: see `predict`.
         progress: show a bar if the image is a large one.
     Returns:
         sH×sW or sH×sW×C of the same type; of a file the array, upright; of a Pillow image a Pillow
         image, upright, with its colour profile, EXIF data and resolution in ``info``. Memory
         beyond image and result is bounded, whatever their size.
-    Raises ValueError for another kind of array, and for a factor that there are no weights for.
+    Raises UserError for another kind of array, and for a factor that there are no weights for.
     """
     if isinstance(image, (str, os.PathLike)):
         image = image_io.read_image(image)
     elif image_io.is_pillow(image):
         array, metadata = image_io.from_pillow(image)
-        array = upscale(array, upscale_factor, network, progress)
+        array = upscale(array, upscale_factor, network, self_ensemble, progress)
         return image_io.to_pillow(array, metadata)
-    image = np.asarray(image)
-    if (
-        image.ndim not in (2, 3)
-        or image.ndim == 3
-        and not 1 <= image.shape[2] <= 4
-        or image.size == 0
-    ):
-        raise UserError(f"an image of shape {image.shape}: give H×W or H×W×C with C from 1 to 4")
-    if image.dtype not in (np.uint8, np.uint16) and image.dtype.kind != "f":
-        raise UserError(f"an image of type {image.dtype}: give uint8, uint16 or float in [0, 1]")
+    image = _checked(image)
     if network is None:
         network = SRCNN.from_pretrained(upscale_factor)
     if network != "bicubic" and network.upscale_factor not in (0, upscale_factor):
-        raise UserError(
-            f"the network is for x{network.upscale_factor}: give upscale_factor={network.upscale_factor}"
-        )
+        made_for = network.upscale_factor
+        raise UserError(f"the network is for x{made_for}: give upscale_factor={made_for}")
     planes = image if image.ndim == 3 else image[..., None]
     peak = 1 if image.dtype.kind == "f" else np.iinfo(image.dtype).max
     height, width, channels = planes.shape
     result = np.empty((height * upscale_factor, width * upscale_factor, channels), image.dtype)
-    reach = (
-        0 if network == "bicubic" else -(-(sum(network.kernel_sizes) - 3) // (2 * upscale_factor))
-    )
-    margin = (
-        reach + 4
-    )  # rows around a strip that its pixels depend on: the network's, and bicubic's
+    # Rows around a strip that its pixels depend on: 4 for bicubic, and the network's
+    margin = 4
+    if network != "bicubic":
+        margin += -(-(sum(network.kernel_sizes) - 3) // (2 * upscale_factor))
     rows = max(8, STRIP_PIXELS // (width * upscale_factor**2))
     strips = range(0, height, rows)
     for top in tqdm(strips, unit="strip", leave=False, disable=not progress or len(strips) < 2):
         first, last = max(0, top - margin), min(height, top + rows + margin)
-        strip = _enlarge(planes[first:last].astype(np.float32) / peak, upscale_factor, network)
-        strip = strip[(top - first) * upscale_factor :][
-            : min(rows, height - top) * upscale_factor
-        ].clip(0, 1)
-        result[top * upscale_factor :][: len(strip)] = (
-            strip if peak == 1 else np.floor(strip * peak + 0.5)
-        )
+        strip = planes[first:last].astype(np.float32) / peak
+        strip = _enlarge(strip, upscale_factor, network, self_ensemble)
+        kept = min(rows, height - top) * upscale_factor
+        strip = strip[(top - first) * upscale_factor :][:kept].clip(0, 1)
+        rounded = strip if peak == 1 else np.floor(strip * peak + 0.5)
+        result[top * upscale_factor :][:kept] = rounded
     return result if image.ndim == 3 else result[..., 0]
 
 
-def _enlarge(planes: np.ndarray, upscale_factor: int, network) -> np.ndarray:
+def _checked(image) -> np.ndarray:
+    """image as an array, if it is one that `upscale` takes; UserError otherwise."""
+    image = np.asarray(image)
+    colours = image.shape[2] if image.ndim == 3 else 1
+    if image.ndim not in (2, 3) or not 1 <= colours <= 4 or image.size == 0:
+        raise UserError(f"an image of shape {image.shape}: give H×W or H×W×C with C from 1 to 4")
+    if image.dtype not in (np.uint8, np.uint16) and image.dtype.kind != "f":
+        raise UserError(f"an image of type {image.dtype}: give uint8, uint16 or float in [0, 1]")
+    return image
+
+
+def _enlarge(planes: np.ndarray, upscale_factor: int, network, self_ensemble: bool) -> np.ndarray:
     """H×W×C float32 in [0, 1] to sH×sW×C."""
-    x, colours = to_tensor(planes)[None], 3 if planes.shape[2] > 2 else 1
+    x = to_tensor(planes)[None]
     if network == "bicubic":
         x = imgproc.upsample(x, upscale_factor)
     else:
-        x = imgproc.upsample(
-            x.to(next(network.parameters()).device), upscale_factor, network.interpolation
-        )
-        x = torch.cat([restore(network, x[:, :colours]), x[:, colours:]], 1)
+        x = x.to(network.reconstruction.weight.device)
+        x = imgproc.upsample(x, upscale_factor, network.interpolation)
+        colours = 3 if planes.shape[2] > 2 else 1  # the rest is alpha
+        x = torch.cat([restore(network, x[:, :colours], self_ensemble), x[:, colours:]], 1)
     return x[0].permute(1, 2, 0).cpu().numpy()
 
 
-def restore(network, x: Tensor) -> Tensor:
-    """The network on an image already enlarged by bicubic, 1×1×H×W gray or 1×3×H×W RGB in [0, 1]; same shape. A Y
-    network sees the luminance only, the chroma stays; an RGB network sees gray as three equal channels."""
+def restore(network: SRCNN, x: Tensor, self_ensemble: bool = False) -> Tensor:
+    """The network on an image already enlarged by bicubic, gray or RGB, whatever its own channels.
+
+    Args:
+        x: 1×1×H×W or 1×3×H×W in [0, 1]. A network for Y sees the luminance of RGB, whose chroma
+            stays; an RGB network sees gray as three equal channels.
+        self_ensemble: see `predict`.
+    Returns the same shape, type and device.
+    """
     if x.shape[1] == network.channels:
-        return predict(network, x)
+        return predict(network, x, self_ensemble=self_ensemble)
     if network.channels == 3:
-        return predict(network, x.expand(-1, 3, -1, -1)).mean(1, keepdim=True)
+        restored = predict(network, x.expand(-1, 3, -1, -1), self_ensemble=self_ensemble)
+        return restored.mean(1, keepdim=True)
     ycbcr = imgproc.rgb2ycbcr(x)
-    luma = predict(network, ycbcr[:, :1])
+    luma = predict(network, ycbcr[:, :1], self_ensemble=self_ensemble)
     return imgproc.ycbcr2rgb(torch.cat([luma, ycbcr[:, 1:]], 1))
 
 
@@ -238,8 +323,8 @@ def load_network(path, upscale_factor: int = 0, interpolation: str = "auto") -> 
         path: any weights that `SRCNN.from_pretrained` knows.
         upscale_factor: what they are to be used for; 0 for any.
         interpolation: "matlab" or "torch", for a file that does not say what enlarges its input.
-    Raises what `SRCNN.from_pretrained` raises, and ValueError for weights of another scale, or of padding_mode
-    "valid", whose output is smaller than the image.
+    Raises what `SRCNN.from_pretrained` raises, and UserError for weights of another scale, or of
+    padding_mode "valid", whose output is smaller than the image.
     """
     network = SRCNN.from_pretrained(path, interpolation=interpolation)
     made_for = network.upscale_factor

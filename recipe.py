@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from files import UserError
-from kernels import NarrowConv2d
+from kernels import NarrowConv2d, NnpackConv2d, nnpack_wins
 from model import SRCNN
 from soap import SOAP
 
@@ -32,8 +32,13 @@ class TrainedSRCNN(SRCNN):
         weights = first.weight, second.weight, third.weight
         if torch.is_autocast_enabled(x.device.type):
             weights = [dithered(weight) for weight in weights]
-        x = F.relu(F.conv2d(x, weights[0], first.bias), inplace=True)
-        x = F.relu(F.conv2d(x, weights[1], second.bias), inplace=True)
+        x = F.conv2d(x, weights[0], first.bias)
+        if nnpack_wins(x, weights[1]):
+            x = F.relu(x.contiguous(), inplace=True)  # NCHW, which NNPACK takes
+            x = NnpackConv2d.apply(x, weights[1], second.bias)
+        else:
+            x = F.conv2d(F.relu(x, inplace=True), weights[1], second.bias)
+        x = F.relu(x, inplace=True)
         if x.device.type == "cpu":
             with torch.autocast("cpu", enabled=False):
                 x = NarrowConv2d.apply(x, weights[2])

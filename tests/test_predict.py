@@ -30,7 +30,7 @@ SIZES = [
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(inference, "TILE_BYTES", 64 * 4 * TILE**2 // torch.get_num_threads())
+    monkeypatch.setattr(inference, "TILE_BYTES", 64 * 4 * TILE**2)
 
 
 def random_network(kernel_sizes=(9, 1, 5), channels=1, padding_mode="replicate", widths=(64, 32)):

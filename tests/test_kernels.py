@@ -1,0 +1,133 @@
+"""kernels.py: every way to convolve gives the library's result and gradients, and threads share the work."""
+
+import os
+import threading
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import kernels
+
+LAYERS = [(64, 32, 5), (64, 32, 3), (3, 64, 9), (5, 16, 7), (32, 16, 11)]
+
+
+def case(inputs, outputs, k, height, width, count=3):
+    torch.manual_seed(0)
+    x = torch.randn(count, inputs, height, width)
+    weight = torch.randn(outputs, inputs, k, k) / (k * inputs**0.5)
+    return x, weight, torch.randn(outputs)
+
+
+@pytest.fixture(params=[True, False], ids=["NNPACK", "library"])
+def with_nnpack(request, monkeypatch):
+    if not request.param:
+        monkeypatch.setattr(kernels, "has_nnpack", lambda: False)
+    elif not kernels.has_nnpack():
+        pytest.skip("needs a build of torch with NNPACK, on a processor with AVX2 and not AVX-512")
+    return request.param
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("layer", [*LAYERS, (1, 64, 9), (64, 32, 1), (3, 64, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_convolve(with_nnpack, threads, layer, layout):
+    for height, width in [(11, 11), (17, 30), (40, 23)]:
+        x, weight, bias = case(*layer, height, width)
+        expected = F.conv2d(x.double(), weight.double(), bias.double())
+        y = kernels.convolve(x.to(memory_format=layout), weight, bias)
+        # NNPACK's 3×3 is Winograd's, ten times less exact than its others and the library's
+        tolerance = 2e-4 if layer[2] == 3 else 2e-5
+        torch.testing.assert_close(y.double(), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("layer", [(32, 1, 5), (32, 3, 5), (32, 1, 1), (1, 1, 3)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_narrow(layer, layout):
+    for count, height, width in [(1, 5, 5), (3, 9, 14), (2, 20, 7)]:
+        x, weight, _ = case(*layer, height, width, count)
+        expected = F.conv2d(x.double(), weight.double())
+        y = kernels.narrow(x.to(memory_format=layout), weight)
+        torch.testing.assert_close(y.double(), expected, atol=2e-5, rtol=0)
+        assert kernels.narrow(x.double(), weight.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_narrow_has_gradients(layout):
+    x, weight, _ = case(4, 3, 5, 9, 8)
+    x = x.double().to(memory_format=layout).requires_grad_()
+    assert torch.autograd.gradcheck(
+        kernels.NarrowConv2d.apply, (x, weight.double().requires_grad_())
+    )
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("size", [(40, 40), (13, 29)])  # whole blocks of NNPACK's for 5×5, and not
+def test_nnpack_has_gradients(threads, layer, size):
+    if not kernels.has_nnpack():
+        pytest.skip("needs a build of torch with NNPACK, on a processor with AVX2 and not AVX-512")
+    tensors = case(*layer, *size)
+    ours = [t.clone().requires_grad_() for t in tensors]
+    exact = [t.double().requires_grad_() for t in tensors]
+    y, expected = kernels.NnpackConv2d.apply(*ours), F.conv2d(*exact)
+    torch.testing.assert_close(y.double(), expected, atol=2e-4 if layer[2] == 3 else 2e-5, rtol=0)
+    upstream = torch.randn_like(y)
+    y.backward(upstream)
+    expected.backward(upstream.double())
+    for name, a, b in zip(("input", "weight", "bias"), ours, exact):
+        error = (a.grad - b.grad).abs().max() / b.grad.abs().max()
+        assert error < (1e-4 if layer[2] == 3 else 2e-6), (name, error)
+        assert a.grad.shape == a.shape and a.grad.dtype == torch.float32
+
+
+def test_nnpack_where_it_wins_only():
+    x, weight, _ = case(64, 32, 5, 20, 20)
+    assert kernels.nnpack_wins(x, weight) == kernels.has_nnpack()
+    assert not kernels.nnpack_wins(x.double(), weight.double())
+    assert not kernels.nnpack_wins(x.bfloat16(), weight.bfloat16())
+    assert not kernels.nnpack_wins(x.to("meta"), weight)
+    for layer in [(1, 64, 9), (64, 32, 1), (32, 1, 5)]:
+        x, weight, _ = case(*layer, 20, 20)
+        assert not kernels.nnpack_wins(x, weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not kernels.nnpack_wins(*case(64, 32, 5, 20, 20)[:2])
+
+
+def test_threads_compute_alone_and_leave_the_callers_setting(threads):
+    seen = kernels.in_threads(threads, [torch.get_num_threads] * 8)
+    assert seen == [1] * 8 and torch.get_num_threads() == threads
+    new = []
+    other = threading.Thread(target=lambda: new.append(torch.get_num_threads()))
+    other.start()
+    other.join()
+    assert new == [threads], "what a thread of the user's starts with"
+
+
+def test_the_first_error_is_raised_and_ends_the_rest(threads):
+    begun = []
+
+    def call(number):
+        begun.append(number)
+        if number == 2:
+            raise MemoryError("number 2")
+
+    with pytest.raises(MemoryError, match="number 2"):
+        kernels.in_threads(threads, [lambda n=n: call(n) for n in range(500)])
+    assert len(begun) < 500
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, which Windows lacks")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_has_threads_of_its_own(threads):
+    kernels.in_threads(threads, [int] * 2)
+    child = os.fork()
+    if not child:
+        os._exit(kernels.in_threads(threads, [lambda: 3] * 2) != [3, 3])
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
