@@ -54,9 +54,10 @@ def has_nnpack() -> bool:
 def nnpack_wins(x: Tensor, weight: Tensor) -> bool:
     """Whether NNPACK convolves x by weight faster than the library does.
 
-    Its Fourier transforms pay off where many sums share them. Measured with one thread: 5×5 of 64
-    to 32 channels takes 0.4 of the library's time, 3×3 0.7, and 9×9 of 3 to 64 channels 0.7; but
-    9×9 of one channel takes 1.6 times as long, and a last layer is best done by `narrow`.
+    Its transforms pay off where many sums share them: with one thread 5×5 of 64 to 32 channels
+    takes 0.4 of the library's time, 3×3 0.7; but 9×9 of one channel takes 1.6 times as long. A last
+    layer is best done by `narrow`. 9×9 of RGB would take 0.7, but what passes through unchanged then
+    differs by 3e-7, which an image of 16 bits shows.
     """
     outputs, inputs, *kernel = weight.shape
     return (
@@ -64,7 +65,7 @@ def nnpack_wins(x: Tensor, weight: Tensor) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
-        and inputs >= 3
+        and inputs >= 16
         and outputs >= 16
         and 3 <= min(kernel) <= max(kernel) <= 11
         and has_nnpack()
@@ -241,7 +242,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     begun = threading.Barrier(threads + 1)
 
     def begin():
-        torch.set_num_threads(1)  # this thread's own setting
+        torch.set_num_threads(1)  # this thread's own setting,
+        torch.get_num_threads()  # which torch takes up at the first question only
         begun.wait()
 
     pool = ThreadPoolExecutor(threads, "srcnn", begin)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import kernels
 
-LAYERS = [(64, 32, 5), (64, 32, 3), (3, 64, 9), (5, 16, 7), (32, 16, 11)]
+LAYERS = [(64, 32, 5), (64, 32, 3), (16, 64, 9), (20, 16, 7), (32, 16, 11)]
 
 
 def case(inputs, outputs, k, height, width, count=3):
@@ -36,7 +36,7 @@ def threads(request):
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("layer", [*LAYERS, (1, 64, 9), (64, 32, 1), (3, 64, 1)])
+@pytest.mark.parametrize("layer", [*LAYERS, (1, 64, 9), (3, 64, 9), (64, 32, 1), (3, 64, 1)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_convolve(with_nnpack, threads, layer, layout):
     for height, width in [(11, 11), (17, 30), (40, 23)]:
@@ -93,7 +93,7 @@ def test_nnpack_where_it_wins_only():
     assert not kernels.nnpack_wins(x.double(), weight.double())
     assert not kernels.nnpack_wins(x.bfloat16(), weight.bfloat16())
     assert not kernels.nnpack_wins(x.to("meta"), weight)
-    for layer in [(1, 64, 9), (64, 32, 1), (32, 1, 5)]:
+    for layer in [(1, 64, 9), (3, 64, 9), (64, 32, 1), (32, 1, 5)]:
         x, weight, _ = case(*layer, 20, 20)
         assert not kernels.nnpack_wins(x, weight)
     with torch.autocast("cpu", torch.bfloat16):
