@@ -52,6 +52,7 @@ def main(settings):
     if output.exists() and not settings.overwrite:
         raise UserError(f"{output}: exists; give another output, or --overwrite")
 
+    # Into memory first, so that a failure leaves no file
     content = io.BytesIO()
     if layout == "onnx":
         export_onnx(network, content)
@@ -74,6 +75,7 @@ def notes(network: SRCNN, checkpoint: dict, layout: str) -> list[str]:
         names = checkpoint["passed_over"]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         said.append(f"passed over in the file, and not run: {', '.join(names[:3])}{more}")
+    # At the border: 6 pixels for 9-1-5, half of what the three kernels reach together
     if network.padding_mode != PADDING.get(layout, network.padding_mode):
         said.append(
             f"other code pads with {PADDING[layout]} there, these weights are for padding_mode="
@@ -86,6 +88,7 @@ def notes(network: SRCNN, checkpoint: dict, layout: str) -> list[str]:
             f"these weights are for input upscaled by {bicubic[network.interpolation]}, "
             f"not {bicubic[INTERPOLATION[layout]].removesuffix(' bicubic')}"
         )
+    # What their config or source must be told, since a state dict does not say it
     architecture = (network.channels, *network.widths, network.channels)
     if layout == "mmagic":
         scale = f", upscale_factor={network.upscale_factor}" if network.upscale_factor else ""

@@ -30,11 +30,13 @@ def download(address: str, limit: int) -> Path:
     path = place_of(address)
     if path.is_file():
         return path
+    # All of it into memory, which limit bounds: nothing half-written is ever found there
     try:
         opener = urllib.request.build_opener(Redirects)
         request = urllib.request.Request(address, headers={"User-Agent": "srcnn-pytorch"})
         with opener.open(request, timeout=SECONDS) as response:
             data = response.read(limit + 1)
+            # http.client says nothing if less came than the server had promised
             if response.length and len(data) <= limit:
                 raise OSError("the connection was cut off")
     except UserError:

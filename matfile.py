@@ -48,6 +48,7 @@ def read(data: bytes, wanted: str) -> dict[str, Tensor | str]:
             if left <= 0 or not unpacker.eof:
                 raise UserError("unpacks to more than an SRCNN has; give another file")
             body = body[8:]
+        # An array: its flags, its dimensions, its name, its values
         parts = list(itertools.islice(_elements(body), 4))
         if len(parts) == 4 and re.fullmatch(wanted.encode(), parts[2][1]):
             found[parts[2][1].decode()] = _array(*parts)
@@ -71,6 +72,7 @@ def _array(flags, dimensions, name, values) -> Tensor | str:
 
 def _elements(data: bytes, at: int = 0):
     """(kind, bytes) of each element of a file, or of an array in it, from position ``at``."""
+    # Each begins with a tag of 8 bytes: kind, size; its body is filled up to a multiple of 8
     while at + 8 <= len(data):
         kind, size = struct.unpack_from("<2I", data, at)
         if kind >> 16:  # up to four bytes lie in the tag itself
@@ -94,6 +96,7 @@ def _matrix(name: str, value: Tensor | str) -> bytes:
         values = _element(UINT16, value.encode("utf-16-le"))
     else:
         kind, shape = DOUBLE, value.shape
+        # MATLAB's order, in which the first dimension counts fastest
         columns_first = value.permute(*reversed(range(value.dim()))).flatten().double()
         values = _element(FLOAT64, struct.pack(f"<{value.numel()}d", *columns_first.tolist()))
     flags = _element(UINT32, struct.pack("<2I", kind, 0))

@@ -256,7 +256,7 @@ class Machine:
         """Carry out one instruction; those of the same line differ in how they are written."""
         stack = self.stack
         match name:
-            # What was made is kept under a number, and fetched again
+            # The memo: what was made is kept under a number, to be used again
             case "BINPUT" | "LONG_BINPUT" | "PUT" if argument < 2**32:
                 self.memo[argument] = stack[-1]
             case "MEMOIZE":
@@ -297,7 +297,9 @@ class Machine:
                 self.extend(items)
             case "TUPLE":
                 stack.append(tuple(self.since_mark()))
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+            case "TUPLE1":
+                stack[-1] = (stack[-1],)
+            case "TUPLE2" | "TUPLE3":
                 count = int(name[-1])
                 stack[-count:] = [tuple(stack[-count:])]
             # Python's machine would import, call and fill in here; ours asks the table MAKERS
@@ -472,12 +474,15 @@ def _load_legacy(data: bytes):
             storages[key] = torch.zeros(count, dtype=dtype)
         return storages[key]
 
+    # A number that marks the format, its version, the machine it came from, what was saved, and
+    # the order in which the storages follow
     machine, file = Machine(storage), Lines(data)
     _magic, _protocol, _system, content, keys = (machine.load(file) for _ in range(5))
     if sorted(keys) != sorted(storages):
         raise EOFError
     for key in keys:
         values = storages[key]
+        # Eight bytes with the count, then the numbers
         (count,) = struct.unpack("<q", file.read(8))
         if count != len(values):
             raise EOFError
@@ -490,6 +495,7 @@ def _load_legacy(data: bytes):
 def _flat(module: ScriptModule) -> dict:
     """The tensors of a TorchScript module by their dotted names, as a state dict has them, and
     the numbers and texts that are attributes of the outermost one."""
+    # Breadth first and counted: modules may lie within each other, or in a circle
     flat, waiting, seen = {}, [("", module)], 0
     while waiting:
         prefix, module = waiting.pop(0)

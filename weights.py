@@ -169,7 +169,7 @@ def load_checkpoint(path, interpolation: str = "auto") -> dict:
     Raises OSError where the file cannot be read and ValueError where it holds no SRCNN, in one
     line each. The file may come from anywhere: time and memory stay bounded.
     """
-    name = " ".join(str(path).split())
+    name = " ".join(str(path).split())  # for messages, which are one line
     address = address_of(path)
     if address:
         path = download(address, MAX_BYTES)
@@ -179,6 +179,7 @@ def load_checkpoint(path, interpolation: str = "auto") -> dict:
         raise UserError(f"{name}: not a file; give the path of a checkpoint")
     with open(path, "rb") as file:
         data = file.read(MAX_BYTES + 1)
+    # From here on the file's content decides, and its writer may mean no good
     try:
         return _recognise(data, interpolation)
     except UserError as refused:
@@ -207,6 +208,7 @@ def _recognise(data: bytes, interpolation: str) -> dict:
     # The one network that MMagic offers, whose bare weights have the names of yjn870's
     if layout == "yjn870" and (kernel_sizes, channels) == ((9, 1, 5), 3):
         layout = "mmagic"
+    # Ours has a dict of facts; others keep epochs and figures beside the weights
     facts = said.get("facts")
     if not isinstance(facts, dict):
         numbers = {key: value for key, value in said.items() if type(value) in (int, float)}
@@ -220,7 +222,7 @@ def _recognise(data: bytes, interpolation: str) -> dict:
         "layout": layout,
         "facts": facts,
         "training": said.get("training") if isinstance(said.get("training"), dict) else None,
-        "passed_over": passed_over,
+        "passed_over": [_shown(name) for name in passed_over],
     }
 
 
@@ -282,6 +284,7 @@ def _find_layers(said: dict, entries: dict) -> tuple[dict, str]:
     state_dict = {
         ours: _checked(theirs, entries[names[theirs]]) for theirs, ours in expected.items()
     }
+    # The file says whose it is, or its names do
     if said.get("format") in ("srcnn-pytorch", "authors"):
         return state_dict, said["format"]
     if layers == LAYERS:
@@ -307,6 +310,7 @@ def _checked(name: str, tensor) -> Tensor:
 
 def _architecture(state_dict: dict) -> tuple:
     """kernel_sizes, channels and widths from the shapes of a state dict with our names."""
+    # Weight and bias of each layer in turn; a weight is (outputs, inputs, rows, columns)
     shapes = [tuple(tensor.shape) for tensor in state_dict.values()]
     if [len(shape) for shape in shapes] == [4, 1, 4, 1, 4, 1]:
         (n1, channels, _, f1), (n2, _, _, f2), (_, _, _, f3) = shapes[::2]
@@ -397,7 +401,8 @@ def _to_authors(checkpoint: dict) -> bytes:
     arrays = {}
     for i, layer in enumerate(LAYERS):
         weight = checkpoint["state_dict"][f"{layer}.weight"]
-        columns = weight.transpose(2, 3).flatten(2).permute(1, 2, 0)  # (inputs, f·f, outputs)
+        # To (inputs, f·f, outputs), each kernel column by column
+        columns = weight.transpose(2, 3).flatten(2).permute(1, 2, 0)
         arrays[f"weights_conv{i + 1}"] = (columns[0:1].squeeze(0), columns, columns[..., 0])[i]
         arrays[f"biases_conv{i + 1}"] = checkpoint["state_dict"][f"{layer}.bias"][:, None]
     arrays["padding_mode"] = checkpoint["padding_mode"]
@@ -423,9 +428,11 @@ def to_layout(checkpoint: dict, layout: str) -> bytes:
     if layout == "ours":
         content = checkpoint
     elif layout == "lornatang":
+        # What their train.py reads when it goes on
         content = {"epoch": 0, "best_psnr": 0.0, "best_ssim": 0.0, "state_dict": state_dict}
         content |= {"optimizer": _lornatangs_optimizer(state_dict)} | made_for
     elif layout == "mmagic":
+        # Their loader wants "state_dict" alone; "meta" is what marks the file as theirs
         weights = _renamed(state_dict, "generator.")
         content = {"meta": {"epoch": 0, "iter": 0}, "state_dict": weights} | made_for
     else:

@@ -534,6 +534,13 @@ def test_checkpoints_as_training_leaves_them(kind, legacy, protocol, tmp_path):
     torch.testing.assert_close(computed, convolve(layers, x, "zeros"), atol=1e-5, rtol=0)
 
 
+def test_names_passed_over_are_fit_to_print(tmp_path, capsys):
+    content = {**state_dict(Y915), "x": Runs(os.system, "true")}
+    data = torch_bytes(content, legacy=True).replace(b"cposix\nsystem\n", b"cpo\x1b[2Jx\nsystem\n")
+    found = load_checkpoint(write(tmp_path, data))["passed_over"]
+    assert found == ["po\\x1b[2Jx.system"] and found[0].isprintable()
+
+
 def test_reading_them_imports_nothing(tmp_path):
     """In a process that has not loaded numpy's, argparse's, ... classes: they stay unloaded."""
     paths = [
@@ -780,6 +787,7 @@ MORE_EXHAUSTING = {  # what Python's own reader would do, and ours must not
 }
 
 
+@pytest.mark.slow
 def test_a_pickle_cannot_exhaust_the_reader(tmp_path):
     """Loaded in a process of its own, since a failure would end or freeze it; each is given 20 seconds, memory 1.5 GB
     (importing torch takes up to 0.6)."""
