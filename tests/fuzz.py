@@ -13,6 +13,7 @@ traceback. To add a kind of file: a function that makes one, one that reads it, 
 
 import argparse
 import collections
+import functools
 import gzip
 import hashlib
 import io
@@ -39,8 +40,10 @@ import torch
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 import layouts
 
+import config
 import image_io
 import prepare_dataset
+import train
 from model import SRCNN
 from weights import load_checkpoint
 
@@ -319,6 +322,54 @@ def change_object(rng, thing, depth=0):
     return rng.choice(odd)
 
 
+# ------------------------------------------------------------------------ what training goes on with
+def training_settings(name: str, path=""):
+    """Of a run with a small network, by one of the two recipes."""
+    network = ["--kernel_sizes", "5", "1", "3", "--device", "cpu"]
+    return config.load("train", [*network, "--recipe", name, "--resume", str(path)])
+
+
+def last_file(name: str) -> dict:
+    """What last.pth holds after one step by a recipe."""
+    run = train.begin(training_settings(name), torch.device("cpu"))
+    step_on(run)
+    state = {
+        **{"step": 1, "best": 30.5, "seconds": 2.5, "loss": 0.25},
+        "history": [{"step": 1, "samples": 16, "psnr_holdout": 30.5}],
+        "network": run.network.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+    }
+    return run.average.to_checkpoint({"settings": {"recipe": name}}, state)
+
+
+def step_on(run):
+    run.optimizer.zero_grad()
+    lr = torch.zeros(1, 1, 24, 24)
+    run.network(lr).square().mean().backward()
+    run.optimizer.step()
+
+
+def make_training(rng, name: str) -> tuple[str, bytes]:
+    content, how = last_files[name], rng.randrange(4)
+    if how < 3:
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            training = change_object(rng, content["training"])
+            content = {**content, "training": training} if rng.random() < 0.9 else training
+            if not isinstance(content.get("training"), dict):
+                break
+        return "training", layouts.torch_bytes(content, rng.random() < 0.3)
+    data = layouts.torch_bytes(content)
+    return "training", change_in_zip(rng, data) if rng.random() < 0.7 else change(rng, data)
+
+
+def read_training(path: Path, name: str):
+    """Go on with it as train.py does, and make a step."""
+    run = train.begin(training_settings(name, path), torch.device("cpu"))
+    step_on(run)
+    assert type(run.step) is int and run.step >= 0 and run.seconds >= 0
+    assert all(type(row["step"]) is int for row in run.history)
+
+
 # --------------------------------------------------------------------------------- MATLAB files
 def change_in_mat(rng, data: bytes) -> bytes:
     """Inside a compressed array of a MATLAB file."""
@@ -494,6 +545,14 @@ def read_archive(path: Path):
 KINDS = [  # its share of the cases; makes (kind, content of a file); reads one
     (2, make_checkpoint, read_checkpoint),
     (1, make_matlab, read_checkpoint),
+    *(
+        (
+            0.5,
+            functools.partial(make_training, name=name),
+            functools.partial(read_training, name=name),
+        )
+        for name in config.RECIPES
+    ),
     (2, make_image, read_image),
     (1, make_archive, read_archive),
 ]
@@ -605,6 +664,7 @@ def run(cases: int, seed: int, keep: Path):
 torch.manual_seed(0)
 torch.set_num_threads(1)
 checkpoints, saved, image_files = contents(), saved_files(), images()
+last_files = {name: last_file(name) for name in config.RECIPES}
 small_layers = layouts.random_layers((9, 1, 5), 1, (4, 3))
 mat_files = [
     layouts.mat_bytes(layouts.authors_arrays(small_layers), packed) for packed in (True, False)
