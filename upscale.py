@@ -328,9 +328,8 @@ def enlarge_file(source: Path, target: Path, networks: Networks, settings):
     enlarged = image
     steps = networks.steps(factor)
     networks.say(factor, steps)
-    options = {"self_ensemble": True} if settings.self_ensemble else {}
     for scale in steps:
-        enlarged = upscale(enlarged, scale, networks[scale], progress=True, **options)
+        enlarged = upscale(enlarged, scale, networks[scale], settings.self_ensemble, progress=True)
     if enlarged.shape[:2] != size:
         enlarged = resize_to(enlarged, *size)
     image_io.write_image(target, enlarged, metadata)

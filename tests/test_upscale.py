@@ -254,6 +254,15 @@ def test_paths_and_pillow_images(tmp_path, photograph):
         inference.upscale(picture.convert("F"), 3, identity())
 
 
+def test_self_ensemble(tmp_path, photograph, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image_io.write_image("a.png", photograph)
+    run_main("a.png", "--self_ensemble", "--output", "b.png")
+    result = image_io.read_image("b.png")
+    np.testing.assert_array_equal(result, inference.upscale(photograph, 3, self_ensemble=True))
+    assert (result != inference.upscale(photograph, 3)).any()
+
+
 # ------------------------------------------------------------------------------- colour as seen
 def seen_in_srgb(path):
     """The levels that a viewer shows on an sRGB screen: by the file's profile, else as they are."""
