@@ -116,6 +116,7 @@ def read_photo(path) -> tuple[np.ndarray, dict]:
     profile ("icc_profile", bytes), EXIF without the orientation ("exif", bytes) and the resolution
     ("dpi", two numbers), as far as it has them."""
     with _opened(path) as picture:
+        # Decode what Pillow holds in full; of the others it knows header and metadata
         deep, tiff = _more_than_8_bits(picture), picture.format == "TIFF"
         if not deep:
             with _stderr_closed() if tiff else contextlib.nullcontext():
@@ -200,6 +201,7 @@ def _why_unknown(path) -> str:
 
 def _more_than_8_bits(picture) -> bool:
     """Whether Pillow would lose bits of this image, or its numbers are no bytes."""
+    # Integers or floats: a single channel of more than 8 bits
     if picture.mode.startswith(("I", "F")):
         return True
     if picture.mode not in ("L", "LA", "RGB", "RGBA", "RGBX"):
@@ -211,6 +213,7 @@ def _more_than_8_bits(picture) -> bool:
 
 def _array(picture) -> np.ndarray:
     """The pixels of a Pillow image of 8 bits: H×W, H×W×3 or H×W×4, uint8."""
+    # Four kinds of colours are left: L (gray), RGB, and both with alpha as RGBA
     if picture.mode in ("CMYK", "YCCK"):
         picture = _cmyk_to_rgb(picture)
     if "A" in picture.mode.upper().replace("LAB", "") or "transparency" in picture.info:
@@ -289,6 +292,7 @@ def _stderr_closed():
 
 def _upright(image: np.ndarray, turn: int) -> np.ndarray:
     """An image as stored, turned as EXIF orientation 1 to 8 says."""
+    # 5 to 8 are stored on their side; then up and down, left and right
     image = image.swapaxes(0, 1) if turn in (5, 6, 7, 8) else image
     image = image[::-1] if turn in (3, 4, 7, 8) else image
     image = image[:, ::-1] if turn in (2, 3, 6, 7) else image
@@ -317,6 +321,7 @@ def _metadata(picture, exif) -> dict:
 
 def _still_true(exif, only_describing: bool) -> bytes:
     """EXIF data without what no longer holds once an image is upright and larger."""
+    # The picture has been turned already, and a viewer would turn it once more
     for tag in list(exif):
         if tag in STALE or (only_describing and tag not in DESCRIBING):
             del exif[tag]
@@ -354,6 +359,7 @@ def write_image(path, image: np.ndarray, metadata: dict | None = None):
         image = np.stack([image] * 3, 2)  # WebP knows no gray
     if not _profile_fits(metadata.get("icc_profile"), image):
         metadata.pop("icc_profile", None)
+    # The file takes its name when it is complete: a full disk or Ctrl-C leaves an old one as it was
     with replace_file(path) as temporary:
         if suffix == ".png":
             _write_png(temporary, image, metadata)
@@ -418,6 +424,7 @@ def _write_deep_tiff(path, image: np.ndarray, metadata: dict):
     """16 bits a channel, which Pillow cannot write."""
     import tifffile
 
+    # Of EXIF data tifffile takes the texts: camera, author, title
     channels = image.shape[2] if image.ndim == 3 else 1
     options = {"extrasamples": ["unassalpha"]} if channels in (2, 4) else {}
     if "icc_profile" in metadata:
@@ -457,6 +464,7 @@ def _write_png(path, image: np.ndarray, metadata: dict):
         for name, body in _png_metadata(metadata):
             _write_chunk(file, name, body)
         _write_chunk(file, b"IDAT", b"\x78\x01")  # how a zlib stream begins
+        # As many blocks at a time as there are threads: more would wait in memory
         checksum = 1
         for first in range(0, height, step * threads):
             tops = range(first, min(first + step * threads, height), step)
@@ -469,6 +477,7 @@ def _write_png(path, image: np.ndarray, metadata: dict):
 
 
 def _write_chunk(file, name: bytes, body: bytes):
+    # Length, name, content, checksum of name and content: section 5.3
     checksum = zlib.crc32(body, zlib.crc32(name))
     file.write(struct.pack(">I", len(body)) + name)
     file.write(body)
@@ -488,6 +497,7 @@ def _png_metadata(metadata: dict):
 
 def _compressed(rows: np.ndarray, top: int, bottom: int) -> tuple[np.ndarray, bytes]:
     """Some rows of a PNG: the bytes that the format compresses, and the same compressed."""
+    # One row more than asked for, if there is one: the filter needs the row above
     above = max(0, top - 1)
     block = rows[above:bottom].astype(rows.dtype.newbyteorder(">")).view(np.uint8)
     lines = np.empty((min(bottom, len(rows)) - top, 1 + block.shape[1]), np.uint8)
@@ -496,6 +506,7 @@ def _compressed(rows: np.ndarray, top: int, bottom: int) -> tuple[np.ndarray, by
     np.subtract(block[1:], block[:-1], out=lines[len(lines) - len(block) + 1 :, 1:])
     # 16 bits are mostly noise: looking for longer repetitions costs twice the time for nothing
     strategy = zlib.Z_DEFAULT_STRATEGY if rows.itemsize == 1 else zlib.Z_RLE
+    # "Full flush" ends a piece on a whole byte, so that pieces can follow one another
     piece = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
     return lines, piece.compress(lines) + piece.flush(zlib.Z_FULL_FLUSH)
 

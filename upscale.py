@@ -38,6 +38,7 @@ SCALES = (2, 3, 4)  # of the networks that other sizes are made with
 
 def main(settings):
     """Enlarge all that the command line names; exit status 1 if any of it failed."""
+    # All that can be wrong with the settings shows before anything is read or written
     check(settings)
     output, is_file = where_to(settings)
     networks = Networks(settings)
@@ -48,6 +49,7 @@ def main(settings):
     if settings.output != "beside":
         make_folder(output.parent if is_file else output)
 
+    # One image after the other: what is wrong with one does not keep the others from their turn
     written, failures = [], found.failures
     jobs = plan(found, output, is_file, settings, failures)
     try:
@@ -93,6 +95,7 @@ def where_to(settings) -> tuple[Path, bool]:
     """The output's path, and whether that is one file instead of a folder."""
     output = Path(settings.output or os.path.join(settings.results_dir, "upscaled"))
     suffix = output.suffix.lower()
+    # A folder may be called "holiday.2026"; a known suffix is a file, unless a slash says otherwise
     named_folder = settings.output.endswith(("/", os.sep)) or output.is_dir()
     if named_folder or suffix not in image_io.known_suffixes():
         return output, False
@@ -167,6 +170,7 @@ def find_images(settings, output: Path) -> Found:
 
 def search_folder(top: Path, found: Found, readable, recursive: bool, output: Path):
     """Add a folder's images; their folder in the output has its name and structure."""
+    # Breadth first, so that a folder's own images come before those of its folders
     before, waiting = len(found.images), [(top, Path(top.resolve().name))]
     while waiting:
         folder, inside = waiting.pop(0)
@@ -193,6 +197,7 @@ def search_folder(top: Path, found: Found, readable, recursive: bool, output: Pa
 
 def leave_out_earlier_outputs(found: Found, suffix: str):
     """A second run over a folder does not enlarge what the first one wrote beside its inputs."""
+    # The original must be there too: who names photo_x3.png alone wants that one enlarged
     made = re.compile(rf"(.+)(_x\d+(\.\d+)?|_\d+x\d+|{re.escape(suffix)})(_compare)?")
     stems = {path.with_name(path.stem) for path, _ in found.images}
     kept = []
@@ -214,6 +219,7 @@ def plan(found: Found, output: Path, is_file: bool, settings, failures: list[str
             target = output
         elif settings.output != "beside":
             target = output / inside / target.name
+        # a.png and a.bmp would both become a_x3.png
         outputs = [target, compared(target)] if settings.compare else [target]
         first = next((taken[path] for path in outputs if path in taken), None)
         if first is None:
@@ -228,6 +234,7 @@ def plan(found: Found, output: Path, is_file: bool, settings, failures: list[str
 
 def target_name(source: Path, settings) -> str:
     suffix = source.suffix.lower() if settings.ext == "auto" else f".{extension(settings)}"
+    # Nothing is lost in PNG, and everybody can open it, other than AVIF or HEIC
     if settings.ext == "auto" and suffix not in KEPT:
         suffix = ".png"
     return source.stem + ending(settings) + suffix
@@ -290,6 +297,7 @@ class Networks:
         combination that exceeds it least; none where nothing is to be enlarged."""
         if factor <= 1:
             return []
+        # Each network adds errors of its own: first of all, few of them
         count = 1
         while max(self.scales) ** count < factor:
             count += 1
@@ -317,6 +325,7 @@ def enlarge_file(source: Path, target: Path, networks: Networks, settings):
             raise UserError(f"{source}: the output would replace it; give another name")
         if path.exists() and not settings.overwrite:
             raise UserError(f"{source}: {path} exists; --overwrite true replaces it")
+    # The header alone does not say which way up the picture is, so it is read as a whole
     image, metadata = image_io.read_photo(source)
     height, width = image.shape[:2]
     factor = wanted_factor(height, width, settings)
@@ -325,6 +334,7 @@ def enlarge_file(source: Path, target: Path, networks: Networks, settings):
     if target.suffix in (".jpg", ".jpeg") and image.shape[2:] == (4,):
         tqdm.write(f"{source}: JPEG keeps no transparency; --ext png does")
 
+    # By networks to at least the size, and by bicubic, which suppresses aliasing, down to it
     enlarged = image
     steps = networks.steps(factor)
     networks.say(factor, steps)
