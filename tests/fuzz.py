@@ -553,7 +553,7 @@ KINDS = [  # its share of the cases; makes (kind, content of a file); reads one
         )
         for name in config.RECIPES
     ),
-    (2, make_image, read_image),
+    (3, make_image, read_image),
     (1, make_archive, read_archive),
 ]
 
