@@ -355,8 +355,8 @@ def make_training(rng, name: str) -> tuple[str, bytes]:
         for _ in range(rng.choice((1, 1, 2, 4))):
             training = change_object(rng, content["training"])
             content = {**content, "training": training} if rng.random() < 0.9 else training
-            if not isinstance(content.get("training"), dict):
-                break
+            if not isinstance(content, dict) or not isinstance(content.get("training"), dict):
+                break  # nothing left of it to change
         return "training", layouts.torch_bytes(content, rng.random() < 0.3)
     data = layouts.torch_bytes(content)
     return "training", change_in_zip(rng, data) if rng.random() < 0.7 else change(rng, data)
