@@ -18,6 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
+# OpenMP reads this when torch is imported. By default its threads spin while they wait for each
+# other, which takes the CPU from the threads that convolve (kernels.py), and from other programs
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel

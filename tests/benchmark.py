@@ -93,7 +93,7 @@ def result(what, unit, ports, here, target="", higher=False) -> dict:
 def medians(repeats: int, clock, **functions) -> list[float]:
     """Milliseconds of each function, called in turn, so that all see the machine in the same states."""
     times = {name: [] for name in functions}
-    for repeat in range(repeats + 1):
+    for _ in range(repeats + 1):
         for name, function in functions.items():
             started = clock()
             function()

@@ -1,10 +1,13 @@
 """kernels.py: every way to convolve gives the library's result and gradients, and threads share the work."""
 
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
 import torch
+from conftest import ROOT
 from torch.nn import functional as F
 
 import kernels
@@ -131,3 +134,21 @@ def test_a_forked_process_has_threads_of_its_own(threads):
     if not child:
         os._exit(kernels.in_threads(threads, [lambda: 3] * 2) != [3, 3])
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("users", ["", "ACTIVE"])
+def test_training_waits_without_spinning_unless_the_user_says_so(users):
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": users} if users else {}
+    environment["OMP_DISPLAY_ENV"] = "true"
+    process = subprocess.run(
+        [sys.executable, "-c", "import train, os; print(os.environ['OMP_WAIT_POLICY'])"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert process.stdout.strip() == (users or "PASSIVE")
+    if "OMP_WAIT_POLICY" in process.stderr:  # GNU's OpenMP says what it took up
+        assert f"OMP_WAIT_POLICY = '{users or 'PASSIVE'}'" in process.stderr
