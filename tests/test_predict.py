@@ -151,3 +151,48 @@ def test_memory_does_not_grow_with_the_image():
     assert int(process.stdout) < 12 + 60, (
         "MiB, of which the result is 12; layer 1's output would be 366"
     )
+
+
+def test_self_ensemble_is_the_mean_over_flips_and_rotations(small_tiles):
+    for padding_mode, border in [("replicate", 0), ("zeros", 0), ("valid", 12)]:
+        network = random_network(padding_mode=padding_mode)
+        x = torch.rand(2, 1, 21 + border, 34 + border)
+        with torch.no_grad():
+            results = [
+                torch.rot90(network(torch.rot90(y, turns, (2, 3))), -turns, (2, 3))
+                for y in (x, x.flip(3))
+                for turns in range(4)
+            ]
+        expected = sum(results[:4]) / 8 + sum(results[4:]).flip(3) / 8
+        y = predict(network, x, self_ensemble=True)
+        torch.testing.assert_close(y, expected, atol=1e-6, rtol=0)
+
+
+def test_a_tile_that_does_not_fit_is_halved_and_so_are_the_rest():
+    tiles, done, limit = inference._tiles((2, 1, 64, 80), 2000), torch.zeros(2, 64, 80), 300
+
+    def restore(tile):
+        top, bottom, left, right = tile.box
+        part = done[tile.images, top:bottom, left:right]
+        if part[0].numel() > limit:
+            raise torch.OutOfMemoryError
+        part += 1
+
+    inference._one_by_one(restore, tiles)
+    assert (done == 1).all()
+    limit = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        inference._one_by_one(restore, tiles)
+
+
+def test_a_gpus_tile_counts_what_the_allocator_keeps_and_never_gets_tiny(monkeypatch):
+    free, reserved, allocated = 0, 0, 0
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 0))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: allocated)
+    device = torch.device("cuda")
+    assert inference._pixels_on_gpu(SRCNN(), device) == 2**18
+    reserved, allocated = 2**33, 2**32
+    pixels = inference._pixels_on_gpu(SRCNN(), device)
+    reserved, allocated, free = 0, 0, 2**32
+    assert 2**18 < pixels == inference._pixels_on_gpu(SRCNN(), device)
