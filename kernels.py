@@ -56,8 +56,8 @@ def nnpack_wins(x: Tensor, weight: Tensor) -> bool:
 
     Its transforms pay off where many sums share them: with one thread 5×5 of 64 to 32 channels
     takes 0.4 of the library's time, 3×3 0.7; but 9×9 of one channel takes 1.6 times as long. A last
-    layer is best done by `narrow`. 9×9 of RGB would take 0.7, but what passes through unchanged then
-    differs by 3e-7, which an image of 16 bits shows.
+    layer is best done by `narrow`. 9×9 of RGB would take 0.7, but what passes through unchanged
+    then differs by 3e-7, which an image of 16 bits shows.
     """
     outputs, inputs, *kernel = weight.shape
     return (
@@ -101,7 +101,7 @@ def relu_(x: Tensor) -> Tensor:
 
 
 def narrow(x: Tensor, weight: Tensor) -> Tensor:
-    """An unpadded convolution to few channels, as the last layer is: without bias, summed in float32.
+    """An unpadded convolution to few channels, as the last layer is; no bias, sums in float32.
 
     The library's kernels leave most of the vector unit idle there. Instead one matrix product gives
     the k·k contributions of every pixel, and shifted sums gather them.

@@ -9,20 +9,7 @@ from weights import PADDING_MODES, load_checkpoint, shipped_weights
 
 
 class SRCNN(nn.Module):
-    """Three convolutions f1-f2-f3 with ReLU between (paper section 3.1): patch extraction, non-linear mapping,
-    reconstruction.
-
-    Args:
-        kernel_sizes: odd sizes (f1, f2, f3); the paper's are 9-1-5, 9-3-5 and 9-5-5.
-        channels: 1 for Y, 3 for RGB.
-        widths: filters (n1, n2) of the first two layers.
-        padding_mode: what each convolution sees beyond the border. "replicate": the edge pixel (the authors' test
-            code, and ours); "zeros" (most ports); "valid": nothing, so that the output is smaller by f1 + f2 + f3 - 3
-            (training). It belongs to the weights: those made for one lose up to 7 dB with another.
-
-    Attributes ``upscale_factor`` (0: unknown) and ``interpolation`` ("matlab" or "torch") say for which input the
-    weights were made; `from_pretrained` sets them.
-    """
+    """Three convolutions f1-f2-f3 with ReLU between (section 3.1 of the paper); see `configure`."""
 
     def __init__(
         self,
@@ -32,6 +19,45 @@ class SRCNN(nn.Module):
         padding_mode: str = "replicate",
     ):
         super().__init__()
+        self.configure(kernel_sizes, channels, widths, padding_mode)
+        (f1, f2, f3), (n1, n2) = self.kernel_sizes, self.widths
+        # Patch extraction and representation (3.1.1): every f1×f1 patch becomes n1 features
+        self.features = nn.Sequential(nn.Conv2d(channels, n1, f1), nn.ReLU())
+        # Non-linear mapping (3.1.2): they become the n2 features of a high-resolution patch
+        self.map = nn.Sequential(nn.Conv2d(n1, n2, f2), nn.ReLU())
+        # Reconstruction (3.1.3): the overlapping patches are put together, by learned averaging
+        self.reconstruction = nn.Conv2d(n2, channels, f3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N×C×H×W in [0, 1], already upscaled by bicubic, to the same shape (smaller by
+        f1 + f2 + f3 - 3, if padding_mode is "valid")."""
+        f1, f2, f3 = self.kernel_sizes
+        x = self.features(self._pad(x, f1 // 2))
+        x = self.map(self._pad(x, f2 // 2))
+        return self.reconstruction(self._pad(x, f3 // 2))
+
+    def _pad(self, x: Tensor, size: int) -> Tensor:
+        if self.padding_mode == "valid" or size == 0:
+            return x
+        mode = "replicate" if self.padding_mode == "replicate" else "constant"
+        return F.pad(x, (size, size, size, size), mode)
+
+    def configure(self, kernel_sizes, channels: int, widths, padding_mode: str):
+        """What the constructor takes.
+
+        Args:
+            kernel_sizes: odd sizes (f1, f2, f3); the paper's are 9-1-5, 9-3-5 and 9-5-5.
+            channels: 1 for Y, 3 for RGB.
+            widths: filters (n1, n2) of the first two layers.
+            padding_mode: what each convolution sees beyond the border. "replicate": the edge pixel
+                (the authors' test code, and ours); "zeros" (most ports); "valid": nothing
+                (training). It belongs to the weights: those made for one lose up to 7 dB with
+                another.
+
+        Attributes ``upscale_factor`` (0: unknown) and ``interpolation`` ("matlab" or "torch") say
+        for which input the weights were made; `from_pretrained` sets them.
+        Raises ValueError for what no SRCNN has.
+        """
         kernel_sizes, widths = tuple(kernel_sizes), tuple(widths)
         if len(kernel_sizes) != 3 or any(k < 1 or k % 2 == 0 for k in kernel_sizes):
             raise ValueError(
@@ -41,33 +67,9 @@ class SRCNN(nn.Module):
             raise ValueError(f"channels={channels}: 1 (Y) or 3 (RGB)")
         if padding_mode not in PADDING_MODES:
             raise ValueError(f"padding_mode={padding_mode!r}: one of {', '.join(PADDING_MODES)}")
-        self.kernel_sizes, self.channels, self.widths, self.padding_mode = (
-            kernel_sizes,
-            channels,
-            widths,
-            padding_mode,
-        )
+        self.kernel_sizes, self.widths = kernel_sizes, widths
+        self.channels, self.padding_mode = channels, padding_mode
         self.upscale_factor, self.interpolation = 0, "matlab"
-        f1, f2, f3 = kernel_sizes
-        self.features = nn.Sequential(nn.Conv2d(channels, widths[0], f1), nn.ReLU())
-        self.map = nn.Sequential(nn.Conv2d(widths[0], widths[1], f2), nn.ReLU())
-        self.reconstruction = nn.Conv2d(widths[1], channels, f3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """N×C×H×W in [0, 1], already upscaled by bicubic, to the same shape (smaller if padding_mode="valid")."""
-        f1, f2, f3 = self.kernel_sizes
-        x = self.features(self._pad(x, f1 // 2))
-        x = self.map(self._pad(x, f2 // 2))
-        return self.reconstruction(self._pad(x, f3 // 2))
-
-    def _pad(self, x: Tensor, size: int) -> Tensor:
-        if self.padding_mode == "valid" or size == 0:
-            return x
-        return F.pad(
-            x,
-            (size, size, size, size),
-            mode="replicate" if self.padding_mode == "replicate" else "constant",
-        )
 
     def macs_per_pixel(self) -> int:
         """Multiply-accumulates for each output pixel; 8,032 for 9-1-5 (5,184 + 2,048 + 800)."""
@@ -82,10 +84,12 @@ class SRCNN(nn.Module):
         """A trained network in eval mode.
 
         Args:
-            path_or_scale: a file of any kind that `load_checkpoint` takes; or the scale (2, 3 or 4), for the weights
-                that ship with the project.
-            kernel_sizes, channels: which of those that ship, default 9-1-5 on Y; a file says so itself.
-            interpolation: "matlab" or "torch", for a file that does not say what enlarges its input.
+            path_or_scale: a file of any kind that `load_checkpoint` takes; or the scale (2, 3 or
+                4), for the weights that ship with the project.
+            kernel_sizes, channels: which of those that ship, default 9-1-5 on Y; a file says so
+                itself.
+            interpolation: "matlab" or "torch", for a file that does not say what enlarges its
+                input.
         Raises what `load_checkpoint` raises, and ValueError where no such weights ship.
         """
         if not isinstance(path_or_scale, (str, os.PathLike)):
@@ -106,8 +110,13 @@ class SRCNN(nn.Module):
         return network.eval()
 
     def to_checkpoint(self, facts: dict, training: dict | None = None) -> dict:
-        """What a file of ours holds, for torch.save: plain types and tensors, so that it loads with weights_only=True.
-        facts: how the weights came about; training: what train.py needs to go on."""
+        """What a file of ours holds, for torch.save: plain types and tensors, so that it loads with
+        weights_only=True.
+
+        Args:
+            facts: how the weights came about.
+            training: what train.py needs to go on.
+        """
         content = {
             "format": "srcnn-pytorch",
             "kernel_sizes": list(self.kernel_sizes),
