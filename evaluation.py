@@ -169,12 +169,11 @@ def measure(
 
 def _timed(network, x: Tensor, self_ensemble: bool) -> tuple[Tensor, float]:
     """The restored image, and the milliseconds that it took."""
-    options = {"self_ensemble": True} if self_ensemble else {}
     if x.device.type != "cpu":
         # A GPU's library chooses its kernels at the first call of each shape
-        restore(network, x, **options)
+        restore(network, x, self_ensemble)
         synchronize(x.device)
     started = time.perf_counter()
-    y = restore(network, x, **options)
+    y = restore(network, x, self_ensemble)
     synchronize(x.device)
     return y, (time.perf_counter() - started) * 1000

@@ -16,6 +16,7 @@ import config
 import evaluation
 import imgproc
 import validate
+from dataset import test_pair as make_pair
 from image_io import read_image
 from imgproc import imresize, rgb2y
 from model import SRCNN
@@ -477,3 +478,44 @@ def test_weights_of_a_folder(pictures, tmp_path, run_script):
         "theirs.csv",
         "theirs_2.csv",
     ]
+
+
+def test_self_ensemble_has_rows_of_its_own(photograph, tmp_path, capsys):
+    """Marked "+" in the table and in both files; its figures are predict's by itself."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    bgr = np.ascontiguousarray(photograph[..., ::-1])
+    assert cv2.imwrite(str(folder / "astronaut.png"), bgr)
+    arguments = ["--model_path", "shipped", "--test_sets", folder, "--results_dir", tmp_path]
+    run_main(*arguments, "--self_ensemble")
+    said = capsys.readouterr().out
+    target = tmp_path / "shipped_srcnn_9-1-5_x3"
+    record = json.loads((target / "validation.json").read_text())
+    result = record["sets"]["photographs"]
+    assert record["self_ensemble"] is True and result["srcnn+"] != result["srcnn"]
+    for name, scores in (("astronaut", result["images"]["astronaut"]), ("mean", result)):
+        row = re.search(rf"^{name}[+] .*$", said, re.MULTILINE)[0]
+        assert f"{scores['srcnn+']['psnr']:.4f}" in row
+    assert "SRCNN+" in (target / "report.html").read_text()
+    assert (target / "photographs" / "astronaut_srcnn+.png").is_file()
+
+    # The same by the plain network, on each of the eight views by itself
+    network = SRCNN.from_pretrained(3)
+    y = torch.from_numpy(rgb2y(photograph))[None]
+    x, hr = make_pair(y, 3)
+    views = []
+    for turns in range(4):
+        for flip in (False, True):
+            turned = torch.rot90(x.flip(3) if flip else x, turns, (2, 3))
+            with torch.no_grad():
+                back = torch.rot90(network(turned), -turns, (2, 3))
+            views.append(back.flip(3) if flip else back)
+    sr = imgproc.to_uint8(torch.stack(views).mean(0))
+    expected = imgproc.psnr(*(imgproc.shave(image, 3) for image in (sr, imgproc.to_array(hr))))
+    # Within what a few pixels rounded to the other side make
+    assert result["srcnn+"]["psnr"] == pytest.approx(expected, abs=2e-3)
+
+    run_main(*arguments)
+    record = json.loads((target / "validation.json").read_text())
+    assert record["self_ensemble"] is False and "srcnn+" not in record["sets"]["photographs"]
+    assert record["sets"]["photographs"]["srcnn"] == result["srcnn"]
