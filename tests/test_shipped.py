@@ -71,3 +71,47 @@ def test_carries_what_made_it(network):
         .read_text()
         .startswith("step,samples,seconds")
     )
+
+
+def results_rows() -> dict:
+    """{(set, row): {scale: text}} of the README's table of results, as assets/results_table.py
+    makes it; emphasis left out."""
+    rows, set_name = {}, ""
+    _, _, table = README.partition("| set | | x2 | x3 | x4 |\n")
+    if not table:
+        pytest.skip("the README has no table of results by assets/results_table.py yet")
+    for line in table.split("\n\n")[0].splitlines()[1:]:
+        name, label, *cells = (cell.strip(" *") for cell in line.strip("|").split("|"))
+        set_name = name or set_name
+        rows[set_name, label] = dict(zip((2, 3, 4), cells))
+    return rows
+
+
+def test_readme_results_are_those_of_its_weights():
+    """Its two tables say the same of every network on Y; the second is measured above."""
+    rows = results_rows()
+    for network in SHIPPED:
+        kernel_sizes, scale, channels = network
+        if channels == 1:
+            line = re.search(rf"^\| srcnn_{named(network)} \|.*$", README, re.MULTILINE)[0]
+            for set_name in ("Set5", "Set14"):
+                label = f"ours, {'-'.join(map(str, kernel_sizes))}"
+                assert f"| {rows[set_name, label][scale]} |" in line
+
+
+@pytest.mark.parametrize(
+    "set_name, plus", [("Set5", "+"), pytest.param("BSD100", "", marks=pytest.mark.slow)]
+)
+def test_readme_results_beyond_its_weights(shared, set_name, plus):
+    """9-1-5 x3 by self-ensemble, and on a set that no choice was made on."""
+    if not (shared / "data" / set_name).is_dir():
+        pytest.skip(f"needs ../shared/data/{set_name}")
+    rows = results_rows()
+    result = evaluate(
+        SRCNN.from_pretrained(3),
+        images(shared / "data", set_name, 1),
+        3,
+        self_ensemble=plus == "+",
+    )[f"srcnn{plus}"]
+    expected = f"{result['psnr']:.2f} / {result['ssim']:.4f}"
+    assert rows[set_name, f"ours, 9-1-5{plus}"][3] == expected
