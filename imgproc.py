@@ -102,8 +102,9 @@ def _resize(x: Tensor, *scales: float) -> Tensor:
 def _with_mirrored_borders(x: Tensor, axis: int, before: int, after: int) -> Tensor:
     size = x.shape[axis]
     head, tail = (
-        x.index_select(axis, mirror(index, size).to(x.device))
-        for index in (torch.arange(-before, 0), torch.arange(size, size + after))
+        # Made where x is: a copy from the host would make a GPU wait
+        x.index_select(axis, mirror(torch.arange(*ends, device=x.device), size))
+        for ends in ((-before, 0), (size, size + after))
     )
     return torch.cat((head, x, tail), axis)
 
