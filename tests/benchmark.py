@@ -357,6 +357,7 @@ def run_training(folder, **settings) -> list[dict]:
         "data_dir": folder / "data",
         "results_dir": folder / "results",
         "exp_name": "benchmark",
+        "overwrite": True,  # several sections train, one after the other
     }
     words = [
         w
