@@ -190,6 +190,14 @@ def test_no_step_waits_for_the_gpu(run_training, options):
     assert counts[0] == counts[1]
 
 
+@pytest.mark.parametrize("kind, fused", [("cuda", True), ("mps", None)])
+def test_sgd_is_one_kernel_where_torch_has_it(kind, fused):
+    settings = config.load("train", ["--recipe", "paper"])
+    with pretended(kind):
+        network = train.recipe.build(settings, None, torch.device(kind))[0]
+        assert train.recipe.make_optimizer(network, settings).defaults["fused"] is fused
+
+
 # --------------------------------------------------------------------------------- using the network
 def a_network(channels=1, padding_mode="replicate", kernels=(5, 1, 3)):
     torch.manual_seed(0)
