@@ -128,7 +128,7 @@ def load_images(folder, mmap: bool = False) -> tuple[list[str], list[Tensor]]:
 
 
 def split_holdout(count: int, holdout: int) -> tuple[list[int], list[int]]:
-    """Indices of the training images and of those held out, which are spread evenly over the set."""
+    """Indices of the training images and of those held out, which are spread evenly."""
     if not 0 <= holdout < count:
         raise UserError(f"holdout={holdout}: the training set has {count} images; hold out fewer")
     held = {round((i + 0.5) * count / holdout) for i in range(holdout)}
@@ -136,7 +136,8 @@ def split_holdout(count: int, holdout: int) -> tuple[list[int], list[int]]:
 
 
 def downscale(hr: Tensor, upscale_factor: int, quantize: bool = False) -> Tensor:
-    """The low-resolution image of hr (float, ...×H×W in [0, 1]); quantize: as an 8-bit image file holds it."""
+    """The low-resolution image of hr (float, ...×H×W in [0, 1]); quantize: as an 8-bit image file
+    holds it."""
     lr = imresize(hr, 1 / upscale_factor)
     return (lr * 255).round_().clamp_(0, 255) / 255 if quantize else lr
 

@@ -50,8 +50,9 @@ def main():
         prepared = folder / "data/prepared/large-y"
         shards = -(-arguments.images * 1356 * 2040 // 2**26)
         for number, part in ((signal.SIGKILL, 1 / 3), (signal.SIGINT, 2 / 3), (None, 1)):
+            wanted = max(1, int(part * shards))
 
-            def enough(wanted=max(1, int(part * shards))):
+            def enough():
                 return number and len(list(prepared.glob("*.pth"))) >= wanted
 
             before = {path: path.stat().st_mtime_ns for path in prepared.glob("*.pth")}

@@ -23,7 +23,13 @@ def test_thousands_of_mutated_files_end_well(tmp_path):
     )
     print(done.stdout)
     assert done.returncode == 0 and "finding:" not in done.stdout, done.stdout + done.stderr
-    for kind in ("archive", "checkpoint", "image.png", "matlab", "training"):  # and not by refusing everything
+    for kind in (
+        "archive",
+        "checkpoint",
+        "image.png",
+        "matlab",
+        "training",
+    ):  # and not by refusing everything
         loaded, refused = (
             int(word)
             for word in next(
