@@ -23,16 +23,34 @@ RESULTS = Path("results")
 # name of the run: (the run that it begins from, "": none; what follows "python train.py").
 # A run whose name ends in _start ships no file: the next one goes on from it, at a lower rate.
 RUNS = {
-    "srcnn_9-1-5_x3": ("", "--valid_frequency 2000"),
-    "srcnn_9-1-5_x2": (
-        "srcnn_9-1-5_x3",
+    "srcnn_9-1-5_x3_start": ("", "--valid_frequency 2000"),
+    "srcnn_9-1-5_x3": ("srcnn_9-1-5_x3_start", "--learning_rate 0.003 --valid_frequency 2000"),
+    "srcnn_9-1-5_x2_start": (
+        "srcnn_9-1-5_x3_start",
         "--upscale_factor 2 --learning_rate 0.003 --steps 10000 --valid_frequency 2000",
     ),
-    "srcnn_9-1-5_x4": (
-        "srcnn_9-1-5_x3",
+    "srcnn_9-1-5_x2": (
+        "srcnn_9-1-5_x2_start",
+        "--upscale_factor 2 --learning_rate 0.003 --steps 6000 --valid_frequency 2000",
+    ),
+    "srcnn_9-1-5_x4_start": (
+        "srcnn_9-1-5_x3_start",
         "--upscale_factor 4 --learning_rate 0.003 --steps 10000 --valid_frequency 2000",
     ),
+    "srcnn_9-1-5_x4": (
+        "srcnn_9-1-5_x4_start",
+        "--upscale_factor 4 --learning_rate 0.003 --steps 6000 --valid_frequency 2000",
+    ),
     "srcnn_9-1-5_x4_rgb": ("", "--upscale_factor 4 --channels 3 --valid_frequency 2000"),
+    "srcnn_9-1-5_x3_rgb": (
+        "srcnn_9-1-5_x4_rgb",
+        "--channels 3 --learning_rate 0.003 --steps 3000 --valid_frequency 2000",
+    ),
+    "srcnn_9-1-5_x2_rgb": (
+        "srcnn_9-1-5_x4_rgb",
+        "--upscale_factor 2 --channels 3 --learning_rate 0.003 --steps 3000"
+        " --valid_frequency 2000",
+    ),
     "srcnn_9-3-5_x3": ("", "--kernel_sizes 9 3 5 --valid_frequency 2000"),
     "srcnn_9-3-5_x2": (
         "srcnn_9-3-5_x3",
@@ -49,14 +67,24 @@ RUNS = {
         "srcnn_9-5-5_x3_start",
         "--kernel_sizes 9 5 5 --learning_rate 0.003 --steps 90000 --valid_frequency 5000",
     ),
-    "srcnn_9-5-5_x2": (
+    "srcnn_9-5-5_x2_start": (
         "srcnn_9-5-5_x3_start",
         "--kernel_sizes 9 5 5 --upscale_factor 2 --learning_rate 0.003 --steps 12000"
         " --valid_frequency 2000",
     ),
-    "srcnn_9-5-5_x4": (
+    "srcnn_9-5-5_x2": (
+        "srcnn_9-5-5_x2_start",
+        "--kernel_sizes 9 5 5 --upscale_factor 2 --learning_rate 0.003 --steps 7000"
+        " --valid_frequency 2000",
+    ),
+    "srcnn_9-5-5_x4_start": (
         "srcnn_9-5-5_x3",
         "--kernel_sizes 9 5 5 --upscale_factor 4 --learning_rate 0.003 --steps 12000"
+        " --valid_frequency 2000",
+    ),
+    "srcnn_9-5-5_x4": (
+        "srcnn_9-5-5_x4_start",
+        "--kernel_sizes 9 5 5 --upscale_factor 4 --learning_rate 0.003 --steps 6000"
         " --valid_frequency 2000",
     ),
 }
