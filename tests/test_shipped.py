@@ -12,7 +12,7 @@ from model import SRCNN
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHIPPED = [(k, s, 1) for k in ((9, 1, 5), (9, 3, 5), (9, 5, 5)) for s in (2, 3, 4)] + [
-    ((9, 1, 5), 4, 3)
+    ((9, 1, 5), s, 3) for s in (2, 3, 4)
 ]
 
 
