@@ -48,8 +48,7 @@ RUNS = {
     ),
     "srcnn_9-1-5_x2_rgb": (
         "srcnn_9-1-5_x4_rgb",
-        "--upscale_factor 2 --channels 3 --learning_rate 0.003 --steps 3000"
-        " --valid_frequency 2000",
+        "--upscale_factor 2 --channels 3 --learning_rate 0.003 --steps 3000 --valid_frequency 2000",
     ),
     "srcnn_9-3-5_x3": ("", "--kernel_sizes 9 3 5 --valid_frequency 2000"),
     "srcnn_9-3-5_x2": (
