@@ -105,16 +105,16 @@ def curves():
             fontsize=9,
             verticalalignment="center",
         )
-    for minute, level, name, score in ends:  # beside the ends of the curves, instead of a legend
+    for minute, level, name, score in ends:  # above the ends of the curves: a paper's label may lie beside
         axes.annotate(
             f"ours, {name}: {score:.2f} dB",
             (minute, level),
-            (7, 0),
+            (7, 5),
             "data",
             "offset points",
             color=COLOURS[name],
             fontweight="bold",
-            verticalalignment="center",
+            verticalalignment="bottom",
             annotation_clip=False,
         )
     axes.set(
