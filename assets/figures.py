@@ -105,7 +105,8 @@ def curves():
             fontsize=9,
             verticalalignment="center",
         )
-    for minute, level, name, score in ends:  # above the ends of the curves: a paper's label may lie beside
+    # Above the ends of the curves: a label of the paper's may lie right beside them
+    for minute, level, name, score in ends:
         axes.annotate(
             f"ours, {name}: {score:.2f} dB",
             (minute, level),
