@@ -93,10 +93,23 @@ def _sizes(network: SRCNN, size) -> list[tuple[int, int]]:
 
 def _layers(network: SRCNN, dtype) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Weight, bias and, in full precision, each filter's sum of weights, layer by layer."""
-    return [
+    layers = [
         (layer.weight.detach().to(dtype), layer.bias.detach(), layer.weight.detach().sum((1, 2, 3)))
         for layer in (network.features[0], network.map[0], network.reconstruction)
     ]
+    if dtype != torch.float32:
+        # Layer 1 takes differences of pixels, so that rounding its weights and pixels costs most:
+        # up to 0.02 dB. Both in two parts, rounded and rest, make three products of them
+        weight, *others = network.features[0].weight.detach(), *layers[0][1:]
+        rounded, rest = _in_two_parts(weight, dtype)
+        layers[0] = torch.cat([rounded, rest, rounded], 1), *others
+    return layers
+
+
+def _in_two_parts(x: Tensor, dtype) -> tuple[Tensor, Tensor]:
+    """x rounded to dtype, and what is left of it: together nearly x."""
+    rounded = x.to(dtype)
+    return rounded, (x - rounded).to(dtype)
 
 
 def _restore_tile(images: Tensor, box, layers, sizes, padding_mode) -> Tensor:
@@ -114,9 +127,10 @@ def _restore_tile(images: Tensor, box, layers, sizes, padding_mode) -> Tensor:
         if number == 2:
             return narrow(x, weight) + bias.view(-1, 1, 1)
         if number == 0 and weight.dtype != torch.float32:
-            # Around their mean, pixels lose less when rounded: 0.005 dB in bfloat16 instead of 0.02
+            # Around their mean, pixels lose less when they are rounded
             mean = x.mean()
-            x, bias = x - mean, bias + mean * total
+            rounded, rest = _in_two_parts(x - mean, weight.dtype)
+            x, bias = torch.cat([rounded, rounded, rest], 1), bias + mean * total
         x = relu_(convolve(x.to(weight.dtype), weight, bias.to(weight.dtype)))
 
 

@@ -195,7 +195,7 @@ class NarrowConv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return narrow(x, weight)
+        return narrow(x, weight).float()
 
     @staticmethod
     def backward(ctx, grad: Tensor):
