@@ -121,17 +121,32 @@ GROUPS = {
     "python config.py": dict(mode=str),
 }
 TYPES = {name: kind for group in GROUPS.values() for name, kind in group.items()}
-# What each script reads, which its --help lists first
-USES = {
-    "train.py": "upscale_factor kernel_sizes channels train_set test_sets data_dir results_dir "
-    + f"exp_name overwrite {' '.join([*GROUPS['training'], *GROUPS['device']])}",
-    "validate.py": "upscale_factor kernel_sizes channels model_path test_sets self_ensemble "
-    "protocol interpolation exp_name data_dir results_dir device",
-    "upscale.py": "upscale_factor kernel_sizes channels model_path output ext suffix outscale "
-    "outsize recursive overwrite compare self_ensemble interpolation results_dir device",
-    "prepare_dataset.py": "train_set test_sets data_dir source channels upscale_factor",
-    "convert.py": "model_path layout output overwrite upscale_factor kernel_sizes channels "
-    "interpolation results_dir",
+# For --help: what each script writes, and the settings that it reads
+SCRIPTS = {
+    "train.py": (
+        "best.pth, last.pth and metrics.csv to results_dir/exp_name",
+        "upscale_factor kernel_sizes channels train_set test_sets data_dir results_dir exp_name "
+        f"overwrite {' '.join([*GROUPS['training'], *GROUPS['device']])}",
+    ),
+    "validate.py": (
+        "validation.json, report.html and images to results_dir/<run or weights>",
+        "upscale_factor kernel_sizes channels model_path test_sets self_ensemble protocol "
+        "interpolation exp_name data_dir results_dir device",
+    ),
+    "upscale.py": (
+        "the enlarged images to results_dir/upscaled, or where --output says",
+        "upscale_factor kernel_sizes channels model_path output ext suffix outscale outsize "
+        "recursive overwrite compare self_ensemble interpolation results_dir exp_name device",
+    ),
+    "prepare_dataset.py": (
+        "images to data_dir/<set>, and tensors to data_dir/prepared",
+        "train_set test_sets data_dir source channels upscale_factor",
+    ),
+    "convert.py": (
+        "one file to results_dir, or where --output says",
+        "model_path layout output overwrite upscale_factor kernel_sizes channels interpolation "
+        "results_dir exp_name",
+    ),
 }
 CHOICES = {
     "mode": ("train", "valid"),
@@ -355,7 +370,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser(positional=None) -> argparse.ArgumentParser:
     """For all settings, those that this script reads first."""
     script = Path(sys.argv[0]).name
-    own = USES.get(script, "").split()
+    own = SCRIPTS[script][1].split() if script in SCRIPTS else []
     groups = {f"settings of {script}": own} if own else {}
     for title, names in GROUPS.items():
         groups[f"other settings: {title}" if own else title] = [n for n in names if n not in own]
@@ -390,11 +405,12 @@ def _nargs(name: str):
 
 
 def _described() -> str:
-    """What --help says first: the running script's own words."""
-    script = sys.modules["__main__"]
-    if Path(getattr(script, "__file__", None) or "").name in USES and script.__doc__:
-        return script.__doc__.strip()
-    return "Settings and their defaults, as in config.py:"
+    """What --help says first: the running script's own words, and what it writes."""
+    main = sys.modules["__main__"]
+    script = Path(getattr(main, "__file__", None) or "").name
+    if script not in SCRIPTS:
+        return "Settings and their defaults, as in config.py:"
+    return f"{(main.__doc__ or '').strip()}\n\nWrites {SCRIPTS[script][0]}."
 
 
 def _shown_default(name: str) -> str:

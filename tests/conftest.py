@@ -16,7 +16,10 @@ sys.path.insert(0, str(ROOT))
 def shared() -> Path:
     """The folder with the papers' images and the authors' network; tests that need it are skipped without it."""
     if not (SHARED / "data" / "T91").is_dir():
-        pytest.skip("needs ../shared with T91, Set5, Set14")
+        pytest.skip(
+            "needs ../shared/data with T91, Set5 and Set14, which "
+            "`python prepare_dataset.py --data_dir ../shared/data` fetches"
+        )
     return SHARED
 
 

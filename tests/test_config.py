@@ -3,11 +3,13 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, error_line
 
 import config
 import files
@@ -173,7 +175,7 @@ def test_every_setting_is_in_the_block_and_used_by_a_script():
     annotated = {s.target.id: ast.unparse(s.annotation) for s in config._block(SOURCE)}
     kinds = {name: config._line(name, "").split(" = ")[0] for name in config.TYPES}
     assert {name: f"{name}: {kind}" for name, kind in annotated.items()} == kinds
-    used = {name for names in config.USES.values() for name in names.split()}
+    used = {name for _, names in config.SCRIPTS.values() for name in names.split()}
     assert used | {"mode"} == set(config.TYPES)
 
 
@@ -269,6 +271,87 @@ def test_help_lists_every_setting(capsys):
             entry and len(config._comments()[name]) > 10 and config._comments()[name][:30] in text
         ), name
     assert "[fast: 0.004, paper: 0.0001]" in text
+
+
+@pytest.mark.parametrize("script", config.SCRIPTS)
+def test_help_of_each_script(script, tmp_path):
+    """As a user asks for it: what it does, two examples, where output goes, its own settings first."""
+    writes, own = config.SCRIPTS[script]
+    # torch is not to be loaded for that
+    code = "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    process = subprocess.run(
+        [sys.executable, "-c", code, ROOT / script, "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.returncode == 0, process.stderr
+    first, own_settings, *others = re.split(r"\n(?=\S.*settings.*:$)", process.stdout, flags=re.M)
+    assert len(re.findall(rf"^ *(?:python|torchrun .*) {script} ", first, re.M)) >= 2, first
+    assert f"Writes {writes}." in first and len(first) > 300
+    listed = re.findall(r"^  --(\w+)", own_settings, re.M)
+    assert own_settings.startswith(f"settings of {script}:") and listed == own.split()
+    rest = re.findall(r"^  --(\w+)", "".join(others), re.M)
+    assert sorted(listed + rest) == sorted(config.TYPES) and len(others) > 3
+
+
+@pytest.mark.parametrize(
+    "line, edited, complaint",
+    [
+        ("steps: int = None", "steps: int = (1", "config.py, line N: '(' was never closed: steps"),
+        ("steps: int = None", "steps int = 5", "config.py, line N: invalid syntax: steps int = 5"),
+        (
+            'exp_name: str = ""',
+            "exp_name: str = mine",
+            "config.py, line N: name 'mine' is not defined; text needs quotes: exp_name: str = mine",
+        ),
+        ("steps: int = None", "steps = 5", "config.py, line N: steps lacks its type; write steps"),
+        ("seed: int = 0", "seed: int = 0.5", "seed=0.5: expected int"),
+    ],
+)
+def test_block_damaged_by_hand_as_a_user_sees_it(tmp_path, line, edited, complaint):
+    for file in ("files.py", "start.py"):
+        shutil.copy(ROOT / file, tmp_path)
+    assert SOURCE.count("\n" + line) == 1
+    damaged = SOURCE.replace("\n" + line, "\n" + edited)
+    (tmp_path / "config.py").write_text(damaged, encoding="utf-8")
+    (tmp_path / "train.py").write_text("import start; start.check(); import config")
+    process = subprocess.run(
+        [sys.executable, tmp_path / "train.py"], capture_output=True, text=True
+    )
+    number = SOURCE[: SOURCE.index("\n" + line)].count("\n") + 2
+    assert complaint.replace("N:", f"{number}:") in error_line(process)
+    assert process.stderr.count("\n") == 1
+
+
+def test_a_bug_in_what_config_imports_keeps_its_traceback(tmp_path):
+    shutil.copy(ROOT / "start.py", tmp_path)
+    shutil.copy(ROOT / "config.py", tmp_path)
+    (tmp_path / "files.py").write_text("1 / 0")
+    process = subprocess.run(
+        [sys.executable, "-c", "import start; start.check()"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1 and "ZeroDivisionError" in process.stderr
+
+
+@pytest.mark.parametrize("mode, script", [("train", "train.py"), ("valid", "validate.py")])
+def test_config_itself_runs_what_mode_says(tmp_path, mode, script):
+    for file in ("config.py", "files.py"):
+        shutil.copy(ROOT / file, tmp_path)
+    for file in ("train.py", "validate.py"):
+        code = f"import config; config.run(lambda s: print('{file}', s.steps), '{file[:5]}')"
+        (tmp_path / file).write_text(code)
+    process = subprocess.run(
+        [sys.executable, tmp_path / "config.py", "--mode", mode, "--steps", "7"],
+        capture_output=True,
+        text=True,
+    )
+    assert (process.stdout, process.stderr) == (f"{script} 7\n", "")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,40 @@
+"""What every script does first: read config.py and the command line, before torch is loaded.
+
+So --help and a mistake are answered at once instead of after some seconds.
+"""
+
+import sys
+import traceback
+from pathlib import Path
+
+CONFIG = Path(__file__).with_name("config.py")
+
+
+def check(positional=None):
+    """End the script with one line for what a user can mend in config.py or the command line.
+
+    Args:
+        positional: as for `config.run`.
+    """
+    try:
+        import config
+    except Exception as error:
+        line = explain(error)
+        if not line:
+            raise
+        sys.exit(f"error: {line}")
+    config.run(lambda settings: None, positional=positional)
+
+
+def explain(error: Exception) -> str:
+    """What is wrong with config.py, if it could not be imported for that; else empty."""
+    if isinstance(error, SyntaxError):
+        if error.filename and Path(error.filename).name != CONFIG.name:
+            return ""
+        written = f": {error.text.strip()}" if error.text else ""
+        return f"config.py, line {error.lineno}: {error.msg}{written}"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    if Path(place.filename) != CONFIG:
+        return ""
+    hint = "; text needs quotes" if isinstance(error, NameError) else ""
+    return f"config.py, line {place.lineno}: {error}{hint}: {place.line}"
