@@ -13,6 +13,11 @@ to the restored one, with N, H and W free;
 "onnx-image" a graph of the whole operation, from a small N×3×h×w RGB image in [0, 1].
 """
 
+import start
+
+if __name__ == "__main__":  # --help and mistakes are answered before torch is loaded
+    start.check()
+
 import io
 from pathlib import Path
 

@@ -11,6 +11,11 @@ high-resolution images alone (uint8), so that one run serves every upscale_facto
 and valid is kept: run it again after an interruption, or after images have changed.
 """
 
+import start
+
+if __name__ == "__main__":  # --help and mistakes are answered before torch is loaded
+    start.check()
+
 import contextlib
 import gzip
 import hashlib

@@ -7,6 +7,11 @@ Needs torch, numpy and tqdm alone once prepare_dataset.py has run. From top to b
 prepares, `train` is the loop, and below it stands what happens before it and every so often.
 """
 
+import start
+
+if __name__ == "__main__":  # --help and mistakes are answered before torch is loaded
+    start.check()
+
 import math
 import os
 import shlex

@@ -8,6 +8,11 @@ python upscale.py photo.jpg --output large.tif --compare     # large.tif and lar
 Colour profile, EXIF data and resolution stay with the picture. In Python: inference.upscale.
 """
 
+import start
+
+if __name__ == "__main__":  # --help and mistakes are answered before torch is loaded
+    start.check("inputs")
+
 import glob
 import itertools
 import math

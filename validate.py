@@ -6,6 +6,11 @@ python validate.py --model_path assets/weights    # every file of a folder: one 
 torchrun --nproc_per_node=2 validate.py           # the images split over processes
 """
 
+import start
+
+if __name__ == "__main__":  # --help and mistakes are answered before torch is loaded
+    start.check()
+
 import sys
 import time
 from dataclasses import dataclass
