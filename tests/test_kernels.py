@@ -125,7 +125,9 @@ def test_the_first_error_is_raised_and_ends_the_rest(threads):
         begun.append(number)
         if number == 2:
             raise MemoryError("number 2")
-        time.sleep(0.01)  # as long as a tile takes: the pool cannot be done before the error is seen
+        time.sleep(
+            0.01
+        )  # as long as a tile takes: the pool cannot be done before the error is seen
 
     with pytest.raises(MemoryError, match="number 2"):
         kernels.in_threads(threads, [lambda n=n: call(n) for n in range(500)])
