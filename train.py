@@ -262,7 +262,10 @@ def claim_folder(run):
             f"{folder}: holds a run already; {resume}give this one another name by --exp_name, "
             "or replace it by --overwrite"
         )
-    run.replaces = found + list(folder.glob("events.out.tfevents.*"))
+    # What was measured of the old run would be taken for this one's
+    measured = [folder / name for name in ("validation.json", "report.html")]
+    run.replaces = found + [path for path in measured if path.exists()]
+    run.replaces += folder.glob("events.out.tfevents.*")
 
 
 def training_set(settings, place):

@@ -196,3 +196,23 @@ def test_what_devices_are_able_to_do(monkeypatch):
     for major, quick in ((7, False), (8, True), (12, True)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, m=major: (m, 0))
         assert devices.quick_bf16(torch.device("cuda:0")) == quick
+
+
+def test_free_memory_of_a_cpu_is_bounded_by_the_container(monkeypatch, tmp_path):
+    whole = devices.free_memory("cpu")
+    assert 0 < whole <= 2**50
+    monkeypatch.setattr(devices, "control_group", lambda old: tmp_path)
+    assert devices.free_memory("cpu") > whole / 2  # no limit is written there
+    (tmp_path / "memory.current").write_text("3000000\n")
+    for limit, expected in (("5000000", 2_000_000), ("1000000", 0)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        assert devices.free_memory("cpu") == expected
+    (tmp_path / "memory.max").write_text("max\n")
+    assert devices.free_memory("cpu") > whole / 2
+
+
+def test_free_memory_of_a_gpu_counts_what_the_allocator_keeps(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10_000, 80_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 7_000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2_000)
+    assert devices.free_memory("cuda") == 15_000

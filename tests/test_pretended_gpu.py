@@ -16,6 +16,7 @@ from test_train import same
 
 import config
 import dataset
+import evaluation
 import image_io
 import imgproc
 import inference
@@ -229,6 +230,41 @@ def test_predict(kind, padding_mode, dtype):
         assert here.device == torch.device("cpu")
         torch.testing.assert_close(there.cpu(), here)
     torch.testing.assert_close(here, plain, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.02)
+
+
+def test_predict_computes_in_float32(monkeypatch):
+    """cuDNN may not round to TF32 while a tile is computed, and may again afterwards."""
+    seen = []
+    tile = inference._restore_tile
+
+    def look(*arguments):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return tile(*arguments)
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(inference, "_restore_tile", look)
+    with pretended("cuda"):
+        inference.predict(a_network().to("cuda"), torch.rand(1, 1, 20, 20))
+    assert seen and not any(seen)
+    assert torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("kind, calls", [("cpu", 1), ("cuda", 2), ("mps", 2)])
+def test_a_gpus_second_call_is_timed(monkeypatch, kind, calls):
+    """The first call of a shape chooses kernels, which is not the network's time."""
+    clock, made = iter(range(100)), []
+
+    def restore(network, x, self_ensemble):
+        made.append(next(clock))
+        return x
+
+    monkeypatch.setattr(evaluation, "restore", restore)
+    monkeypatch.setattr(evaluation.time, "perf_counter", lambda: next(clock))
+    with pretended("cuda" if kind == "cpu" else kind):
+        _, milliseconds = evaluation._timed(None, torch.rand(1, 1, 4, 4).to(kind), False)
+    # The clock is read right before the last call and after it, and nothing else lies between
+    assert len(made) == calls
+    assert made[-1] == calls and milliseconds == 2000
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps"])

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -641,3 +642,103 @@ def test_learns(start, tmp_path):
     assert run.wait() == 0, run.output
     scores = [row["psnr_holdout"] for row in rows(tmp_path / "results/srcnn_9-1-5_x3")]
     assert scores[-1] > scores[0]
+
+
+# --------------------------------------------------------- a run is never lost, nor taken for another
+def slow_measuring():
+    """Each image takes a second to measure, so that signals can come in the midst of it."""
+    import evaluation
+
+    measure = evaluation.measure
+
+    def slow(*arguments):
+        time.sleep(1)
+        return measure(*arguments)
+
+    evaluation.measure = slow
+
+
+def stuck_measuring():
+    import evaluation
+
+    evaluation.measure = lambda *arguments: time.sleep(100)
+
+
+def test_a_run_is_replaced_only_if_asked(start, tmp_path):
+    assert start("--steps", 8).wait() == 0
+    folder = tmp_path / "results" / NAME
+    before = contents(folder)
+    shipped = tmp_path / "weights.pth"
+    shutil.copy(folder / "best.pth", shipped)
+    for options in ((), ("--resume", shipped)):
+        line = start("--steps", 1, *options).error()
+        assert all(word in line for word in ("--resume", "--exp_name", "--overwrite")), line
+        assert contents(folder) == before
+    (folder / "validation.json").write_text("{}")  # would be taken for the new run's
+    assert start("--steps", 1, "--overwrite").wait() == 0
+    assert not (folder / "validation.json").exists()
+    assert load_checkpoint(folder / "last.pth")["training"]["step"] == 1
+
+
+def test_what_a_resumed_run_says_of_itself(start, tmp_path):
+    first = start("--steps", 8)
+    assert first.wait() == 0
+    last = tmp_path / "results" / NAME / "last.pth"
+    again = start("--steps", 8, "--resume", last, "--exp_name", "other")
+    assert again.wait() == 0 and "finished already" in again.output
+    assert "Written" not in again.output and not (tmp_path / "results" / "other").exists()
+    on = start("--steps", 12, "--resume", last)
+    assert on.wait() == 0 and "goes on at step 8 of 12" in on.output
+
+
+def test_the_last_line_is_a_command_that_measures_the_run(start, run_script, tmp_path):
+    run = start("--steps", 4)
+    assert run.wait() == 0
+    words = shlex.split(re.search(r"measure it: python (.*)", run.output)[1])
+    assert Path(words[0]).resolve() == ROOT / "validate.py"
+    done = run_script("validate.py", *words[1:], "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert f"{NAME}/best.pth" in done.stdout.splitlines()[0]
+
+
+@pytest.mark.parametrize("regular", [False, True], ids=["stopped", "measuring"])
+def test_a_second_signal_loses_nothing(start, tmp_path, regular):
+    """The first comes in a step, or while a validation that was due anyway is measured."""
+    options = ["--valid_frequency", 4 if regular else 100_000]
+    run = start("--steps", 100_000, *options, before=slow_measuring)
+    last = tmp_path / "results" / NAME / "last.pth"
+    if regular:
+        run.wait_for(last.exists)  # it is saved before it is measured
+    else:
+        run.wait_for(lambda: "steps a second" in run.output)
+    os.kill(run.process.pid, signal.SIGINT)
+    run.wait_for(lambda: "saving this step" in run.output)
+    time.sleep(1.1)  # sooner, it counts as the same one
+    os.kill(run.process.pid, signal.SIGINT)
+    assert run.wait() == 130
+    assert "Traceback" not in run.output and "--resume" in run.output
+    step = load_checkpoint(last)["training"]["step"]
+    assert f"stopped at step {step};" in run.output and "this step was not measured" in run.output
+    on = start("--steps", step + 1, "--resume", last)
+    assert on.wait() == 0 and f"goes on at step {step} of" in on.output
+
+
+def test_a_third_signal_ends_it_and_leaves_what_was_saved(start, tmp_path):
+    run = start("--steps", 100_000, "--valid_frequency", 4, before=stuck_measuring)
+    last = tmp_path / "results" / NAME / "last.pth"
+    run.wait_for(last.exists)
+    for _ in range(3):
+        os.kill(run.process.pid, signal.SIGINT)
+        time.sleep(1.1)
+    assert run.wait(30) == -signal.SIGINT
+    assert load_checkpoint(last)["training"]["step"] == 4
+
+
+def test_a_log_file_has_a_line_for_each_validation(start):
+    run = start("--steps", 12)
+    assert run.wait() == 0
+    lines = [line for line in run.output.splitlines() if line.startswith("step ")]
+    assert [line.split(",")[0] for line in lines] == ["step 4", "step 8", "step 12"]
+    for line in lines:
+        assert re.match(r"step \d+, \d+ s: held out \d+\.\d\d, tinytest \d+\.\d\d", line), line
+    assert "loss" not in run.output
