@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import image_io
 import imgproc
-from devices import exact_float32
+from devices import exact_float32, free_memory
 from files import UserError
 from imgproc import to_tensor
 from kernels import convolve, in_threads, keep_memory, narrow, relu_
@@ -97,13 +97,17 @@ def _layers(network: SRCNN, dtype) -> list[tuple[Tensor, Tensor, Tensor]]:
         (layer.weight.detach().to(dtype), layer.bias.detach(), layer.weight.detach().sum((1, 2, 3)))
         for layer in (network.features[0], network.map[0], network.reconstruction)
     ]
-    if dtype != torch.float32:
+    if _rounds(dtype):
         # Layer 1 takes differences of pixels, so that rounding its weights and pixels costs most:
         # up to 0.02 dB. Both in two parts, rounded and rest, make three products of them
-        weight, *others = network.features[0].weight.detach(), *layers[0][1:]
-        rounded, rest = _in_two_parts(weight, dtype)
-        layers[0] = torch.cat([rounded, rest, rounded], 1), *others
+        rounded, rest = _in_two_parts(network.features[0].weight.detach(), dtype)
+        layers[0] = torch.cat([rounded, rest, rounded], 1), *layers[0][1:]
     return layers
+
+
+def _rounds(dtype) -> bool:
+    """Whether float32 is rounded to become this type; float64 holds it as it is."""
+    return dtype.itemsize < torch.float32.itemsize
 
 
 def _in_two_parts(x: Tensor, dtype) -> tuple[Tensor, Tensor]:
@@ -126,7 +130,7 @@ def _restore_tile(images: Tensor, box, layers, sizes, padding_mode) -> Tensor:
         x = _pad(x, inside[number], needed[number], padding_mode)
         if number == 2:
             return narrow(x, weight) + bias.view(-1, 1, 1)
-        if number == 0 and weight.dtype != torch.float32:
+        if number == 0 and _rounds(weight.dtype):
             # Around their mean, pixels lose less when they are rounded
             mean = x.mean()
             rounded, rest = _in_two_parts(x - mean, weight.dtype)
@@ -187,11 +191,9 @@ def _pixels_on_gpu(network: SRCNN, device) -> int:
     """Pixels of a tile that half of a GPU's free memory holds."""
     pixels = 2**31 // max(network.widths)  # cuDNN counts values in 32 bits
     if device.type == "cuda":
-        # What torch's allocator has reserved but does not use is free as well
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free = torch.cuda.mem_get_info(device)[0] + unused
+        half = free_memory(device) // 2
         bytes_a_pixel = 4 * (sum(network.widths) + network.channels * network.kernel_sizes[2] ** 2)
-        pixels = min(pixels, max(free // 2 // bytes_a_pixel, PIXELS_ON_GPU))
+        pixels = min(pixels, max(half // bytes_a_pixel, PIXELS_ON_GPU))
     return pixels
 
 

@@ -21,6 +21,8 @@ from torch.nn import functional as F
 
 OURS = ("features.0", "map.0", "reconstruction")
 PLAIN = ("conv1", "conv2", "conv3")
+# What a network is beside its weights, by the names of its attributes
+MEANT = "kernel_sizes", "channels", "widths", "padding_mode", "upscale_factor", "interpolation"
 
 
 def random_layers(kernel_sizes=(9, 5, 5), channels=1, widths=(64, 32), seed=0):

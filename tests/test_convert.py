@@ -53,14 +53,7 @@ def test_converted_and_loaded_again_is_the_same_network(source, layout, tmp_path
         return
     target = converted(tmp_path, content, "--layout", layout)
     before, after = SRCNN.from_pretrained(tmp_path / "source"), SRCNN.from_pretrained(target)
-    for name in (
-        "kernel_sizes",
-        "channels",
-        "widths",
-        "padding_mode",
-        "upscale_factor",
-        "interpolation",
-    ):
+    for name in layouts.MEANT:
         assert getattr(before, name) == getattr(after, name), name
     x = torch.rand(1, after.channels, 19, 23)
     torch.testing.assert_close(after(x), convolve(layers, x, padding), atol=1e-5, rtol=0)

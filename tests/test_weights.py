@@ -239,14 +239,7 @@ def test_ours_there_and_back(tmp_path):
     network.upscale_factor, network.interpolation = 4, "torch"
     path = write(tmp_path, network.to_checkpoint({"steps": 10}))
     loaded = SRCNN.from_pretrained(str(path))
-    for name in (
-        "kernel_sizes",
-        "channels",
-        "widths",
-        "padding_mode",
-        "upscale_factor",
-        "interpolation",
-    ):
+    for name in layouts.MEANT:
         assert getattr(loaded, name) == getattr(network, name)
     x = torch.rand(1, 3, 17, 17)
     assert torch.equal(loaded(x), network(x))
