@@ -4,6 +4,7 @@ import contextlib
 import os
 import platform
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -116,12 +117,15 @@ def join(rank: int, world: int, device: torch.device):
             "start one, or set device=cpu"
         )
     own = {"device_id": device} if backend != "gloo" else {}
+    began = time.monotonic()
     try:
         distributed.init_process_group(backend, timeout=TIMEOUT, **own)
         _patient[:] = [distributed.new_group(backend="gloo", timeout=PATIENCE)]
     except RuntimeError as error:
         line = explain(error, rank, device)
-        if line and "lost the others" in line:
+        # Sooner than after TIMEOUT, they had come, and one of them has ended since
+        waited = time.monotonic() - began > 0.9 * TIMEOUT.total_seconds()
+        if line and "lost the others" in line and waited:
             place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             line = (
                 f"process {rank} waited {TIMEOUT.seconds} s for the others at {place}; "
