@@ -91,29 +91,16 @@ def _sizes(network: SRCNN, size) -> list[tuple[int, int]]:
     return sizes
 
 
-def _layers(network: SRCNN, dtype) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Weight, bias and, in full precision, each filter's sum of weights, layer by layer."""
-    layers = [
-        (layer.weight.detach().to(dtype), layer.bias.detach(), layer.weight.detach().sum((1, 2, 3)))
-        for layer in (network.features[0], network.map[0], network.reconstruction)
+def _layers(network: SRCNN, dtype) -> list[tuple[Tensor, Tensor]]:
+    """Weight and bias of the three layers, in the types that they compute in."""
+    layers = network.features[0], network.map[0], network.reconstruction
+    # Layer 1 takes differences of pixels: rounded to bf16 they cost up to 0.02 dB. It is in
+    # float32 at least, which also takes less time than bf16 in two parts would
+    types = torch.promote_types(dtype, torch.float32), dtype, dtype
+    return [
+        (layer.weight.detach().to(type_), layer.bias.detach())
+        for layer, type_ in zip(layers, types)
     ]
-    if _rounds(dtype):
-        # Layer 1 takes differences of pixels, so that rounding its weights and pixels costs most:
-        # up to 0.02 dB. Both in two parts, rounded and rest, make three products of them
-        rounded, rest = _in_two_parts(network.features[0].weight.detach(), dtype)
-        layers[0] = torch.cat([rounded, rest, rounded], 1), *layers[0][1:]
-    return layers
-
-
-def _rounds(dtype) -> bool:
-    """Whether float32 is rounded to become this type; float64 holds it as it is."""
-    return dtype.itemsize < torch.float32.itemsize
-
-
-def _in_two_parts(x: Tensor, dtype) -> tuple[Tensor, Tensor]:
-    """x rounded to dtype, and what is left of it: together nearly x."""
-    rounded = x.to(dtype)
-    return rounded, (x - rounded).to(dtype)
 
 
 def _restore_tile(images: Tensor, box, layers, sizes, padding_mode) -> Tensor:
@@ -121,21 +108,16 @@ def _restore_tile(images: Tensor, box, layers, sizes, padding_mode) -> Tensor:
     # Backwards from the result: the box of each layer's input that is needed, and what of that
     # lies inside. The rest lies beyond the border of the image, and is padded.
     needed, inside = [], [box]
-    for (weight, *_), size in zip(reversed(layers), reversed(sizes[:-1])):
+    for (weight, _), size in zip(reversed(layers), reversed(sizes[:-1])):
         needed.insert(0, _reach(inside[0], weight.shape[-1], padding_mode))
         inside.insert(0, _clip(needed[0], size))
     top, bottom, left, right = inside[0]
     x = images[:, :, top:bottom, left:right]
-    for number, (weight, bias, total) in enumerate(layers):
-        x = _pad(x, inside[number], needed[number], padding_mode)
+    for number, (weight, bias) in enumerate(layers):
+        x = _pad(x, inside[number], needed[number], padding_mode).to(weight.dtype)
         if number == 2:
             return narrow(x, weight) + bias.view(-1, 1, 1)
-        if number == 0 and _rounds(weight.dtype):
-            # Around their mean, pixels lose less when they are rounded
-            mean = x.mean()
-            rounded, rest = _in_two_parts(x - mean, weight.dtype)
-            x, bias = torch.cat([rounded, rounded, rest], 1), bias + mean * total
-        x = relu_(convolve(x.to(weight.dtype), weight, bias.to(weight.dtype)))
+        x = relu_(convolve(x, weight, bias.to(weight.dtype)))
 
 
 def _reach(box, kernel_size: int, padding_mode: str):

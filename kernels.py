@@ -30,14 +30,14 @@ def keep_memory():
 def has_nnpack() -> bool:
     """Whether NNPACK is in this build of torch, works here, and is known to be worth using.
 
-    It has been measured on processors with AVX2. Those with AVX-512, which it does not use, and
-    those without either keep the library's convolutions.
+    It has been measured on processors with AVX2, and with AVX-512, which it does not use and wins
+    all the same. Others keep the library's convolutions.
     """
     if not hasattr(torch, "_nnpack_spatial_convolution"):
         return False
     # is_available() also initializes NNPACK, without which every call fails
     if (
-        torch.backends.cpu.get_cpu_capability() != "AVX2"
+        torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512")
         or not torch.backends.nnpack.is_available()
     ):
         return False
@@ -51,13 +51,13 @@ def has_nnpack() -> bool:
     return True
 
 
-def nnpack_wins(x: Tensor, weight: Tensor) -> bool:
+def nnpack_wins(x: Tensor, weight: Tensor, training: bool = False) -> bool:
     """Whether NNPACK convolves x by weight faster than the library does.
 
     Its transforms pay off where many sums share them: with one thread 5×5 of 64 to 32 channels
-    takes 0.4 of the library's time, 3×3 0.7; but 9×9 of one channel takes 1.6 times as long. A last
-    layer is best done by `narrow`. 9×9 of RGB would take 0.7, but what passes through unchanged
-    then differs by 3e-7, which an image of 16 bits shows.
+    takes 0.4 of the library's time, 3×3 0.7 (but with its gradients 1.2); 9×9 of one channel takes
+    1.6 times as long. A last layer is best done by `narrow`. 9×9 of RGB would take 0.7, but what
+    passes through unchanged then differs by 3e-7, which an image of 16 bits shows.
     """
     outputs, inputs, *kernel = weight.shape
     return (
@@ -67,7 +67,7 @@ def nnpack_wins(x: Tensor, weight: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and inputs >= 16
         and outputs >= 16
-        and 3 <= min(kernel) <= max(kernel) <= 11
+        and (5 if training else 3) <= min(kernel) <= max(kernel) <= 11
         and has_nnpack()
     )
 

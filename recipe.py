@@ -33,7 +33,7 @@ class TrainedSRCNN(SRCNN):
         if torch.is_autocast_enabled(x.device.type):
             weights = [dithered(weight) for weight in weights]
         x = F.conv2d(x, weights[0], first.bias)
-        if nnpack_wins(x, weights[1]):
+        if nnpack_wins(x, weights[1], training=True):
             x = F.relu(x.contiguous(), inplace=True)  # NCHW, which NNPACK takes
             x = NnpackConv2d.apply(x, weights[1], second.bias)
         else:
