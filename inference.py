@@ -20,7 +20,10 @@ from kernels import convolve, in_threads, keep_memory, narrow, relu_
 from model import SRCNN
 
 # ---------------------------------------------------------------------- predict: tile by tile
-TILE_BYTES = 2**22  # of layer 1's output, on a CPU: more falls out of the cache, less overlaps more
+# Layer 1's output for a megapixel is 256 MB. Written to memory and read again it takes longer
+# than to compute. So each tile of the image goes through all three layers while it is in the
+# cache. Neighbouring tiles overlap by what the convolutions reach: small tiles waste work.
+TILE_BYTES = 2**22  # of layer 1's output, on a CPU
 SMALLEST_BAND = 32  # rows of a tile, below which more threads would only compute overlap
 PIXELS_ON_GPU = 2**18  # of a tile at least, however little memory seems to be free
 
@@ -55,6 +58,7 @@ def predict(
     device = network.reconstruction.weight.device
     there = lr.detach().to(device)
     layers = _layers(network, dtype)
+    # Sums are kept in float32 even where the factors have fewer bits
     exact = torch.promote_types(dtype, torch.float32)
     sr = torch.empty(len(lr), network.channels, *sizes[-1], dtype=exact, device=device)
 
@@ -65,8 +69,9 @@ def predict(
         sr[tile.images, :, top:bottom, left:right] = restored
 
     if device.type == "cpu":
+        # Each thread takes whole tiles and computes alone: no waiting between the layers
         threads = torch.get_num_threads()
-        pixels = TILE_BYTES // (network.widths[0] * dtype.itemsize)
+        pixels = TILE_BYTES // (network.widths[0] * exact.itemsize)
         tiles = _tiles(sr.shape, pixels, threads)
         in_threads(threads, [functools.partial(restore, tile) for tile in tiles])
     else:
@@ -94,8 +99,8 @@ def _sizes(network: SRCNN, size) -> list[tuple[int, int]]:
 def _layers(network: SRCNN, dtype) -> list[tuple[Tensor, Tensor]]:
     """Weight and bias of the three layers, in the types that they compute in."""
     layers = network.features[0], network.map[0], network.reconstruction
-    # Layer 1 takes differences of pixels: rounded to bf16 they cost up to 0.02 dB. It is in
-    # float32 at least, which also takes less time than bf16 in two parts would
+    # Layer 1 takes differences of pixels: rounding these to bf16 costs up to 0.02 dB, and with
+    # one channel in, bf16 saves little time there. So that layer stays in float32
     types = torch.promote_types(dtype, torch.float32), dtype, dtype
     return [
         (layer.weight.detach().to(type_), layer.bias.detach())
@@ -113,9 +118,10 @@ def _restore_tile(images: Tensor, box, layers, sizes, padding_mode) -> Tensor:
         inside.insert(0, _clip(needed[0], size))
     top, bottom, left, right = inside[0]
     x = images[:, :, top:bottom, left:right]
+    # Forwards again. Every layer's input is padded, as in the authors' code, not only the image
     for number, (weight, bias) in enumerate(layers):
         x = _pad(x, inside[number], needed[number], padding_mode).to(weight.dtype)
-        if number == 2:
+        if number == 2:  # the last one has no ReLU
             return narrow(x, weight) + bias.view(-1, 1, 1)
         x = relu_(convolve(x, weight, bias.to(weight.dtype)))
 
@@ -123,6 +129,7 @@ def _restore_tile(images: Tensor, box, layers, sizes, padding_mode) -> Tensor:
 def _reach(box, kernel_size: int, padding_mode: str):
     """The box of a convolution's input that a box of its output depends on."""
     top, bottom, left, right = box
+    # "valid" output begins where the first whole kernel lies: its pixel 0 is around input k // 2
     before = 0 if padding_mode == "valid" else kernel_size // 2
     after = kernel_size - 1 - before
     return top - before, bottom + after, left - before, right + after
@@ -146,11 +153,14 @@ def _tiles(shape, pixels: int, threads: int = 1) -> list[_Tile]:
     """The result of this shape, cut into tiles of about equal size and at most so many pixels, and
     into a multiple of ``threads`` of them if it is large enough."""
     count, _, height, width = shape
+    # Near squares have the least border for their area; -(-a // b) is a / b, rounded up
     columns = _even(width, max(math.isqrt(pixels), pixels // height))
     tallest = max(1, pixels // columns)
     bands = -(-height // tallest)
+    # Of three bands one thread would do two while the other waits: four take less time
     bands = -(-bands // threads) * threads
     rows = max(-(-height // bands), min(tallest, SMALLEST_BAND))
+    # Of many small images some go into one tile, but every thread gets its share
     images = min(max(1, pixels // (height * width)), max(1, -(-count // threads)))
     return [
         _Tile(
@@ -171,8 +181,10 @@ def _even(size: int, limit: int) -> int:
 
 def _pixels_on_gpu(network: SRCNN, device) -> int:
     """Pixels of a tile that half of a GPU's free memory holds."""
-    pixels = 2**31 // max(network.widths)  # cuDNN counts values in 32 bits
+    # cuDNN counts values in 32 bits
+    pixels = 2**31 // max(network.widths)
     if device.type == "cuda":
+        # Half, as cuDNN takes memory of its own to work in
         half = free_memory(device) // 2
         bytes_a_pixel = 4 * (sum(network.widths) + network.channels * network.kernel_sizes[2] ** 2)
         pixels = min(pixels, max(half // bytes_a_pixel, PIXELS_ON_GPU))
@@ -188,6 +200,7 @@ def _one_by_one(restore, tiles: list[_Tile]):
         except torch.OutOfMemoryError:
             if tiles[-1].box[1] - tiles[-1].box[0] < 2:
                 raise
+            # The others are as large, and would fail as well
             tiles = [half for tile in tiles for half in _halves(tile)]
 
 
@@ -204,6 +217,7 @@ def _mean_of_eight(function, x: Tensor) -> Tensor:
     for transposed in (False, True):
         for flips in ((), (2,), (3,), (2, 3)):
             turned = (x.transpose(2, 3) if transposed else x).flip(flips)
+            # Undone in the reverse order
             y = function(turned).flip(flips)
             y = y.transpose(2, 3) if transposed else y
             total = y.clone() if total is None else total.add_(y)
@@ -247,6 +261,7 @@ def upscale(
     image = _checked(image)
     if network is None:
         network = SRCNN.from_pretrained(upscale_factor)
+    # Weights of a file may not say what they are for (0)
     if network != "bicubic" and network.upscale_factor not in (0, upscale_factor):
         made_for = network.upscale_factor
         raise UserError(f"the network is for x{made_for}: give upscale_factor={made_for}")
@@ -254,9 +269,11 @@ def upscale(
     peak = 1 if image.dtype.kind == "f" else np.iinfo(image.dtype).max
     height, width, channels = planes.shape
     result = np.empty((height * upscale_factor, width * upscale_factor, channels), image.dtype)
-    # Rows around a strip that its pixels depend on: 4 for bicubic, and the network's
+    # Strip by strip, so that the memory needed does not grow with the photograph. Each with the
+    # rows around it that its pixels depend on: 4 for bicubic, and the network's
     margin = 4
     if network != "bicubic":
+        # The three kernels reach (f1 - 1 + f2 - 1 + f3 - 1) / 2 rows of the large image
         margin += -(-(sum(network.kernel_sizes) - 3) // (2 * upscale_factor))
     rows = max(8, STRIP_PIXELS // (width * upscale_factor**2))
     strips = range(0, height, rows)
@@ -264,6 +281,7 @@ def upscale(
         first, last = max(0, top - margin), min(height, top + rows + margin)
         strip = planes[first:last].astype(np.float32) / peak
         strip = _enlarge(strip, upscale_factor, network, self_ensemble)
+        # Without the margin, rounded as MATLAB rounds (half up), cut to what the type holds
         kept = min(rows, height - top) * upscale_factor
         strip = strip[(top - first) * upscale_factor :][:kept].clip(0, 1)
         rounded = strip if peak == 1 else np.floor(strip * peak + 0.5)

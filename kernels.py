@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-NNPACK_TILE = 16  # pixels on a side of the blocks that NNPACK's Fourier transforms work on
+# Pixels on a side of the blocks that NNPACK's Fourier transforms work on
+NNPACK_TILE = 16
 
 
 def keep_memory():
@@ -22,7 +23,8 @@ def keep_memory():
     CPU time of training 9-1-5, a third of predict's. It stops doing so for blocks up to the largest
     that it has seen freed, if that one has less than 32 MiB.
     """
-    torch.empty(30 * 2**20, dtype=torch.uint8)  # its pages are never touched
+    # Allocated and freed at once; its pages are never touched
+    torch.empty(30 * 2**20, dtype=torch.uint8)
 
 
 # ------------------------------------------------------------------------- which convolution
@@ -60,6 +62,7 @@ def nnpack_wins(x: Tensor, weight: Tensor, training: bool = False) -> bool:
     passes through unchanged then differs by 3e-7, which an image of 16 bits shows.
     """
     outputs, inputs, *kernel = weight.shape
+    # NNPACK knows float32 alone; torch.compile cannot look into it
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
@@ -83,12 +86,11 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         # Not `.contiguous`: with C = 1 both layouts are the same memory, so that it would change
         # nothing and the output would have the slower layout; `.to` sets the strides in any case
         return F.conv2d(x.to(memory_format=torch.channels_last), weight, bias)
-    # 1×1 is a matrix product over the pixels, in whichever layout they lie
+    # 1×1 mixes the channels of each pixel: a matrix product, in whichever layout the pixels lie
     (n, _, h, w), weight = x.shape, weight.flatten(1)
     if _in_planes(x):
-        return torch.baddbmm(bias[:, None], weight.expand(n, -1, -1), x.flatten(2)).unflatten(
-            2, (h, w)
-        )
+        y = torch.baddbmm(bias[:, None], weight.expand(n, -1, -1), x.flatten(2))
+        return y.unflatten(2, (h, w))
     rows = torch.addmm(bias, _rows(x), weight.t())
     return rows.view(n, h, w, -1).permute(0, 3, 1, 2)
 
@@ -108,6 +110,7 @@ def narrow(x: Tensor, weight: Tensor) -> Tensor:
     """
     (n, _, h, w), (o, _, k, _) = x.shape, weight.shape
     taps = _taps(weight).to(x.dtype)
+    # parts[i, j] is what every pixel gives through tap (i, j) of the kernel: k, k, N, O, H, W
     if _in_planes(x):
         parts = torch.bmm(taps.expand(n, -1, -1), x.flatten(2))
         parts = parts.view(n, k, k, o, h, w).permute(1, 2, 0, 3, 4, 5)
@@ -115,6 +118,7 @@ def narrow(x: Tensor, weight: Tensor) -> Tensor:
         parts = (taps @ _rows(x).t()).view(k, k, o, n, h, w).transpose(2, 3)
     height, width = h - k + 1, w - k + 1
     exact = torch.promote_types(x.dtype, torch.float32)
+    # First along the rows, then along the columns: 2·k sums over the image instead of k·k
     across = x.new_zeros((k, n, o, h, width), dtype=exact)
     for j in range(k):
         across += parts[:, j, ..., j : j + width]
@@ -132,6 +136,7 @@ def _nnpack(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int 
 
 def _in_planes(x: Tensor) -> bool:
     """Whether x lies channel after channel (NCHW), and not pixel after pixel (channels last)."""
+    # With a single channel both are true of the same memory
     return x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -152,7 +157,7 @@ class NnpackConv2d(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        x = x.contiguous()
+        x = x.contiguous()  # NNPACK takes NCHW alone
         ctx.save_for_backward(x, weight)
         return torch.cat(_by_images(lambda x: _nnpack(x, weight, bias), x))
 
@@ -167,6 +172,7 @@ class NnpackConv2d(torch.autograd.Function):
             grad_x = _nnpack(grad, mirrored, padding=k - 1) if ctx.needs_input_grad[0] else None
             return grad_x, _weight_gradient(x, grad, k)
 
+        # Each thread's part of the batch has its own gradient to x; those to the weight add up
         grads_x, grads_weight = zip(*_by_images(gradients, x, grad.contiguous()))
         grad_x = torch.cat(grads_x) if ctx.needs_input_grad[0] else None
         return grad_x, sum(grads_weight), grad.sum((0, 2, 3))
@@ -181,8 +187,10 @@ def _weight_gradient(x: Tensor, grad: Tensor, k: int) -> Tensor:
     """
     side = NNPACK_TILE - k + 1
     bottom, right = -grad.shape[2] % side, -grad.shape[3] % side
-    if bottom or right:  # zeros in the gradient add nothing
+    if bottom or right:
+        # Up to whole blocks: zeros in the gradient add nothing
         x, grad = F.pad(x, (0, right, 0, bottom)), F.pad(grad, (0, right, 0, bottom))
+    # Blocks of x overlap by the kernel less one, those of the gradient do not
     x = x.unfold(2, NNPACK_TILE, side).unfold(3, NNPACK_TILE, side)
     grad = grad.unfold(2, side, side).unfold(3, side, side)
     x, grad = (blocks.transpose(0, 1).flatten(1, 3) for blocks in (x, grad))
@@ -202,7 +210,8 @@ class NarrowConv2d(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         (n, c, h, w), (o, _, k, _) = x.shape, weight.shape
         taps = _taps(weight).to(x.dtype)
-        # Every pixel's gradient is a product of the k·k pixels of the result that it went into
+        # The reverse of the shifted sums: every pixel's gradient is a product of the k·k pixels of
+        # the result that it went into
         grad = F.pad(grad.to(x.dtype), (k - 1,) * 4)
         steps = range(k - 1, -1, -1)
         shifted = [grad[:, :, i : i + h, j : j + w] for i in steps for j in steps]
@@ -228,10 +237,12 @@ def in_threads(threads: int, calls: list) -> list:
     """
     if threads == 1:
         return [call() for call in calls]
+    # PyTorch's operations let go of Python's lock while they compute
     futures = [_pool(threads).submit(call) for call in calls]
     try:
         return [future.result() for future in futures]
     finally:
+        # After an error, or Ctrl-C: what has not begun is not begun any more
         for future in futures:
             future.cancel()
 
@@ -242,20 +253,23 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     begun = threading.Barrier(threads + 1)
 
     def begin():
-        torch.set_num_threads(1)  # this thread's own setting,
-        torch.get_num_threads()  # which torch takes up at the first question only
+        # This thread's own setting, which torch takes up at the first question only
+        torch.set_num_threads(1)
+        torch.get_num_threads()
         begun.wait()
 
     pool = ThreadPoolExecutor(threads, "srcnn", begin)
     for _ in range(threads):
-        pool.submit(int)
+        pool.submit(int)  # makes the pool start one more thread
     begun.wait()
-    torch.set_num_threads(before)  # what threads that begin later start with
+    # It is also what threads that begin later start with
+    torch.set_num_threads(before)
     return pool
 
 
+# A child process made by fork has the pool's memory, but not its threads
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child process has no such threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _by_images(function, *tensors) -> list:
