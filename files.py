@@ -56,6 +56,12 @@ def write_file(content, path):
         temporary.write_bytes(content)
 
 
+def network_name(kernel_sizes, upscale_factor: int, channels: int) -> str:
+    """What the files and folders of a network are called: srcnn_9-1-5_x3, srcnn_9-1-5_x3_rgb."""
+    colours = "_rgb" if channels == 3 else ""
+    return f"srcnn_{'-'.join(map(str, kernel_sizes))}_x{upscale_factor}{colours}"
+
+
 def save(content, path):
     """torch.save, whole or not at all: by way of memory, where a full disk does no harm."""
     import torch

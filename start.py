@@ -16,6 +16,7 @@ def check(positional=None):
     Args:
         positional: as for `config.run`.
     """
+    # Here, and not above: config.py is written by hand, and Python may refuse it
     try:
         import config
     except Exception as error:
@@ -23,16 +24,19 @@ def check(positional=None):
         if not line:
             raise
         sys.exit(f"error: {line}")
+    # Nothing but what config.run does before it calls a script's main
     config.run(lambda settings: None, positional=positional)
 
 
 def explain(error: Exception) -> str:
     """What is wrong with config.py, if it could not be imported for that; else empty."""
     if isinstance(error, SyntaxError):
+        # What config.py imports may have mistakes too, which are no user's
         if error.filename and Path(error.filename).name != CONFIG.name:
             return ""
         written = f": {error.text.strip()}" if error.text else ""
         return f"config.py, line {error.lineno}: {error.msg}{written}"
+    # Where it was raised: in a line of config.py itself, or deeper
     place = traceback.extract_tb(error.__traceback__)[-1]
     if Path(place.filename) != CONFIG:
         return ""

@@ -284,7 +284,7 @@ class Networks:
         settings = settings.replace(upscale_factor=scale)
         if "exp_name" in settings.by_hand:
             return settings
-        return settings.replace(exp_name=config.default_name(settings))
+        return settings.replace(exp_name=settings.default_name)
 
     def load(self, scale: int):
         source = find_weights(self._settings_for(scale))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import matfile
 import unpickle
 from download import address_of, download
-from files import UserError
+from files import UserError, network_name
 
 PADDING_MODES = ("replicate", "zeros", "valid")
 WEIGHTS = Path(__file__).resolve().parent / "assets" / "weights"
@@ -59,8 +59,7 @@ CHOICES = {
 def shipped_weights(upscale_factor: int, kernel_sizes=(9, 1, 5), channels: int = 1) -> Path:
     """The file of the weights that ship for a network; ValueError, naming those there are, where
     none do."""
-    colours = "_rgb" if channels == 3 else ""
-    path = WEIGHTS / f"srcnn_{'-'.join(map(str, kernel_sizes))}_x{upscale_factor}{colours}.pth"
+    path = WEIGHTS / f"{network_name(kernel_sizes, upscale_factor, channels)}.pth"
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in WEIGHTS.glob("*.pth"))) or "none"
         raise UserError(

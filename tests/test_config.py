@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, error_line
 
 import config
+import configurator
 import files
 from config import load
 
@@ -27,7 +28,7 @@ def test_defaults_and_recipes():
     for settings, recipe in ((fast, "fast"), (paper, "paper")):
         assert {k: getattr(settings, k) for k in config.RECIPES[recipe]} == config.RECIPES[recipe]
     assert (paper.batch_size, paper.crop_size, paper.learning_rate) == (128, 33, 1e-4)
-    assert set(vars(fast)) == set(config._TYPES) | {"exp_dir"}
+    assert set(vars(fast)) == set(configurator.TYPES) | {"exp_dir"}
 
 
 @pytest.mark.parametrize(
@@ -161,10 +162,10 @@ SOURCE = Path(config.__file__).read_text(encoding="utf-8")
     ],
 )
 def test_block_damaged_by_hand(line, edited, complaint):
-    config.check_block(SOURCE)
+    configurator.check_block(SOURCE)
     assert SOURCE.count("\n" + line) == 1
     with pytest.raises(ValueError) as error:
-        config.check_block(SOURCE.replace("\n" + line, "\n" + edited))
+        configurator.check_block(SOURCE.replace("\n" + line, "\n" + edited))
     number = SOURCE[: SOURCE.index("\n" + line)].count("\n") + 2
     message = str(error.value)
     assert complaint.replace("N:", f"{number}:") in message, message
@@ -172,11 +173,11 @@ def test_block_damaged_by_hand(line, edited, complaint):
 
 
 def test_every_setting_is_in_the_block_and_used_by_a_script():
-    annotated = {s.target.id: ast.unparse(s.annotation) for s in config._block(SOURCE)}
-    kinds = {name: config._line(name, "").split(" = ")[0] for name in config.TYPES}
+    annotated = {s.target.id: ast.unparse(s.annotation) for s in configurator._block(SOURCE)}
+    kinds = {name: configurator._line(name, "").split(" = ")[0] for name in configurator.TYPES}
     assert {name: f"{name}: {kind}" for name, kind in annotated.items()} == kinds
-    used = {name for _, names in config.SCRIPTS.values() for name in names.split()}
-    assert used | {"mode"} == set(config.TYPES)
+    used = {name for _, names in configurator.SCRIPTS.values() for name in names.split()}
+    assert used | {"mode"} == set(configurator.TYPES)
 
 
 def test_block_edited(monkeypatch):
@@ -193,7 +194,7 @@ def test_block_edited(monkeypatch):
 
 
 def test_what_was_set_by_hand(monkeypatch):
-    assert all(getattr(config, name) == value for name, value in config.AS_SHIPPED.items())
+    assert all(getattr(config, name) == value for name, value in configurator.AS_SHIPPED.items())
     assert load("train", []).by_hand == set() and load("valid", ["--steps", "5"]).by_hand == set()
     words = ["--exp_name", "mine", "--test_sets", "Set5", "Set14"]
     assert load("valid", words).by_hand == {"exp_name", "test_sets"}
@@ -265,18 +266,20 @@ def test_help_lists_every_setting(capsys):
         load("train", ["--help"])
     text = capsys.readouterr().out
     assert exit.value.code == 0
-    for name in config._TYPES:
+    for name in configurator.TYPES:
         entry = re.search(rf"--{name} .*?(?=\n  --|\Z)", text, re.DOTALL)
         assert (
-            entry and len(config._comments()[name]) > 10 and config._comments()[name][:30] in text
+            entry
+            and len(configurator.comments_of(SOURCE)[name]) > 10
+            and configurator.comments_of(SOURCE)[name][:30] in text
         ), name
     assert "[fast: 0.004, paper: 0.0001]" in text
 
 
-@pytest.mark.parametrize("script", config.SCRIPTS)
+@pytest.mark.parametrize("script", configurator.SCRIPTS)
 def test_help_of_each_script(script, tmp_path):
     """As a user asks for it: what it does, two examples, where output goes, its own settings first."""
-    writes, own = config.SCRIPTS[script]
+    writes, own = configurator.SCRIPTS[script]
     # torch is not to be loaded for that
     code = "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -296,7 +299,7 @@ def test_help_of_each_script(script, tmp_path):
     listed = re.findall(r"^  --(\w+)", own_settings, re.M)
     assert own_settings.startswith(f"settings of {script}:") and listed == own.split()
     rest = re.findall(r"^  --(\w+)", "".join(others), re.M)
-    assert sorted(listed + rest) == sorted(config.TYPES) and len(others) > 3
+    assert sorted(listed + rest) == sorted(configurator.TYPES) and len(others) > 3
 
 
 @pytest.mark.parametrize(
@@ -314,7 +317,7 @@ def test_help_of_each_script(script, tmp_path):
     ],
 )
 def test_block_damaged_by_hand_as_a_user_sees_it(tmp_path, line, edited, complaint):
-    for file in ("files.py", "start.py"):
+    for file in ("configurator.py", "files.py", "start.py"):
         shutil.copy(ROOT / file, tmp_path)
     assert SOURCE.count("\n" + line) == 1
     damaged = SOURCE.replace("\n" + line, "\n" + edited)
@@ -331,6 +334,7 @@ def test_block_damaged_by_hand_as_a_user_sees_it(tmp_path, line, edited, complai
 def test_a_bug_in_what_config_imports_keeps_its_traceback(tmp_path):
     shutil.copy(ROOT / "start.py", tmp_path)
     shutil.copy(ROOT / "config.py", tmp_path)
+    shutil.copy(ROOT / "configurator.py", tmp_path)
     (tmp_path / "files.py").write_text("1 / 0")
     process = subprocess.run(
         [sys.executable, "-c", "import start; start.check()"],
@@ -343,7 +347,7 @@ def test_a_bug_in_what_config_imports_keeps_its_traceback(tmp_path):
 
 @pytest.mark.parametrize("mode, script", [("train", "train.py"), ("valid", "validate.py")])
 def test_config_itself_runs_what_mode_says(tmp_path, mode, script):
-    for file in ("config.py", "files.py"):
+    for file in ("config.py", "configurator.py", "files.py"):
         shutil.copy(ROOT / file, tmp_path)
     for file in ("train.py", "validate.py"):
         code = f"import config; config.run(lambda s: print('{file}', s.steps), '{file[:5]}')"
