@@ -27,7 +27,7 @@ from devices import synchronize
 from imgproc import to_array, to_tensor, to_uint8
 from inference import restore
 
-WINDOW = 11  # pixels, the side of SSIM's
+WINDOW = 11  # pixels, the side of SSIM's (Wang et al. 2004)
 NOTHING = {"psnr": math.nan, "ssim": math.nan}  # the means over no images
 
 
@@ -70,6 +70,7 @@ def evaluate(
 
 def summary(scores: dict, too_small=()) -> dict:
     """Scores of images and their means, as `evaluate` returns them. No images: means of NaN."""
+    # Every image has the same figures: those of the first say which there are
     unknown = {"milliseconds": math.nan, "bicubic": NOTHING, "srcnn": NOTHING}
     example = next(iter(scores.values()), unknown)
     means = {}
@@ -102,6 +103,7 @@ def merge(parts: list[dict], names) -> dict:
 def measurable(image: Tensor, upscale_factor: int, protocol: str) -> bool:
     """Whether what is left after cropping and shaving holds SSIM's window."""
     multiple = _rgb_multiple(upscale_factor) if protocol == "rgb" else upscale_factor
+    # Cropping takes what is over a multiple, shaving as many pixels as the scale from each side
     smallest = min(side - side % multiple for side in image.shape[1:])
     return smallest >= WINDOW + 2 * upscale_factor
 
@@ -127,7 +129,9 @@ def measure(
         {"truth", "bicubic", "srcnn"}, uint8 arrays H×W (gray) or H×W×3 (RGB);
         with self_ensemble also "srcnn+" in both, and "milliseconds+".
     """
+    # Step 2 of the protocol, here for "rgb" and on its own multiple
     if protocol == "rgb":
+        # A gray image counts as three equal channels
         image = imgproc.modcrop(image.expand(3, -1, -1), _rgb_multiple(upscale_factor))
     truth = to_array(imgproc.modcrop(image, upscale_factor))
     colour = truth.ndim == 3
@@ -135,6 +139,7 @@ def measure(
     if by_luma:
         image = to_tensor(imgproc.rgb2ycbcr(to_array(image)))
 
+    # Step 3. MMagic's small image is one of 8 bits, as in a file; the paper's is not rounded
     image = image.to(next(network.parameters()).device)
     # Bicubic is always MATLAB's; the network gets what it was trained on, which may be torch's
     pairs = {
@@ -143,6 +148,7 @@ def measure(
     }
     x, hr = pairs[network.interpolation]
     restored = {"truth": to_array(hr), "bicubic": to_uint8(pairs["matlab"][0])}
+    # Step 4: Y through the network, and Cb and Cr as bicubic left them
     scores = {}
     for plus in ("", "+") if self_ensemble else ("",):
         y, milliseconds = _timed(network, x[:, :1] if by_luma else x, plus == "+")
@@ -158,6 +164,7 @@ def measure(
     elif colour and protocol == "y":
         measured = {kind: imgproc.rgb2y(rgb) for kind, rgb in restored.items()}
 
+    # Steps 5 and 6
     shaved = {kind: imgproc.shave(image, upscale_factor) for kind, image in measured.items()}
     truth = shaved.pop("truth")
     for kind, result in shaved.items():

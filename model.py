@@ -55,7 +55,8 @@ class SRCNN(nn.Module):
                 another.
 
         Attributes ``upscale_factor`` (0: unknown) and ``interpolation`` ("matlab" or "torch") say
-        for which input the weights were made; `from_pretrained` sets them.
+        for which input the weights were made, and ``facts`` what their file tells of their making;
+        `from_pretrained` sets them.
         Raises ValueError for what no SRCNN has.
         """
         kernel_sizes, widths = tuple(kernel_sizes), tuple(widths)
@@ -69,7 +70,7 @@ class SRCNN(nn.Module):
             raise ValueError(f"padding_mode={padding_mode!r}: one of {', '.join(PADDING_MODES)}")
         self.kernel_sizes, self.widths = kernel_sizes, widths
         self.channels, self.padding_mode = channels, padding_mode
-        self.upscale_factor, self.interpolation = 0, "matlab"
+        self.upscale_factor, self.interpolation, self.facts = 0, "matlab", {}
 
     def macs_per_pixel(self) -> int:
         """Multiply-accumulates for each output pixel; 8,032 for 9-1-5 (5,184 + 2,048 + 800)."""
@@ -103,10 +104,8 @@ class SRCNN(nn.Module):
             *(checkpoint[key] for key in ("kernel_sizes", "channels", "widths", "padding_mode"))
         )
         network.load_state_dict(checkpoint["state_dict"])
-        network.upscale_factor, network.interpolation = (
-            checkpoint["upscale_factor"],
-            checkpoint["interpolation"],
-        )
+        for name in ("upscale_factor", "interpolation", "facts"):
+            setattr(network, name, checkpoint[name])
         return network.eval()
 
     def to_checkpoint(self, facts: dict, training: dict | None = None) -> dict:

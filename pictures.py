@@ -17,6 +17,7 @@ from imgproc import eight_bits
 TEMPLATE = Path(__file__).parent / "assets" / "report_template.html"
 # Of a comparison, in pixels: width of a column, gap, height of the line of text
 COLUMN, MARGIN, LINE = 400, 12, 26
+KINDS = ("bicubic", "srcnn", "srcnn+")  # ways of enlarging, as evaluation.py names them
 INK, PAPER, MARK = (30, 30, 30), (255, 255, 255), (255, 200, 0)
 REPORT_SIDE = 1024  # the report shows larger pictures around their detail only, pixel for pixel
 SLIDER_WIDTH = 560  # smaller ones are magnified to about this width
@@ -32,12 +33,14 @@ def detail(a: np.ndarray, b: np.ndarray, side: int = 0) -> tuple[slice, slice]:
     side = side or max(16, min(200, min(height, width) // 4))
     side = min(side, height, width)
 
-    # A coarse look is enough, and cheap for 100 megapixels: differences summed over blocks
+    # A coarse look is enough, and cheap for 100 megapixels: differences summed over blocks, of
+    # which a window holds at least 32 × 32 (all its pixels, if it is smaller than that)
     block = max(1, side // 32)
     columns = np.arange(0, width, block)
     blocks = np.empty((-(-height // block), len(columns)))
     for i in range(len(blocks)):
         rows = slice(i * block, (i + 1) * block)
+        # int32, because pixels are unsigned, and a difference may be negative
         difference = np.abs(a[rows].astype(np.int32) - b[rows])
         of_columns = difference.reshape(len(difference), width, -1).sum((0, 2))
         blocks[i] = np.add.reduceat(of_columns, columns)
@@ -63,7 +66,8 @@ def comparison(columns: list[tuple[str, np.ndarray]], window: tuple[slice, slice
     height, width = columns[0][1].shape[:2]
     scale = COLUMN / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    # Shrunk by means over areas, or magnified pixel by pixel
+    # Shrunk by means over areas, or magnified pixel by pixel: nothing that would smooth what the
+    # picture is there to show
     how = Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST
     rows_marked, columns_marked = window
     marked = [
@@ -75,11 +79,11 @@ def comparison(columns: list[tuple[str, np.ndarray]], window: tuple[slice, slice
     drawing = Image.new("RGB", total, PAPER)
     for i, (text, picture) in enumerate(columns):
         left, middle = MARGIN + i * (COLUMN + MARGIN), size[1] + 2 * MARGIN
-        whole = Image.fromarray(_rgb8(picture)).resize(size, how)
+        whole = _image(picture).resize(size, how)
         ImageDraw.Draw(whole).rectangle(marked, outline=MARK, width=2)
         drawing.paste(whole, (left + (COLUMN - size[0]) // 2, MARGIN))
-        magnified = Image.fromarray(_rgb8(picture[window]))
-        drawing.paste(magnified.resize((COLUMN, COLUMN), Image.Resampling.NEAREST), (left, middle))
+        magnified = _image(picture[window]).resize((COLUMN, COLUMN), Image.Resampling.NEAREST)
+        drawing.paste(magnified, (left, middle))
         font = ImageFont.load_default(17)
         ImageDraw.Draw(drawing).text((left, middle + COLUMN + MARGIN), text, INK, font)
     return np.asarray(drawing)
@@ -110,8 +114,9 @@ def slider(name: str, scores: dict, shown: dict, window: tuple[slice, slice]) ->
     # The original is decoded when it is asked for: the button holds it, without its "data:" address
     bicubic, srcnn, truth = (_webp(shown[kind]) for kind in ("bicubic", "srcnn", "truth"))
     name = html.escape(name)
+    captions = (f"<span>{caption(*item)}</span>" for item in _kinds(scores).items())
     return f"""<figure style="max-width:{width * zoom}px">
-<figcaption><b>{name}</b>{part}{_caption(scores)}</figcaption>
+<figcaption><b>{name}</b>{part}{"".join(captions)}</figcaption>
 <div class="wipe" style="{style}">
 <img src="data:image/webp;base64,{bicubic}" alt="{name} by bicubic">
 <img src="data:image/webp;base64,{srcnn}" alt="{name} by SRCNN">
@@ -162,6 +167,7 @@ def means(result: dict) -> str:
 
 def gains(result: dict) -> str:
     """HTML of a chart: by how many dB the network is better than bicubic, for each image."""
+    # With self-ensemble that is "srcnn+", the last
     best = [kind for kind in _kinds(result) if kind != "bicubic"][-1]
     gain = {
         name: scores[best]["psnr"] - scores["bicubic"]["psnr"]
@@ -172,6 +178,7 @@ def gains(result: dict) -> str:
     if not gain:
         return ""
     # Names take the left 30 %; then the bars, from the most negative (mostly 0) to the largest
+    # All in percent of the chart's width, so that it fits a screen of any size
     low, high = min(0, *gain.values()), max(0.01, *gain.values())
     unit = 56 / (high - low)
     zero, row = 31 - low * unit, 24
@@ -207,11 +214,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def _kinds(scores: dict) -> dict:
     """The ways of enlarging among scores: {"bicubic": {"psnr", "ssim"}, "srcnn": …}."""
-    return {
-        kind: score
-        for kind, score in scores.items()
-        if isinstance(score, dict) and "psnr" in score and kind != "images"
-    }
+    return {kind: scores[kind] for kind in KINDS if kind in scores}
 
 
 def _images(result: dict) -> str:
@@ -223,12 +226,10 @@ def _label(kind: str) -> str:
     return kind.replace("srcnn", "SRCNN")
 
 
-def _caption(scores: dict) -> str:
-    parts = []
-    for kind, score in _kinds(scores).items():
-        ssim = f" / {score['ssim']:.4f}" if "ssim" in score else ""
-        parts.append(f"<span>{_label(kind)} {score['psnr']:.2f} dB{ssim}</span>")
-    return "".join(parts)
+def caption(kind: str, score: dict) -> str:
+    """Such as "SRCNN 32.75 dB / 0.9105"."""
+    ssim = f" / {score['ssim']:.4f}" if "ssim" in score else ""
+    return f"{_label(kind)} {score['psnr']:.2f} dB{ssim}"
 
 
 def _around(edge: slice, size: int) -> slice:
@@ -240,16 +241,13 @@ def _around(edge: slice, size: int) -> slice:
 
 def _webp(picture: np.ndarray) -> str:
     """A picture as WebP in base64."""
-    from PIL import Image
-
     file = io.BytesIO()
-    Image.fromarray(_rgb8(picture)).save(file, "WEBP", quality=92)
+    _image(picture).save(file, "WEBP", quality=92)
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _rgb8(picture: np.ndarray) -> np.ndarray:
-    """H×W or H×W×3 of 8 or 16 bits to H×W×3 uint8."""
-    picture = eight_bits(picture)
-    if picture.ndim == 2:
-        picture = picture[..., None].repeat(3, 2)
-    return np.ascontiguousarray(picture)
+def _image(picture: np.ndarray):
+    """H×W or H×W×3 of 8 or 16 bits as a Pillow image in RGB."""
+    from PIL import Image
+
+    return Image.fromarray(eight_bits(picture)).convert("RGB")

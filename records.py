@@ -29,6 +29,7 @@ def results_folder(settings, source: Source, states_its_scale: bool) -> Path:
     if source.kind == "run":
         return Path(source.path).parent
     name, scale = source.name, f"x{settings.upscale_factor}"
+    # A file called theirs_x3 needs no second _x3
     if not states_its_scale and not name.endswith(scale):
         name += "_" + scale
     return _first(Path(settings.results_dir) / name, lambda path: not _others(path, source.path))
@@ -52,15 +53,18 @@ def _others(folder: Path, weights: str) -> bool:
     """Whether a folder holds a training run, or a validation of other weights than this file's."""
     if (folder / "best.pth").exists() or (folder / "last.pth").exists():
         return True
+    # One of the same file may be replaced: this is that validation again
     try:
         record = json.loads((folder / "validation.json").read_text(encoding="utf-8"))
         return Path(record["model_path"]).resolve() != Path(weights).resolve()
-    except (OSError, ValueError, LookupError, TypeError):  # nothing there that anybody could use
+    except (OSError, ValueError, LookupError, TypeError):
+        # There is no record, or none that anybody could use
         return False
 
 
 def _about_others(table: Path, folder: Path) -> bool:
     """Whether a CSV file is about the weights of another folder."""
+    # All rows are about files of one folder: the first will do
     try:
         with open(table, newline="", encoding="utf-8") as file:
             row = next(csv.DictReader(file))
@@ -104,6 +108,7 @@ def image_table(title: str, result: dict) -> tuple[list[str], list[list[str]]]:
     """
     head = [title, "bicubic PSNR", "SSIM", "SRCNN PSNR", "SSIM", "gain", "ms"]
     rows = []
+    # A set has its means under the names that an image has its scores under
     for name, scores in [*result["images"].items(), ("mean", result)]:
         bicubic = scores["bicubic"]
         for plus in ("", "+"):
@@ -140,10 +145,12 @@ def weights_rows(name: str, record: dict, held_out) -> list[dict]:
             "protocol": record["protocol"],
             "psnr_holdout": held_out if isinstance(held_out, float) else "",
         }
+        # Set5_psnr, Set5_ssim, and Set5_bicubic_psnr, Set5_bicubic_ssim to compare with
         for set_name, result in record["sets"].items():
             for label, kind in (("bicubic_", "bicubic"), ("", f"srcnn{plus}")):
                 for metric, value in result.get(kind, {}).items():
                     row[f"{set_name}_{label}{metric}"] = value
+        # What people look for first stands first, and the long path last
         facts = {key: record[key] for key in ("parameters", "macs_per_pixel", "model_path")}
         rows.append(row | facts)
     return rows

@@ -30,7 +30,7 @@ from files import UserError, make_folder, write_csv, write_file
 from image_io import read_image, write_image
 from imgproc import eight_bits, to_tensor
 from inference import load_network, predict
-from weights import find_weights, load_checkpoint
+from weights import find_weights
 
 
 @dataclass
@@ -75,7 +75,7 @@ def main(settings):
     """Measure what model_path names; exit status 1 if a file or an image had to be left out."""
     with processes(settings.device) as group:
         team = Team(*group)
-        # An empty Path is the current folder
+        # Path("") is the current folder, but no model_path means the run's weights
         if settings.model_path and Path(settings.model_path).is_dir():
             left_out = validate_folder(settings, team)
         else:
@@ -96,20 +96,22 @@ def validate_file(settings, team: Team) -> int:
     task = load_task(source.path, settings.upscale_factor, settings, team.device)
     sets = find_sets(settings, team)
     folder = records.results_folder(settings, source, task.network.upscale_factor != 0)
+    # Before the work: a folder that cannot be written to shows at once
     make_folder(folder)
+    # The record's "sets" fill up as they are measured
     results = {}
     record = task.record(source.path, results)
     facts = f"{records.facts_of(record)}, on {team.device}"
     team.say(f"{source.path}: {facts}")
-    started = time.perf_counter()
 
-    # Each set's table is printed as soon as it is done
+    started = time.perf_counter()
     sliders, tables, unreadable = {}, "", 0
     for set_name, images in sets.items():
         results[set_name], drawn = measure_set(task, set_name, images, team, folder / set_name)
         sliders |= {(set_name, name): html for name, html in drawn.items()}
         head, rows = records.image_table(f"{set_name} x{task.upscale_factor}", results[set_name])
         tables += pictures.table(head, rows)
+        # Each table is printed as soon as its set is done
         team.say(records.aligned(head, rows))
         unreadable += say_left_out(set_name, results[set_name], task.upscale_factor, team)
     if team.rank:
@@ -134,9 +136,11 @@ def load_task(path, upscale_factor: int, settings, device) -> Task:
     network = load_network(path, upscale_factor, settings.interpolation).to(device)
     protocol = settings.protocol
     if protocol == "auto":
+        # Networks for Y are compared by the paper's protocol, those for RGB by MMagic's
         protocol = "y" if network.channels == 1 else "rgb"
     # The first call of all prepares things: it would be counted as the first image's time
     predict(network, torch.zeros(1, network.channels, 64, 64, device=device))
+    # A bare state dict says no scale: then the setting counts
     scale = upscale_factor or network.upscale_factor or settings.upscale_factor
     return Task(network, scale, protocol, settings.self_ensemble)
 
@@ -155,13 +159,9 @@ def measure_set(task: Task, set_name: str, images: dict, team: Team, folder=None
     """
     mine = list(images.items())[team.rank :: team.world]
     unreadable, sliders = {}, {}
-    with tqdm(
-        total=len(mine),
-        desc=set_name,
-        unit="image",
-        leave=False,
-        disable=None if team.rank == 0 else True,  # None: unless it would go to a file
-    ) as bar:
+    # None: shown on a terminal, but not in a file
+    disable = None if team.rank == 0 else True
+    with tqdm(total=len(mine), desc=set_name, unit="image", leave=False, disable=disable) as bar:
 
         def visit(name, scores, shown):
             if folder:
@@ -178,6 +178,7 @@ def measure_set(task: Task, set_name: str, images: dict, team: Team, folder=None
             self_ensemble=task.self_ensemble,
         )
     if team.world > 1:
+        # Gathering has a time limit, which one process's larger images would exceed
         wait_for_all()
         parts = [None] * team.world
         distributed.all_gather_object(parts, (result, unreadable, sliders))
@@ -192,6 +193,7 @@ def measure_set(task: Task, set_name: str, images: dict, team: Team, folder=None
 
 def readable(images: list[tuple[str, Path]], unreadable: dict):
     """(name, image) of those files that can be read; why not goes into unreadable."""
+    # One at a time: a set need not fit the memory
     for name, path in images:
         try:
             image = read_colours(path)
@@ -210,13 +212,12 @@ def read_colours(path: Path) -> Tensor:
 def draw(folder: Path, name: str, scores: dict, shown: dict) -> str:
     """Write <name>_srcnn.png and <name>_comparison.png to the set's folder; return the HTML of
     the report's slider."""
+    # Where bicubic is furthest from the truth, there is most to see
     window = pictures.detail(shown["truth"], shown["bicubic"])
     columns = [("ground truth", shown["truth"])]
     for key, picture in shown.items():
         if key != "truth":
-            label = key.replace("srcnn", "SRCNN")
-            text = f"{label} {scores[key]['psnr']:.2f} dB / {scores[key]['ssim']:.4f}"
-            columns.append((text, picture))
+            columns.append((pictures.caption(key, scores[key]), picture))
         if key.startswith("srcnn"):
             write_image(folder / f"{name}_{key}.png", picture)
     write_image(folder / f"{name}_comparison.png", pictures.comparison(columns, window))
@@ -231,6 +232,7 @@ def validate_folder(settings, team: Team) -> int:
     Returns how many files hold no SRCNN, and images could not be read.
     """
     source = Path(settings.model_path)
+    # Hidden files, such as .gitignore or .DS_Store, are nobody's weights
     files = [path for path in sorted(source.iterdir()) if path.is_file()]
     files = unique_names([path for path in files if not path.name.startswith(".")])
     if not files:
@@ -238,12 +240,15 @@ def validate_folder(settings, team: Team) -> int:
     sets = find_sets(settings, team)
     folder = records.folder_for_all(settings, source)
     make_folder(folder)
+    # Rows are printed one by one, so that the widths must be known before: one more than the
+    # longest name for its "+", and 14 for "36.78 / 0.9552"
     widths = [max(map(len, files)) + 1, 5, 9, 8] + [max(14, len(set_name)) for set_name in sets]
     team.say(records.markdown(["weights", "scale", "network", "held out", *sets], widths))
     team.say(records.markdown(["-" * width for width in widths], widths))
 
     rows, left_out = [], 0
     for name, path in files.items():
+        # Other files may lie beside the weights: they are named, and the rest goes on
         try:
             task = load_task(path, 0, settings, team.device)
         except (UserError, OSError) as error:
@@ -255,7 +260,7 @@ def validate_folder(settings, team: Team) -> int:
             results[set_name], _ = measure_set(task, set_name, images, team)
             left_out += say_left_out(set_name, results[set_name], task.upscale_factor, team)
         record = task.record(str(path), results)
-        held_out = load_checkpoint(path)["facts"].get("psnr_holdout")
+        held_out = task.network.facts.get("psnr_holdout")
         for row in records.weights_rows(name, record, held_out):
             rows.append(row)
             team.say(records.markdown(records.readable_row(row, sets), widths))

@@ -56,6 +56,7 @@ def results_table(records: list[dict]) -> str:
     for record in records:
         if record["protocol"] != "y":
             continue
+        # Bicubic comes with every record: its rows meet under one name, and must agree
         network = "-".join(map(str, record["kernel_sizes"]))
         rows = {"bicubic": "bicubic", "srcnn": f"ours, {network}", "srcnn+": f"ours, {network}+"}
         for set_name, result in record["sets"].items():
@@ -70,6 +71,7 @@ def results_table(records: list[dict]) -> str:
                         f"{rows[kind]} on {set_name} x{record['upscale_factor']} has {known[0]} dB "
                         f"in one record and {score[0]} in another; give one of them"
                     )
+    # Sets that nobody has measured are left out
     for set_name, (label, *published) in PUBLISHED.items():
         if set_name in scores:
             scores[set_name][label] = dict(zip(SCALES, published))
@@ -79,6 +81,7 @@ def results_table(records: list[dict]) -> str:
     order = {set_name: number for number, set_name in enumerate(PUBLISHED)}
     for set_name in sorted(scores, key=lambda name: order.get(name, len(order))):
         by_row = scores[set_name]
+        # By PSNR, before it is rounded for the table
         best = {
             scale: max(row[scale][0] for row in by_row.values() if scale in row)
             for scale in SCALES

@@ -110,6 +110,7 @@ def needed(names: list[str]) -> list[str]:
     """These runs and all that they begin from, in an order in which they can be made."""
     order = []
     for name in names:
+        # Back to a run that begins from nothing, or one that is in the order already
         chain = []
         while name and name not in order:
             chain.insert(0, name)
@@ -130,7 +131,7 @@ def make(name: str):
     words = shlex.split(command(name))[2:]
     last = RESULTS / name / "last.pth"
     if last.exists():
-        # of two --resume the last one counts: the run's own state, not what it began from
+        # Of two --resume the last one counts: the run's own state, not what it began from
         words += ["--resume", str(last)]
     status = subprocess.run([sys.executable, str(SCRIPT), *words]).returncode
     if status:
@@ -139,6 +140,7 @@ def make(name: str):
 
 def install(name: str):
     """Weights to assets/weights/, the log to assets/logs/."""
+    # Logs of runs named _start as well: the figure of the training curves begins with them
     shutil.copyfile(RESULTS / name / "metrics.csv", ASSETS / "logs" / f"{name}.csv")
     if not name.endswith("_start"):
         shutil.copyfile(RESULTS / name / "best.pth", ASSETS / "weights" / f"{name}.pth")
