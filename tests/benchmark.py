@@ -9,6 +9,7 @@ One-thread rows count CPU seconds, so other programs disturb them little; the ot
 """
 
 import argparse
+import copy
 import csv
 import functools
 import io
@@ -33,9 +34,11 @@ SOURCE = (
     ROOT.parent / "shared" / "data"
 )  # T91 and the test sets, where they are at hand; data_dir otherwise
 sys.path.insert(0, str(ROOT))
+from dataset import test_pair
 from devices import quick_bf16
 from export import export_onnx
-from imgproc import imresize
+from image_io import read_image, sample_images
+from imgproc import imresize, rgb2y
 from inference import predict
 from model import SRCNN
 
@@ -46,6 +49,7 @@ def main(quick: bool, output: Path):
         sections = [
             ("inference", lambda: inference(quick)),
             ("busy neighbour", lambda: busy(quick)),
+            ("exactness", lambda: exactness(quick)),
             ("imresize", lambda: resizing(quick)),
             ("training", lambda: training(Path(folder), quick)),
             ("memory", lambda: memory(quick)),
@@ -159,6 +163,23 @@ def against(name, kernel_sizes, side, threads, target, repeats, wall=False) -> l
         for way, ms in times.items()
         if way != "ours"
     ]
+
+
+def exactness(quick):
+    """The largest difference from the network in float64: the plain network in float32, and predict."""
+    rows, (path, *_) = [], sample_images("test")
+    y = torch.from_numpy(rgb2y(read_image(path)[..., :3]))[None]
+    for kernel_sizes in ((9, 1, 5), (9, 3, 5), (9, 5, 5)):
+        for scale in (3,) if quick else (2, 3, 4):
+            network = SRCNN.from_pretrained(scale, kernel_sizes)
+            lr, _ = test_pair(y, scale)
+            with torch.inference_mode():
+                exact = copy.deepcopy(network).double()(lr.double())
+                plain = (network(lr) - exact).abs().max().item()
+            ours = (predict(network, lr) - exact).abs().max().item()
+            name = f"{'-'.join(map(str, kernel_sizes))} x{scale}"
+            rows.append(result(f"{name} in float32 from float64, at most", "of 1", plain, ours))
+    return rows
 
 
 RUNTIMES = ("ONNX Runtime", "OpenVINO")
