@@ -108,7 +108,7 @@ def served_docs(runtime: Path | None = None):
 
     handler = functools.partial(Handler, directory=str(ROOT / "docs"))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", requests
     finally:

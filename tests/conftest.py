@@ -1,7 +1,7 @@
 """What the tests share: where things lie, running a script as users do, real images where they are to be had."""
 
+import functools
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +16,17 @@ SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
 
 
+@pytest.hookimpl(trylast=True)  # when -k and -m have made their choice
+def pytest_collection_modifyitems(items):
+    """Slow tests first, so that neither of two processes is left alone with one at the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        quick = [item for item in items if not item.get_closest_marker("slow")]
+        # pytest-xdist gives the first half to one process, the second half to the other
+        half = len(items) // 2 - len(slow[::2])
+        items[:] = slow[::2] + quick[:half] + slow[1::2] + quick[half:]
+
+
 @pytest.fixture
 def shared() -> Path:
     """The folder with the papers' images and the authors' network; tests that need it are skipped without it."""
@@ -28,21 +39,31 @@ def shared() -> Path:
 
 
 @pytest.fixture
+def oracle(shared) -> Path:
+    """The authors' own network."""
+    path = SHARED / "oracle" / "srcnn-authors-9-5-5-imagenet-x4.mat"
+    if not path.is_file():
+        pytest.skip(
+            f"needs ../shared/oracle/{path.name}: 9-5-5 (ImageNet), x4 of their MATLAB release"
+        )
+    return path
+
+
+def image_set(shared, name) -> Path:
+    """The folder of a set of images; skips where it is not there."""
+    folder = shared / "data" / name
+    if not folder.is_dir():
+        fetch = f"`python prepare_dataset.py --data_dir ../shared/data --test_sets {name}`"
+        pytest.skip(f"needs ../shared/data/{name}, which {fetch} fetches")
+    return folder
+
+
+@pytest.fixture
 def run_script(tmp_path):
     """``run_script("train.py", "--steps", 10)`` in an empty folder, as users run it; returns the finished process."""
+    from launch import finished
 
-    def run(script, *arguments, timeout=120, **environment):
-        command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-        return subprocess.run(
-            command,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        )
-
-    return run
+    return functools.partial(finished, cwd=tmp_path)
 
 
 def error_line(process) -> str:

@@ -1,13 +1,19 @@
 """Scripts as users run them, in processes of their own, but forked from one that has loaded torch: each starts in a
 fraction of a second. Also the tiny set that the tests train on."""
 
+import contextlib
+import functools
 import multiprocessing
 import os
+import random
 import runpy
 import socket
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -29,10 +35,13 @@ _context.set_forkserver_preload(
 
 
 class Run:
-    """A running script. before: called in its process first, to arrange for a fault."""
+    """A running script. before: called in its process first, to arrange for a fault. errors: a file for what it writes
+    to stderr, which otherwise goes to its log with the rest."""
 
-    def __init__(self, script, *arguments, cwd, before=None, **environment):
-        self.log = Path(cwd) / f"log-{time.monotonic_ns()}"
+    def __init__(self, script, *arguments, cwd, before=None, log=None, errors=None, **environment):
+        self.log = Path(log or Path(cwd) / f"log-{time.monotonic_ns()}")
+        # All of it: the server's own is that of the test which happened to start it
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         self.process = _context.Process(
             target=_run,
             daemon=False,
@@ -41,6 +50,7 @@ class Run:
                 [str(a) for a in arguments],
                 str(cwd),
                 str(self.log),
+                str(errors or self.log),
                 before,
                 environment,
             ),
@@ -75,12 +85,12 @@ class Run:
             time.sleep(0.02)
 
 
-def _run(script, arguments, cwd, log, before, environment):
-    os.environ.update({"OMP_NUM_THREADS": "1", **environment})
+def _run(script, arguments, cwd, log, errors, before, environment):
+    os.environ.clear()
+    os.environ.update(environment)
     os.chdir(cwd)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    for stream, path in ((1, log), (2, errors)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     torch.set_num_threads(1)
     multiprocessing.set_start_method(
         "fork", force=True
@@ -91,24 +101,49 @@ def _run(script, arguments, cwd, log, before, environment):
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
+def finished(script, *arguments, cwd, timeout=120, before=None, **environment):
+    """A script that has ended, as ``subprocess.run`` returns it: its status, stdout and stderr."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, errors = Path(folder, "out"), Path(folder, "errors")
+        streams = {"log": out, "errors": errors}
+        run = Run(script, *arguments, cwd=cwd, before=before, **streams, **environment)
+        status = run.wait(timeout)
+        said = [path.read_text() if path.exists() else "" for path in (out, errors)]
+    return subprocess.CompletedProcess([script, *arguments], status, *said)
+
+
 def ranks(count: int, *arguments, cwd, first=None) -> list[Run]:
     """One script on `count` processes as torchrun starts them; first: what `before` is for a Run, for process 0."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    return [
-        Run(
-            *arguments,
-            cwd=cwd,
-            before=None if rank else first,
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE=str(count),
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-        )
-        for rank in range(count)
-    ]
+    port, runs = free_port(), []
+    for rank in range(count):
+        end = functools.partial(end_with, runs[0].process.pid) if rank else first
+        place = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=count, MASTER_PORT=port)
+        place = {name: str(value) for name, value in place.items()}
+        runs += [Run(*arguments, cwd=cwd, before=end, MASTER_ADDR="127.0.0.1", **place)]
+    return runs
+
+
+def end_with(first: int):
+    """Let a process that fails wait for process 0 to end, as `config.run` does for torchrun, which would then end it;
+    here it ends by itself, and not many seconds later."""
+
+    def wait(seconds):
+        end = time.monotonic() + seconds
+        with contextlib.suppress(ProcessLookupError):
+            while time.monotonic() < end:
+                os.kill(first, 0)
+                time.sleep(0.02)
+
+    config.time = SimpleNamespace(sleep=wait)
+
+
+def free_port() -> int:
+    """Of those that no connection is given by itself, so that it stays free until it is used."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 30_000)
+        with contextlib.suppress(OSError), socket.socket() as s:
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 def write_images(folder, count, height, width, seed=0):

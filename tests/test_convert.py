@@ -27,7 +27,7 @@ SOURCES = {
 }
 needs_onnx = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("onnxscript", "onnxruntime"))),
-    reason="needs onnx, onnxscript and onnxruntime",
+    reason="needs onnx, onnxscript and onnxruntime: pip install -r tests/requirements.txt",
 )
 
 
@@ -156,7 +156,7 @@ def test_mmagics_network_computes_the_same(layers, scale, tmp_path, capsys):
 @pytest.mark.parametrize("layers", [Y955, Y935, Y915, NARROW], ids=["955", "935", "915", "narrow"])
 def test_the_authors_matlab_code_computes_the_same(layers, tmp_path):
     """SRCNN.m in double precision, on a file that MATLAB would read."""
-    pytest.importorskip("scipy")
+    pytest.importorskip("scipy", reason="needs scipy: pip install scipy")
     path = converted(tmp_path, layouts.ours(layers), "--layout", "authors")
     network, y = SRCNN.from_pretrained(path).double(), torch.rand(23, 31, dtype=torch.float64)
     with torch.no_grad():
@@ -166,7 +166,7 @@ def test_the_authors_matlab_code_computes_the_same(layers, tmp_path):
 
 
 def test_our_matlab_file_is_as_scipy_reads_and_writes_it(tmp_path):
-    pytest.importorskip("scipy")
+    pytest.importorskip("scipy", reason="needs scipy: pip install scipy")
     from scipy.io import loadmat
 
     path = converted(tmp_path, layouts.ours(Y955, "zeros"), "--layout", "authors")

@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+from launch import free_port
 from torch import distributed
 
 import devices
@@ -129,19 +130,21 @@ def test_errors_in_the_middle_of_the_work(monkeypatch):
         raise SystemExit(143)
 
 
-def one_process_of(world, monkeypatch, port):
+def one_process_of(world, monkeypatch) -> int:
+    """This one alone of several; returns the port at which it waits for the others."""
+    port = free_port()
     for name, value in dict(RANK=0, WORLD_SIZE=world, LOCAL_RANK=0, MASTER_PORT=port).items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    return port
 
 
 def test_others_that_never_come(monkeypatch):
-    one_process_of(2, monkeypatch, 29617)
+    port = one_process_of(2, monkeypatch)
     monkeypatch.setattr(devices, "TIMEOUT", devices.timedelta(seconds=1))
     began = time.monotonic()
-    with pytest.raises(
-        UserError, match="waited 1 s for the others at 127.0.0.1:29617; start all 2"
-    ):
+    waited = f"waited 1 s for the others at 127.0.0.1:{port}; start all 2"
+    with pytest.raises(UserError, match=waited):
         with processes("cpu"):
             raise AssertionError("alone")
     assert time.monotonic() - began < 20
@@ -149,7 +152,7 @@ def test_others_that_never_come(monkeypatch):
 
 
 def test_a_kind_of_device_that_processes_cannot_share(monkeypatch):
-    one_process_of(2, monkeypatch, 29618)
+    one_process_of(2, monkeypatch)
     monkeypatch.setattr(devices, "pick_device", lambda name: torch.device("mps"))
     with pytest.raises(UserError, match="device=mps: torch has nothing here to join 2 processes"):
         with processes("mps"):
@@ -177,7 +180,7 @@ def test_tf32_for_those_who_ask(flags):
 
 
 @pytest.mark.skipif(
-    not hasattr(torch.backends.cudnn, "conv"), reason="torch's second interface came with 2.9"
+    not hasattr(torch.backends.cudnn, "conv"), reason="needs torch 2.9, for its second interface"
 )
 def test_tf32_set_by_the_other_interface_stays_and_harms_nothing(flags):
     torch.backends.cudnn.conv.fp32_precision = "ieee"

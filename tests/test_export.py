@@ -92,14 +92,16 @@ def graph_of(name) -> bytes:
 
 
 def on_onnxruntime(graph):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="needs: pip install onnxruntime")
+    onnxruntime = pytest.importorskip(
+        "onnxruntime", reason="needs onnxruntime: pip install onnxruntime"
+    )
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
     return lambda x: session.run(["restored"], {"image": x})[0]
 
 
 def on_openvino(graph):
-    openvino = pytest.importorskip("openvino", reason="needs: pip install openvino")
+    openvino = pytest.importorskip("openvino", reason="needs openvino: pip install openvino")
     core = openvino.Core()
     exact = {"INFERENCE_PRECISION_HINT": "f32"}  # bf16 by itself, where the processor has it
     compiled = core.compile_model(core.read_model(graph), "CPU", exact)

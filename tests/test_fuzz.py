@@ -8,7 +8,7 @@ from conftest import ROOT
 
 
 def test_thousands_of_mutated_files_end_well(tmp_path):
-    pytest.importorskip("scipy")
+    pytest.importorskip("scipy", reason="needs scipy: pip install scipy")
     done = subprocess.run(
         [
             sys.executable,

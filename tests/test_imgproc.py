@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, image_set
 
 import files
 import image_io
@@ -160,7 +160,7 @@ def test_imresize_refuses_nonsense():
         imgproc.imresize(np.zeros((0, 4)), 2)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that CUDA knows")
 @pytest.mark.parametrize("scale", [3, 1 / 3, 0.9, np.pi])
 def test_imresize_on_a_gpu(scale):
     image = torch.rand(2, 3, 50, 61, dtype=torch.float64)
@@ -187,10 +187,7 @@ PAPER = {
 )
 def test_bicubic_gives_the_papers_figures(shared, name, scale):
     """All of the protocol at once: conversion, crop, bicubic down and up, rounding, PSNR and SSIM."""
-    if not (shared / "data" / name).is_dir():
-        pytest.skip(
-            f"needs ../shared/data/{name}; prepare_dataset.py --test_sets {name} fetches it"
-        )
+    image_set(shared, name)
     scores = []
     for path in image_paths(shared / "data", name):
         image = image_io.read_image(path)

@@ -11,7 +11,7 @@ from launch import Run, prepare
 
 from dataset import CropPlan, StreamedCrops
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, whose /proc it reads")
 
 
 def test_streaming_in_little_memory(tmp_path):
@@ -39,7 +39,7 @@ def test_streaming_in_little_memory(tmp_path):
     peaks = {}
     while run.process.is_alive():
         large.raise_peaks(peaks, run.process.pid)
-        time.sleep(0.1)
+        time.sleep(0.02)
     assert run.wait() == 0 and (tmp_path / "results/srcnn_9-1-5_x3/best.pth").exists(), run.output
     assert len(peaks) >= 2 and all(0 < own <= files for _, own, files in peaks.values())
 

@@ -18,7 +18,7 @@ MODELS += [(name, scale) for name in make.NETWORKS for scale in make.SCALES]
 
 
 @pytest.mark.skipif(
-    not importlib.util.find_spec("onnxruntime"), reason="needs: pip install onnxruntime"
+    not importlib.util.find_spec("onnxruntime"), reason="needs onnxruntime: pip install onnxruntime"
 )
 @pytest.mark.parametrize("name, scale", MODELS)
 def test_models_are_of_the_weights_that_ship(name, scale):

@@ -10,6 +10,7 @@ from conftest import ROOT
 import inference
 import weights
 from dataset import test_pair as make_pair
+from devices import quick_bf16
 from image_io import read_image
 from imgproc import psnr, rgb2y
 from inference import predict
@@ -115,10 +116,12 @@ def test_an_empty_batch_and_wrong_shapes():
 
 def test_bfloat16_costs_less_than_a_hundredth_of_a_decibel(shared):
     network = SRCNN.from_pretrained(3)
+    # Where bfloat16 is emulated, ten times as slow, of each image a corner
+    side = None if quick_bf16(torch.device("cpu")) else 150
     for name in ("Set5", "Set14"):
         scores = []
         for path in sorted((shared / "data" / name).iterdir()):
-            image = read_image(path)
+            image = read_image(path)[:side, :side]
             y = torch.from_numpy(image if image.ndim == 2 else rgb2y(image[..., :3]))[None]
             lr, hr = make_pair(y, 3)
             eight_bits = [
@@ -131,25 +134,28 @@ def test_bfloat16_costs_less_than_a_hundredth_of_a_decibel(shared):
 
 
 MEMORY = """
-import resource, torch
+import re, torch
+from pathlib import Path
 from inference import predict
 from model import SRCNN
-network, peak = SRCNN(), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+def peak():  # not ru_maxrss, which begins at that of the process that started this one
+    return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+network = SRCNN()
 predict(network, torch.rand(1, 1, 300, 300), torch.bfloat16)
-x = torch.rand(1, 1, 1500, 2000)
+x = torch.rand(1, 1, 1000, 1200)
 before = peak()
 predict(network, x, torch.bfloat16)
 print(peak() - before)
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, whose /proc it reads")
 def test_memory_does_not_grow_with_the_image():
-    pytest.importorskip("resource")  # not on Windows
     process = subprocess.run(
         [sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert int(process.stdout) < 12 + 60, (
-        "MiB, of which the result is 12; layer 1's output would be 366"
+    assert int(process.stdout) < 5 + 60, (
+        "MiB, of which the result is 5; layer 1's output would be 146"
     )
 
 

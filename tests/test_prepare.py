@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import io
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, error_line
+from conftest import ROOT, error_line, image_set
 
 import config
 import dataset
@@ -213,7 +214,7 @@ def server(monkeypatch):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.asked, server.paths = 0, []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(prepare_dataset, "ARCHIVE", f"{address}/archive.zip")
     monkeypatch.setattr(prepare_dataset, "SELFEXSR", f"{address}/data/")
@@ -368,8 +369,7 @@ def test_sources_of_single_files(single, tmp_path, layout):
 @pytest.mark.slow
 def test_the_real_bsd100(shared, tmp_path, capsys):
     """The manifest is that of the images that the literature's figures are made on."""
-    if not (shared / "data" / "BSD100").is_dir():
-        pytest.skip("needs ../shared/data/BSD100: prepare_dataset.py --test_sets BSD100 fetches it")
+    image_set(shared, "BSD100")
     words = ["--train_set", "BSD100", "--test_sets", "BSD100", "--source", str(shared / "data")]
     main(tmp_path, *words)
     assert "BSD100-y: 100 images" in capsys.readouterr().out
@@ -566,6 +566,10 @@ def test_a_run_that_ended_early_is_completed(tmp_path, monkeypatch):
     )
 
 
+def small_files_only():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+
 def test_bad_folders_and_full_disks(tmp_path, run_script):
     folder_of_images(tmp_path / "photos")
     (tmp_path / "empty").mkdir()
@@ -587,17 +591,7 @@ def test_bad_folders_and_full_disks(tmp_path, run_script):
         prepare_dataset.prepare(
             sorted((tmp_path / "photos").iterdir()), tmp_path / "file" / "prepared", 1
         )
-    code = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)); sys.argv[0] = 'x'\n"
-        "import config, prepare_dataset; config.run(prepare_dataset.main)"
-    )
-    process = subprocess.run(
-        [sys.executable, "-c", code, *sets, "photos"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    process = run_script("prepare_dataset.py", *sets, "photos", before=small_files_only)
     assert "cannot be written" in error_line(process)
     assert not list((tmp_path / "data").rglob("*.pth*"))
     (tmp_path / "photos" / "text.png").write_text("no image")

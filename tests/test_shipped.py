@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, image_set
 
 from dataset import image_paths, training_image
 from evaluation import evaluate
@@ -104,8 +104,7 @@ def test_readme_results_are_those_of_its_weights():
 )
 def test_readme_results_beyond_its_weights(shared, set_name, plus):
     """9-1-5 x3 by self-ensemble, and on a set that no choice was made on."""
-    if not (shared / "data" / set_name).is_dir():
-        pytest.skip(f"needs ../shared/data/{set_name}")
+    image_set(shared, set_name)
     rows = results_rows()
     result = evaluate(
         SRCNN.from_pretrained(3),

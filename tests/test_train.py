@@ -209,14 +209,16 @@ def test_no_room_leaves_the_last_checkpoint(start, tmp_path):
     assert contents(folder) == before
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting needs root")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root, to mount a disk"
+)
 def test_full_disk(start, tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True
     ).returncode:
-        pytest.skip("no mounting here")
+        pytest.skip("needs the right to mount: in a container, docker run --privileged")
     try:
         assert start("--steps", 4, "--results_dir", folder).wait() == 0
         before = contents(folder / NAME)
@@ -506,10 +508,8 @@ def test_fast_recipe_starts_at_bicubic(channels):
 
 
 def test_fast_recipe_rate():
-    rates = [
-        recipe.rate_at(step, settings("--steps", 1000, "--learning_rate", 1))
-        for step in range(1000)
-    ]
+    thousand = settings("--steps", 1000, "--learning_rate", 1)
+    rates = [recipe.rate_at(step, thousand) for step in range(1000)]
     assert (
         rates[0] == pytest.approx(0.01)
         and rates[500] == pytest.approx(0.5)
@@ -590,7 +590,7 @@ def compile_in_this_process():
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # helpers would load torch first
 
 
-@pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler: apt-get install g++")
 def test_compiled(start, tmp_path):
     """The compiled network takes the same steps."""
     options = [
@@ -646,13 +646,14 @@ def test_learns(start, tmp_path):
 
 # --------------------------------------------------------- a run is never lost, nor taken for another
 def slow_measuring():
-    """Each image takes a second to measure, so that signals can come in the midst of it."""
+    """Measuring an image takes until there is a file "go", so that signals can come in the midst of it."""
     import evaluation
 
     measure = evaluation.measure
 
     def slow(*arguments):
-        time.sleep(1)
+        while not os.path.exists("go"):
+            time.sleep(0.01)
         return measure(*arguments)
 
     evaluation.measure = slow
@@ -715,6 +716,8 @@ def test_a_second_signal_loses_nothing(start, tmp_path, regular):
     run.wait_for(lambda: "saving this step" in run.output)
     time.sleep(1.1)  # sooner, it counts as the same one
     os.kill(run.process.pid, signal.SIGINT)
+    run.wait_for(lambda: "stopping: saving alone" in run.output)
+    (tmp_path / "go").touch()
     assert run.wait() == 130
     assert "Traceback" not in run.output and "--resume" in run.output
     step = load_checkpoint(last)["training"]["step"]
@@ -727,9 +730,11 @@ def test_a_third_signal_ends_it_and_leaves_what_was_saved(start, tmp_path):
     run = start("--steps", 100_000, "--valid_frequency", 4, before=stuck_measuring)
     last = tmp_path / "results" / NAME / "last.pth"
     run.wait_for(last.exists)
-    for _ in range(3):
+    for said in ("saving this step", "stopping: saving alone"):
         os.kill(run.process.pid, signal.SIGINT)
-        time.sleep(1.1)
+        run.wait_for(lambda said=said: said in run.output)
+        time.sleep(1.1)  # sooner, it counts as the same one
+    os.kill(run.process.pid, signal.SIGINT)
     assert run.wait(30) == -signal.SIGINT
     assert load_checkpoint(last)["training"]["step"] == 4
 

@@ -1,13 +1,13 @@
 """assets/train_all.py: one command for every file that ships, and that they run."""
 
 import shlex
-import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT
-from launch import TINY, make_tiny
+from launch import TINY, finished, make_tiny
 
 from assets import train_all
 from config import load
@@ -53,31 +53,30 @@ def test_order_and_unknown_names(capsys):
     )
 
 
-def test_makes_and_installs(tmp_path):
+def test_makes_and_installs(tmp_path, monkeypatch):
     """Two small runs, the second from the first, as the table's are made; a second call repeats nothing."""
+    monkeypatch.chdir(tmp_path)
     make_tiny(tmp_path / "data")
     (tmp_path / "assets" / "weights").mkdir(parents=True)
     (tmp_path / "assets" / "logs").mkdir()
     tiny = " ".join(TINY)
-    code = f"""
-import sys
-from pathlib import Path
-sys.path.insert(0, {str(ROOT)!r})
-from assets import train_all
-train_all.RUNS = {{"a_start": ("", {tiny + " --steps 2"!r}), "a": ("a_start", {tiny + " --steps 3"!r})}}
-train_all.ASSETS = Path("assets")
-train_all.main(["a", "--install"])
-"""
+    runs = {"a_start": ("", f"{tiny} --steps 2"), "a": ("a_start", f"{tiny} --steps 3")}
+    monkeypatch.setattr(train_all, "RUNS", runs)
+    monkeypatch.setattr(train_all, "ASSETS", tmp_path / "assets")
+    done = []
+
+    def run(command):
+        assert command[:2] == [sys.executable, str(ROOT / "train.py")]
+        done.append(finished("train.py", *command[2:], cwd=tmp_path))
+        return done[-1]
+
+    monkeypatch.setattr(train_all, "subprocess", SimpleNamespace(run=run))
     for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            env={"OMP_NUM_THREADS": "1", "PATH": ""},
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        train_all.main(["a", "--install"])
         content = torch.load(tmp_path / "assets" / "weights" / "a.pth", weights_only=True)
         assert content["facts"]["step"] <= 3
         assert (tmp_path / "assets" / "logs" / "a_start.csv").is_file()
         assert not (tmp_path / "assets" / "weights" / "a_start.pth").exists()
+    assert [process.returncode for process in done] == [0] * 4
+    said = [process.stdout.splitlines()[0] for process in done]
+    assert [line.startswith("finished already") for line in said] == [False, False, True, True]

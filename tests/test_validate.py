@@ -2,6 +2,8 @@ import csv
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -10,6 +12,7 @@ import pytest
 import torch
 from browser import chromium, look_like
 from conftest import ROOT, error_line, identity
+from launch import ranks
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import config
@@ -109,10 +112,10 @@ def test_torch_interpolation_is_what_the_network_sees(photograph):
     assert scores["srcnn"]["psnr"] != scores["bicubic"]["psnr"]
 
 
-def test_authors_network_has_the_papers_figures(shared, tmp_path):
+def test_authors_network_has_the_papers_figures(shared, oracle, tmp_path):
     run_main(
         "--model_path",
-        shared / "oracle" / "srcnn-authors-9-5-5-imagenet-x4.mat",
+        oracle,
         "--upscale_factor",
         4,
         "--data_dir",
@@ -189,31 +192,19 @@ def test_flat_images_and_nothing_measurable_are_json(tmp_path, identity_file):
     assert sets["small"]["srcnn"] == {"psnr": None, "ssim": None}
 
 
-def test_two_processes_print_the_same_table(pictures, identity_file, tmp_path, run_script):
+def test_two_processes_print_the_same_table(pictures, identity_file, tmp_path):
     arguments = ["--model_path", identity_file, "--test_sets", pictures, "--device", "cpu"]
     run_main(*arguments, "--results_dir", tmp_path / "one")
-    launcher = (
-        tmp_path / "launch.py"
-    )  # run_script runs the project's scripts; this is how torchrun starts
-    launcher.write_text("from torch.distributed.run import main; main()")
-    done = run_script(
-        launcher,
-        "--nproc_per_node=2",
-        "--rdzv_backend=c10d",
-        "--rdzv_endpoint=localhost:0",
-        ROOT / "validate.py",
-        *arguments,
-        "--results_dir",
-        tmp_path / "two",
-    )
-    assert done.returncode == 0, done.stderr
+    runs = ranks(2, "validate.py", *arguments, "--results_dir", tmp_path / "two", cwd=tmp_path)
+    assert [run.wait() for run in runs] == [0, 0], runs[0].output + runs[1].output
+    said = runs[0].output + runs[1].output
     one, two = (
         json.loads((tmp_path / n / "identity" / "validation.json").read_text())
         for n in ("one", "two")
     )
     assert without_times(one) == without_times(two)
     for name in ("alpha", "gray"):
-        assert len(re.findall(rf"^{name} ", done.stdout, re.MULTILINE)) == 1
+        assert len(re.findall(rf"^{name} ", said, re.MULTILINE)) == 1
     first, second = ((tmp_path / n / "identity" / "pictures") for n in ("one", "two"))
     assert sorted(p.name for p in first.iterdir()) == sorted(p.name for p in second.iterdir())
 
@@ -224,7 +215,7 @@ def without_times(value):
     return {k: without_times(v) for k, v in value.items() if k != "milliseconds"}
 
 
-def test_scores_without_opencv_and_scikit_image(run_script, tmp_path):
+def test_scores_without_opencv_and_scikit_image(tmp_path):
     """As train.py uses it, on a machine with torch, numpy and tqdm alone."""
     script = tmp_path / "score.py"
     script.write_text(f"""
@@ -236,7 +227,7 @@ from model import SRCNN
 image = torch.arange(3600).remainder(251).byte().view(1, 60, 60)
 print(sorted(evaluation.evaluate(SRCNN().eval(), [("a", image)], 2, with_ssim=False)["srcnn"]))
 """)
-    done = run_script(script)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert done.stdout.strip() == "['psnr']", done.stderr
 
 
