@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 import config
+import configurator
 import image_io
 import prepare_dataset
 
@@ -124,7 +125,7 @@ def ranks(count: int, *arguments, cwd, first=None) -> list[Run]:
 
 
 def end_with(first: int):
-    """Let a process that fails wait for process 0 to end, as `config.run` does for torchrun, which would then end it;
+    """Let a process that fails wait for process 0 to end, as `configurator.run` does for torchrun, which would then end it;
     here it ends by itself, and not many seconds later."""
 
     def wait(seconds):
@@ -134,7 +135,7 @@ def end_with(first: int):
                 os.kill(first, 0)
                 time.sleep(0.02)
 
-    config.time = SimpleNamespace(sleep=wait)
+    configurator.time = SimpleNamespace(sleep=wait)
 
 
 def free_port() -> int:
