@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import os
 import struct
+import threading
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -18,36 +19,31 @@ from pathlib import Path
 import numpy as np
 
 from files import UserError, replace_file
-from imgproc import eight_bits
+from imgproc import eight_bits, row_blocks
 
-MAX_PIXELS = 2**28  # images that declare more are refused before they are decoded
-SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")  # always read and written
-FORMATS = ("PNG", "BMP", "JPEG", "TIFF", "WEBP", "GIF", "AVIF", "HEIF")  # Pillow's names
+# Images that declare more are refused before they are decoded
+MAX_PIXELS = 2**28
+# Kinds of files that are always read and written
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+# Pillow knows more formats. Some of their readers start other programs: those stay closed.
+FORMATS = ("PNG", "BMP", "JPEG", "TIFF", "WEBP", "GIF", "AVIF", "HEIF")
 LONGEST_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}  # more does not fit the format
 JPEG_QUALITY = 95
-# EXIF tags by number
+# EXIF tags by number. Two of them lead to further groups of tags.
 ORIENTATION, EXIF_PART, GPS_PART, BITS_PER_SAMPLE = 0x0112, 0x8769, 0x8825, 258
-STALE = {256, 257, ORIENTATION}  # width, height
-PIXEL_SIZE = (0xA002, 0xA003)  # the same in the EXIF part
+INTEROPERABILITY = 0xA005  # a group within the EXIF part; cameras name AdobeRGB there
+# What no longer holds once an image is upright and larger: turn, width and height, twice
+STALE = {ORIENTATION, 256, 257, 0xA002, 0xA003}
 # What a TIFF file says beside its structure: title, camera, software, date, author, rights
 DESCRIBING = {270, 271, 272, 305, 306, 315, 33432, EXIF_PART, GPS_PART}
 BLOCK = 2**19  # pixels that are converted or compressed at a time
 # The photographs inside the scikit-image wheel, by their use
 SAMPLE = {
-    "train": (
-        "brick.png",
-        "coins.png",
-        "color.png",
-        "grass.png",
-        "gravel.png",
-        "hubble_deep_field.jpg",
-        "ihc.png",
-        "moon.png",
-        "motorcycle_left.png",
-        "retina.jpg",
-    ),
-    "test": ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "rocket.jpg"),
+    "train": "brick.png coins.png color.png grass.png gravel.png hubble_deep_field.jpg ihc.png "
+    "moon.png motorcycle_left.png retina.jpg".split(),
+    "test": "astronaut.png camera.png chelsea.png coffee.png rocket.jpg".split(),
 }
+STDERR = threading.Lock()  # held by the one thread that may turn the process's stderr away
 
 
 # ------------------------------------------------------------------------------------ libraries
@@ -87,9 +83,7 @@ def readable_suffixes() -> tuple[str, ...]:
 
 def known_suffixes() -> set[str]:
     """The suffixes of all kinds of images that Pillow has heard of."""
-    Image = _pillow()
-    Image.init()
-    return {*SUFFIXES, ".heic", ".heif", ".avif", *Image.registered_extensions()}
+    return {".heic", ".heif", ".avif", *_pillow().registered_extensions()}
 
 
 # -------------------------------------------------------------------------------------- reading
@@ -116,22 +110,21 @@ def read_photo(path) -> tuple[np.ndarray, dict]:
     profile ("icc_profile", bytes), EXIF without the orientation ("exif", bytes) and the resolution
     ("dpi", two numbers), as far as it has them."""
     with _opened(path) as picture:
-        # Decode what Pillow holds in full; of the others it knows header and metadata
         deep, tiff = _more_than_8_bits(picture), picture.format == "TIFF"
         if not deep:
+            # libtiff, which Pillow decodes TIFF files with, prints complaints
             with _stderr_closed() if tiff else contextlib.nullcontext():
                 picture.load()
-        exif = _exif(picture, complete=tiff or not deep)
-        turn = exif.get(ORIENTATION, 1)
-        image = None if deep else _array(picture)
-        metadata = _metadata(picture, exif)
+            image = _array(picture)
+        elif not tiff:
+            # Without an entry, Pillow would decode the PNG file to look for EXIF after the pixels
+            picture.info.setdefault("exif", b"")
+        turn, metadata = _described(picture)
     if deep:
         image = _read_deep(path)
         turn = 1 if tiff else turn  # OpenCV has turned a TIFF file already
     image = _upright(image, turn)
-    if not _profile_fits(metadata.get("icc_profile"), image):
-        metadata.pop("icc_profile", None)  # for example of the CMYK that the image was
-    return image, metadata
+    return image, _fitting(metadata, image)
 
 
 @contextlib.contextmanager
@@ -147,21 +140,11 @@ def _opened(path):
         with warnings.catch_warnings(), open(path, "rb") as file:
             warnings.simplefilter("ignore")
             try:
-                picture = _open_checked(Image, file)
-                _refuse_animations(path, picture)
-                yield picture
-            except (UserError, MemoryError):
+                yield _open_checked(Image, file)
+            except MemoryError:
                 raise
-            except Image.DecompressionBombError:
-                raise UserError(
-                    f"{path}: declares more than {MAX_PIXELS} pixels, the limit; cut it up"
-                ) from None
-            except Image.UnidentifiedImageError:
-                raise UserError(f"{path}: {_why_unknown(path)}") from None
             except Exception as error:  # on damaged files decoders raise errors of any kind
-                reason = " ".join(str(error).split())[:100]
-                reason = reason if reason and reason.isprintable() else type(error).__name__
-                raise UserError(f"{path}: damaged ({reason}); replace or remove it") from None
+                raise UserError(f"{path}: {_reason(error, path)}") from None
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
@@ -176,22 +159,28 @@ def _open_checked(Image, file):
         picture = Image.open(file, formats=["PNG"])  # a verified one cannot be decoded
     if min(picture.size) < 1:
         raise ValueError("no pixels")
-    return picture
-
-
-def _refuse_animations(path, picture):
-    """Raise UserError for several pictures that follow in time. (A phone's JPEG may hold two, the
-    second for depth or a preview, and a TIFF file pages: of these the first is taken.)"""
+    # Other formats hold still pictures: a phone's JPEG its preview or depth, a TIFF file pages.
+    # Of these the first is taken.
     moving = picture.format in ("GIF", "PNG", "WEBP", "AVIF")
     if moving and getattr(picture, "is_animated", False):
         raise UserError(
-            f"{path}: an animation ({picture.format}, {picture.n_frames} pictures); "
+            f"an animation ({picture.format}, {picture.n_frames} pictures); "
             "save the picture that you want as PNG"
         )
+    return picture
 
 
-def _why_unknown(path) -> str:
-    suffix = Path(path).suffix.lower()
+def _reason(error: Exception, path) -> str:
+    """Why a file was not read, with the remedy."""
+    Image, suffix = _pillow(), Path(path).suffix.lower()
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, Image.DecompressionBombError):
+        return f"declares more than {MAX_PIXELS} pixels, the limit; cut it up"
+    if not isinstance(error, Image.UnidentifiedImageError):
+        text = " ".join(str(error).split())[:100]
+        text = text if text and text.isprintable() else type(error).__name__
+        return f"damaged ({text}); replace or remove it"
     if suffix in (".heic", ".heif") and not importlib.util.find_spec("pillow_heif"):
         return "HEIC files need one package more: pip install pillow-heif"
     if suffix == ".avif" and suffix not in readable_suffixes():
@@ -225,10 +214,9 @@ def _array(picture) -> np.ndarray:
     # Some rows at a time: Pillow's own way makes two copies of the whole
     width, height = picture.size
     image = np.empty((height, width, len(picture.getbands())), np.uint8)
-    step = max(1, BLOCK // width)
-    for top in range(0, height, step):
-        rows = picture.crop((0, top, width, min(top + step, height)))
-        image[top : top + step] = np.asarray(rows).reshape(-1, *image.shape[1:])
+    for rows in row_blocks(height, width, BLOCK):
+        part = picture.crop((0, rows.start, width, min(rows.stop, height)))
+        image[rows] = np.asarray(part).reshape(-1, *image.shape[1:])
     return image if image.shape[2] > 1 else image[..., 0]
 
 
@@ -252,42 +240,36 @@ def _read_deep(path) -> np.ndarray:
     cv2 = _opencv()
     # Mapped rather than read, for less memory; imread cannot open every name on Windows
     data = np.memmap(path, np.uint8, "r")
-    with _stderr_closed():
-        try:
-            image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-        except cv2.error:
-            image = None
+    image = None
+    # libtiff, and libpng inside OpenCV, print complaints
+    with _stderr_closed(), contextlib.suppress(cv2.error):
+        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     if image is None:
         raise UserError(f"{path}: damaged; replace or remove it")
-    if image.dtype not in (np.uint8, np.uint16) or image.ndim == 3 and image.shape[2] not in (3, 4):
+    if image.dtype not in (np.uint8, np.uint16) or image.shape[2:] not in ((), (3,), (4,)):
         raise UserError(
             f"{path}: of a kind ({image.dtype}, shape {image.shape}) that is not supported; "
             "replace it by an image of 8 or 16 bits"
         )
     if image.ndim == 3:  # BGR to RGB in place, some rows at a time: a second copy may be 2 GB
         code = cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
-        step = max(1, BLOCK // image.shape[1])
-        for top in range(0, len(image), step):
-            image[top : top + step] = cv2.cvtColor(image[top : top + step], code)
+        for rows in row_blocks(*image.shape[:2], BLOCK):
+            image[rows] = cv2.cvtColor(image[rows], code)
     return image
 
 
 @contextlib.contextmanager
 def _stderr_closed():
-    """libtiff, and libpng inside OpenCV, write to the process's stderr by themselves: they see none
-    meanwhile."""
-    try:
-        saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    except OSError:  # there is none
+    """For libraries that write to the process's stderr by themselves: it goes nowhere meanwhile."""
+    # One thread at a time: a second one would save, and restore, the first one's nowhere
+    with STDERR, contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # there is none
+            saved = os.dup(2)
+            stack.callback(os.close, saved)
+            stack.callback(os.dup2, saved, 2)
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
         yield
-        return
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
 
 
 def _upright(image: np.ndarray, turn: int) -> np.ndarray:
@@ -299,43 +281,43 @@ def _upright(image: np.ndarray, turn: int) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def _exif(picture, complete: bool):
-    """The EXIF data of a Pillow image; not complete: without what comes after a PNG's pixels."""
-    exif = _pillow().Exif()
-    with contextlib.suppress(Exception):  # broken EXIF data are no reason to refuse a picture
-        if complete:
-            return picture.getexif()
-        exif.load(picture.info.get("exif"))
-    return exif
-
-
-def _metadata(picture, exif) -> dict:
-    metadata = {"icc_profile": picture.info.get("icc_profile")}
-    with contextlib.suppress(Exception):  # as above
+def _described(picture) -> tuple[int, dict]:
+    """EXIF orientation and metadata of a Pillow image, which stays as it is."""
+    turn, metadata = 1, {"icc_profile": picture.info.get("icc_profile")}
+    # Broken EXIF data are no reason to refuse a picture; nor is a resolution that is none
+    with contextlib.suppress(Exception):
+        exif = picture.getexif()
+        turn = exif.get(ORIENTATION, 1)
         metadata["exif"] = _still_true(exif, only_describing=picture.format == "TIFF")
     with contextlib.suppress(TypeError, ValueError):
         x, y = (round(float(dpi), 2) for dpi in picture.info.get("dpi"))
         metadata["dpi"] = (x, y) if 1 <= min(x, y) and max(x, y) < 2**16 else None
-    return {name: value for name, value in metadata.items() if value}
+    return turn, metadata
 
 
 def _still_true(exif, only_describing: bool) -> bytes:
     """EXIF data without what no longer holds once an image is upright and larger."""
-    # The picture has been turned already, and a viewer would turn it once more
-    for tag in list(exif):
-        if tag in STALE or (only_describing and tag not in DESCRIBING):
-            del exif[tag]
-    if EXIF_PART in exif:
-        part = exif.get_ifd(EXIF_PART)
-        for tag in PIXEL_SIZE:
-            part.pop(tag, None)
-    return exif.tobytes() if len(exif) else b""
+    # A copy, because Pillow gives out the picture's own
+    kept = _pillow().Exif()
+    kept.endian = exif.endian
+    for tag in set(exif) & DESCRIBING if only_describing else set(exif) - STALE:
+        kept[tag] = exif[tag]
+    # Of these two the value is a position in the old file. Pillow writes a dict as a new part.
+    for part in {EXIF_PART, GPS_PART}.intersection(kept):
+        kept[part] = {tag: v for tag, v in exif.get_ifd(part).items() if tag not in STALE}
+        if INTEROPERABILITY in kept[part]:
+            kept[part][INTEROPERABILITY] = exif.get_ifd(INTEROPERABILITY)
+    return kept.tobytes() if kept else b""
 
 
-def _profile_fits(profile, image: np.ndarray) -> bool:
-    """Whether a colour profile is one for gray or for RGB, as the image is."""
+def _fitting(metadata: dict, image: np.ndarray) -> dict:
+    """metadata without a profile of other colours, such as of the CMYK that an image was, and
+    without what is empty."""
     space = b"GRAY" if image.ndim == 2 or image.shape[2] < 3 else b"RGB "
-    return bool(profile) and profile[16:20] == space
+    profile = metadata.get("icc_profile") or b""
+    if profile[16:20] != space:
+        profile = b""
+    return {name: value for name, value in {**metadata, "icc_profile": profile}.items() if value}
 
 
 # -------------------------------------------------------------------------------------- writing
@@ -348,17 +330,18 @@ def write_image(path, image: np.ndarray, metadata: dict | None = None):
         metadata: as `read_photo` returns it; what the format has no place for is left out.
     Raises UserError for another suffix and for an image that the format cannot hold; OSError.
     """
-    path, metadata = Path(path), dict(metadata or {})
+    path = Path(path)
     suffix = path.suffix.lower()
     check_format(path, image.shape)
     if suffix not in (".png", ".tif", ".tiff"):
         image = eight_bits(image)
-    if image.ndim == 3 and image.shape[2] == 1:
+    if suffix in (".jpg", ".jpeg") and image.shape[2:] in ((2,), (4,)):
+        image = image[..., :-1]
+    if image.shape[2:] == (1,):
         image = image[..., 0]
     if suffix == ".webp" and image.ndim == 2:
         image = np.stack([image] * 3, 2)  # WebP knows no gray
-    if not _profile_fits(metadata.get("icc_profile"), image):
-        metadata.pop("icc_profile", None)
+    metadata = _fitting(metadata or {}, image)
     # The file takes its name when it is complete: a full disk or Ctrl-C leaves an old one as it was
     with replace_file(path) as temporary:
         if suffix == ".png":
@@ -386,37 +369,28 @@ def check_format(path, shape: tuple[int, ...]):
 
 def _write_by_pillow(path, suffix: str, image: np.ndarray, metadata: dict):
     """8 bits, whatever the format but PNG."""
-    picture = _pillow().fromarray(image)
-    if suffix in (".jpg", ".jpeg"):
-        if picture.mode in ("LA", "RGBA"):
-            picture = picture.convert(picture.mode[:-1])
-        if len(metadata.get("exif", b"")) > 65_000:
-            del metadata["exif"]  # more than a JPEG file has place for
-        picture.save(path, "JPEG", quality=JPEG_QUALITY, **metadata)
-    elif suffix == ".webp":
-        picture.save(path, "WEBP", quality=JPEG_QUALITY, **metadata)
-    elif suffix == ".bmp" and picture.mode in ("LA", "RGBA"):  # where Pillow loses the alpha
+    picture, options = _pillow().fromarray(image), {}
+    if suffix == ".bmp" and picture.mode in ("LA", "RGBA"):
+        # Pillow would write the alpha in a way that it does not read itself
         cv2, image = _opencv(), np.asarray(picture.convert("RGBA"))
         cv2.imencode(".bmp", cv2.cvtColor(image, cv2.COLOR_RGBA2BGRA))[1].tofile(path)
-    elif suffix == ".bmp":
-        picture.save(path, "BMP", dpi=metadata.get("dpi", (96, 96)))
-    else:
-        _save_tiff(picture, path, metadata)
-
-
-def _save_tiff(picture, path, metadata: dict):
-    exif = _exif_of(metadata)
-    compression = "tiff_lzw"
-    if EXIF_PART in exif or GPS_PART in exif:
-        compression = None  # libtiff, which Pillow compresses with, takes no such parts
-    metadata["exif"] = _still_true(exif, only_describing=True)
-    picture.save(path, "TIFF", compression=compression, **metadata)
+        return
+    if suffix in LONGEST_SIDE:
+        options["quality"] = JPEG_QUALITY
+    if suffix in (".jpg", ".jpeg") and len(metadata.get("exif", b"")) > 65_000:
+        del metadata["exif"]  # more than a JPEG file has place for
+    if suffix in (".tif", ".tiff"):
+        exif = _exif_of(metadata)
+        # libtiff, which Pillow compresses with, takes no such parts
+        parts = EXIF_PART in exif or GPS_PART in exif
+        options["compression"] = None if parts else "tiff_lzw"
+        metadata["exif"] = _still_true(exif, only_describing=True)
+    picture.save(path, _pillow().registered_extensions()[suffix], **options, **metadata)
 
 
 def _exif_of(metadata: dict):
     exif = _pillow().Exif()
-    if "exif" in metadata:
-        exif.load(metadata["exif"])
+    exif.load(metadata.get("exif", b""))
     return exif
 
 
@@ -424,26 +398,23 @@ def _write_deep_tiff(path, image: np.ndarray, metadata: dict):
     """16 bits a channel, which Pillow cannot write."""
     import tifffile
 
-    # Of EXIF data tifffile takes the texts: camera, author, title
     channels = image.shape[2] if image.ndim == 3 else 1
-    options = {"extrasamples": ["unassalpha"]} if channels in (2, 4) else {}
-    if "icc_profile" in metadata:
-        options["iccprofile"] = metadata["icc_profile"]
-    if "dpi" in metadata:
-        options.update(resolution=metadata["dpi"], resolutionunit="INCH")
+    # Of EXIF data tifffile takes the texts: camera, author, title
     texts = [(tag, text) for tag, text in _exif_of(metadata).items() if isinstance(text, str)]
-    options["extratags"] = [(tag, "s", 0, text, True) for tag, text in texts if tag in DESCRIBING]
     tifffile.imwrite(
         path,
         image,
         photometric="rgb" if channels > 2 else "minisblack",
         planarconfig="contig" if channels > 1 else None,
+        extrasamples=["unassalpha"] if channels in (2, 4) else None,
         compression="zlib",
         compressionargs={"level": 1},
         rowsperstrip=max(1, BLOCK // image.shape[1]),
+        iccprofile=metadata.get("icc_profile"),
+        resolution=metadata.get("dpi"),
+        extratags=[(tag, "s", 0, text, True) for tag, text in texts if tag in DESCRIBING],
         metadata=None,
         software=False,
-        **options,
     )
 
 
@@ -454,45 +425,39 @@ def _write_png(path, image: np.ndarray, metadata: dict):
     are compressed in blocks, one a thread, each as a piece of one zlib stream, so that memory stays
     small; the faster settings of zlib cost 2 % more bytes than its default on photographs.
     """
-    height, width, channels = image.shape if image.ndim == 3 else (*image.shape, 1)
+    height, width = image.shape[:2]
+    rows = image.reshape(height, -1)
     step, threads = max(1, BLOCK // width), min(8, os.cpu_count() or 1)
-    rows, colour_type = image.reshape(height, -1), {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[rows.shape[1] // width]
+    header = struct.pack(">IIBBBBB", width, height, 8 * image.itemsize, colour_type, 0, 0, 0)
     with open(path, "wb") as file, ThreadPoolExecutor(threads) as pool:
-        file.write(b"\x89PNG\r\n\x1a\n")
-        header = struct.pack(">IIBBBBB", width, height, 8 * image.itemsize, colour_type, 0, 0, 0)
-        _write_chunk(file, b"IHDR", header)
-        for name, body in _png_metadata(metadata):
-            _write_chunk(file, name, body)
-        _write_chunk(file, b"IDAT", b"\x78\x01")  # how a zlib stream begins
+        file.write(b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header))
+        # Profile, resolution and EXIF data come before the pixels
+        if profile := metadata.get("icc_profile"):
+            file.write(_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(profile)))
+        if dpi := metadata.get("dpi"):
+            per_metre = [round(dots / 0.0254) for dots in dpi]
+            file.write(_chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1)))
+        if exif := metadata.get("exif"):
+            file.write(_chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")))
+        # How a zlib stream begins
+        file.write(_chunk(b"IDAT", b"\x78\x01"))
         # As many blocks at a time as there are threads: more would wait in memory
         checksum = 1
         for first in range(0, height, step * threads):
             tops = range(first, min(first + step * threads, height), step)
             for lines, data in pool.map(lambda top: _compressed(rows, top, top + step), tops):
                 checksum = zlib.adler32(lines, checksum)
-                _write_chunk(file, b"IDAT", data)
-        # an empty last block, and the checksum that ends a zlib stream
-        _write_chunk(file, b"IDAT", b"\x03\0" + struct.pack(">I", checksum))
-        _write_chunk(file, b"IEND", b"")
+                file.write(_chunk(b"IDAT", data))
+        # An empty last block, and the checksum that ends a zlib stream
+        file.write(_chunk(b"IDAT", b"\x03\0" + struct.pack(">I", checksum)))
+        file.write(_chunk(b"IEND", b""))
 
 
-def _write_chunk(file, name: bytes, body: bytes):
-    # Length, name, content, checksum of name and content: section 5.3
-    checksum = zlib.crc32(body, zlib.crc32(name))
-    file.write(struct.pack(">I", len(body)) + name)
-    file.write(body)
-    file.write(struct.pack(">I", checksum))
-
-
-def _png_metadata(metadata: dict):
-    """The chunks before the pixels: colour profile, pixels per metre, EXIF data."""
-    if "icc_profile" in metadata:
-        yield b"iCCP", b"ICC Profile\0\0" + zlib.compress(metadata["icc_profile"])
-    if "dpi" in metadata:
-        per_metre = [round(dpi / 0.0254) for dpi in metadata["dpi"]]
-        yield b"pHYs", struct.pack(">IIB", *per_metre, 1)
-    if "exif" in metadata:
-        yield b"eXIf", metadata["exif"].removeprefix(b"Exif\0\0")
+def _chunk(name: bytes, body: bytes) -> bytes:
+    """Length, name, content, and the checksum of name and content: section 5.3."""
+    named = name + body
+    return struct.pack(">I", len(body)) + named + struct.pack(">I", zlib.crc32(named))
 
 
 def _compressed(rows: np.ndarray, top: int, bottom: int) -> tuple[np.ndarray, bytes]:
@@ -519,16 +484,14 @@ def is_pillow(image) -> bool:
 
 def from_pillow(picture) -> tuple[np.ndarray, dict]:
     """`read_photo` of a Pillow image. Raises UserError for a kind that is not supported."""
-    exif = _exif(picture, complete=True)
-    turn, metadata = exif.get(ORIENTATION, 1), _metadata(picture, exif)
     if picture.mode in ("F", "I"):
         raise UserError(f"a Pillow image of mode {picture.mode}: convert it to L, RGB or RGBA")
+    # Before the pixels are decoded, after which Pillow closes a TIFF file
+    turn, metadata = _described(picture)
     deep = picture.mode.startswith("I;16")
     image = np.asarray(picture).astype(np.uint16) if deep else _array(picture)
     image = _upright(image, turn)
-    if not _profile_fits(metadata.get("icc_profile"), image):
-        metadata.pop("icc_profile", None)
-    return image, metadata
+    return image, _fitting(metadata, image)
 
 
 def to_pillow(image: np.ndarray, metadata: dict):
@@ -553,9 +516,8 @@ def list_images(folder) -> list[Path]:
 def sample_images(part: str) -> list[Path]:
     """The "train" or "test" photographs of the built-in set, files inside scikit-image."""
     package = importlib.util.find_spec("skimage")
-    paths = (
-        [Path(package.origin).parent / "data" / name for name in SAMPLE[part]] if package else []
-    )
-    if not paths or not all(path.is_file() for path in paths):
+    folder = Path(package.origin).parent / "data" if package else Path("no skimage")
+    paths = [folder / name for name in SAMPLE[part]]
+    if not all(path.is_file() for path in paths):
         raise UserError("the sample images come with scikit-image: pip install scikit-image")
     return paths

@@ -152,16 +152,15 @@ def resize_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
     columns, column_weights = _contributions(image.shape[1], width, width / image.shape[1])
     exact = np.float64 if image.dtype == np.float64 else np.float32
     result = np.empty((height, width, *image.shape[2:]), image.dtype)
-    step = max(1, BLOCK // max(width, image.shape[1]))
-    for top in range(0, height, step):
-        index = rows[top : top + step]
+    for block in row_blocks(height, max(width, image.shape[1]), BLOCK):
+        index = rows[block]
         first, last = int(index.min()), int(index.max()) + 1
         x = torch.from_numpy(image[first:last].astype(exact))
-        x = _weighted_sum(x, 0, index - first, row_weights[top : top + step])
+        x = _weighted_sum(x, 0, index - first, row_weights[block])
         x = _weighted_sum(x, 1, columns, column_weights).numpy()
         if image.dtype.kind == "u":
             x = np.floor(x + 0.5).clip(0, np.iinfo(image.dtype).max)
-        result[top : top + step] = x
+        result[block] = x
     return result
 
 
@@ -239,12 +238,10 @@ def _by_rows(function, image: np.ndarray) -> np.ndarray:
 
     The result is of the image's type, rounded if that is one of integers.
     """
-    height, width = image.shape[:2]
-    step = max(1, BLOCK // 4 // max(1, width))
     peak = np.iinfo(image.dtype).max if image.dtype.kind == "u" else None
     blocks = []
-    for top in range(0, max(1, height), step):
-        pixels = image[top : top + step].astype(np.float64)
+    for rows in row_blocks(*image.shape[:2], BLOCK // 4):
+        pixels = image[rows].astype(np.float64)
         if peak:
             # 1e-9: exact halves go up on every machine, whatever its order of summation
             pixels = np.floor(function(pixels / peak) * peak + (0.5 + 1e-9)).clip(0, peak)
@@ -303,12 +300,16 @@ def eight_bits(image: np.ndarray) -> np.ndarray:
     if image.dtype != np.uint16:
         return image
     result = np.empty(image.shape, np.uint8)
-    step = max(1, BLOCK // max(1, image.shape[1]))
-    for top in range(0, len(image), step):
-        # 32 bits, so that nothing overflows, of some rows only, so that memory stays small
-        rows = image[top : top + step].astype(np.uint32)
-        result[top : top + step] = (rows + 128) // 257
+    for rows in row_blocks(*image.shape[:2], BLOCK):
+        # 32 bits, so that the sum does not overflow
+        result[rows] = (image[rows].astype(np.uint32) + 128) // 257
     return result
+
+
+def row_blocks(height: int, width: int, pixels: int) -> list[slice]:
+    """Slices of some rows each, about so many pixels: for copies that are to take little memory."""
+    step = max(1, pixels // max(1, width))
+    return [slice(top, top + step) for top in range(0, max(1, height), step)]
 
 
 def to_tensor(image: np.ndarray) -> Tensor:

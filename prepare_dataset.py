@@ -16,7 +16,6 @@ import start
 if __name__ == "__main__":  # --help and mistakes are answered before torch is loaded
     start.check()
 
-import contextlib
 import gzip
 import hashlib
 import http.client
@@ -27,6 +26,7 @@ import tarfile
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -63,7 +63,9 @@ PLACES = {
     "Set14": ("Set14",),
     **{name: (name, folder) for name, folder in FILE_BY_FILE.items()},
 }
-MAX_IMAGE_BYTES, MAX_ARCHIVE_BYTES = 16 * 2**20, 256 * 2**20
+# No image of these sets is larger. What is cut off there has a wrong SHA-256, and is refused.
+MAX_IMAGE_BYTES = 16 * 2**20
+MAX_ARCHIVE_BYTES = 256 * 2**20
 ATTEMPTS = 3  # of every download
 PAUSE = 1  # seconds before the second attempt, twice as many before the third
 TIMEOUT = 30  # seconds without an answer
@@ -74,10 +76,11 @@ WORKERS = 2  # threads that decode images
 def main(settings):
     data_dir = Path(settings.data_dir)
     sets = named_sets(settings)
+    # A misspelt name shows before any download
     known = manifest()
     for name, part in sets.values():
         if name not in known:
-            image_paths(data_dir, name, part)  # a misspelt name shows before any download
+            image_paths(data_dir, name, part)
     fetch([name for name, _ in sets.values()], data_dir, settings.source)
     for folder, (name, part) in sets.items():
         paths = image_paths(data_dir, name, part)
@@ -98,6 +101,7 @@ def named_sets(settings) -> dict:
     tests = [(name, "test") for name in settings.test_sets]
     for name, part in [(settings.train_set, "train"), *tests]:
         folder = prepared_folder(settings.data_dir, name, settings.channels, part)
+        # One folder may well be both training and test set
         earlier, _ = sets.setdefault(folder, (name, part))
         if Path(earlier).resolve() != Path(name).resolve():
             raise UserError(
@@ -132,39 +136,47 @@ def fetch(names, data_dir: Path, source: str = ""):
     Every image is checked by its SHA-256 before it is written. Raises UserError or OSError, one
     line with the remedy.
     """
-    missing = {}
+    known, missing = manifest(), {}
     for name in names:
-        for file, digest in manifest().get(name, {}).items():
-            if not _valid(data_dir / name / file, digest):
+        for file, digest in known.get(name, {}).items():
+            path = data_dir / name / file
+            if not path.is_file() or not _is_whole(path.read_bytes(), digest):
                 missing[name, file] = digest
+    if not missing:
+        return
     if source:
         fetch_from_source(source, missing, data_dir)
         return
     by_file = {key: digest for key, digest in missing.items() if key[0] in FILE_BY_FILE}
     by_archive = {key: digest for key, digest in missing.items() if key not in by_file}
-    fetch_archive(by_archive, data_dir)
-    fetch_files(by_file, data_dir)
+    # By itself, torch's download waits for ever when a server falls silent
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        if by_archive:
+            fetch_archive(by_archive, data_dir)
+        if by_file:
+            fetch_files(by_file, data_dir)
+    finally:
+        socket.setdefaulttimeout(before)
 
 
-def _valid(path: Path, digest: str) -> bool:
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
+def _is_whole(content: bytes, digest: str) -> bool:
+    return hashlib.sha256(content).hexdigest() == digest
 
 
 def fetch_from_source(source: str, missing: dict, data_dir: Path):
     """Take {(set, file): SHA-256} from what the user has: all of them, or none."""
-    if not missing:
-        return
     try:
         images = _read_source(Path(source).expanduser(), missing)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"source={source}: {error}") from None
     _write_images(images, data_dir)
 
 
 def fetch_archive(missing: dict, data_dir: Path):
     """Take {(set, file): SHA-256} from one download, which is deleted afterwards."""
-    if not missing:
-        return
+    # It is there already where an earlier run was ended before the images were written
     archive = data_dir / "SRCNN-Tensorflow.zip"
     if not archive.exists():
         try:
@@ -176,7 +188,7 @@ def fetch_archive(missing: dict, data_dir: Path):
             ) from None
     try:
         images = _read_source(archive, missing)
-    except ValueError as error:
+    except UserError as error:
         archive.unlink()
         raise UserError(f"the download from {ARCHIVE}: {error}; run this again") from None
     _write_images(images, data_dir)
@@ -188,8 +200,6 @@ def fetch_files(missing: dict, data_dir: Path):
 
     What has arrived stays, so that a second run fetches the rest.
     """
-    if not missing:
-        return
     names = ", ".join(dict.fromkeys(name for name, _ in missing))
     pool, stop = ThreadPoolExecutor(CONNECTIONS), threading.Event()
     try:
@@ -205,7 +215,7 @@ def fetch_files(missing: dict, data_dir: Path):
             "and give --source FOLDER"
         ) from None
     finally:
-        # After an error or Ctrl-C: what is on its way still arrives, and nothing else is begun
+        # After an error or Ctrl-C, what is on its way still arrives, and nothing else is begun
         stop.set()
         pool.shutdown(cancel_futures=True)
 
@@ -227,12 +237,13 @@ def download(url: str, path: Path, digest: str = "", stop=None):
     """
     stop = stop or threading.Event()
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{path.name}.*.partial"):  # by a run that was killed
+    # What a run that was killed has left
+    for left in path.parent.glob(f"{path.name}.*.partial"):
         left.unlink()
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            with _socket_timeout(TIMEOUT):
-                torch.hub.download_url_to_file(url, str(path), digest or None, not digest)
+            # It writes to a temporary file first, and renames that when it is complete
+            torch.hub.download_url_to_file(url, str(path), digest or None, progress=not digest)
             if digest or zipfile.is_zipfile(path):
                 return
             path.unlink()
@@ -249,78 +260,75 @@ def download(url: str, path: Path, digest: str = "", stop=None):
     raise OSError(f"cannot download {url} ({reason})")
 
 
-@contextlib.contextmanager
-def _socket_timeout(seconds: float):
-    """For connections that are opened meanwhile: torch's download would wait for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
 # -------------------------------------------------------------------------------- the user's files
 def _read_source(source: Path, missing: dict) -> dict:
     """{(set, file name): content} of the missing images, all of them, with the right SHA-256.
 
     Members of an archive are looked up by the manifest's names, never written under their own.
     """
-    images = {}
+    images, damaged = {}, set()
     for key, content in _candidates(source, missing):
-        if key not in images or hashlib.sha256(images[key]).hexdigest() != missing[key]:
+        # An archive may have one file twice, of which one is whole
+        if _is_whole(content, missing[key]):
             images[key] = content
-    lacking = [key for key in missing if key not in images]
+        else:
+            damaged.add(key)
+    wanting = [key for key in missing if key not in images]
+    lacking = [key for key in wanting if key not in damaged]
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         sets = dict.fromkeys(name for name, _ in lacking)
         places = ", ".join(" or ".join(f"{place}/" for place in PLACES[name]) for name in sets)
         raise UserError(f"lacks {'/'.join(lacking[0])}{more}; they belong into {places}")
-    for key, content in images.items():
-        if hashlib.sha256(content).hexdigest() != missing[key]:
-            raise UserError(
-                f"{'/'.join(key)} is damaged (its SHA-256 is not the manifest's); replace it"
-            )
+    if wanting:
+        raise UserError(
+            f"{'/'.join(wanting[0])} is damaged (its SHA-256 is not the manifest's); replace it"
+        )
     return images
 
 
 def _candidates(source: Path, missing: dict):
     """Yield ((set, file name), content) for the files of a source that may be missing ones."""
-    if source.is_dir():
-        yield from _of_folder(source, missing)
-        return
-    if not source.is_file():
+    if not source.exists():
         raise UserError("no such file or folder")
-    read = _of_zip if zipfile.is_zipfile(source) else _of_tar
+    if source.is_dir():
+        members = _of_folder(source)
+    elif zipfile.is_zipfile(source):
+        members = _of_zip(source)
+    else:
+        members = _of_tar(source)
     try:
-        yield from read(source, missing)
-    except Exception as error:  # whatever the modules make of a damaged or hostile file
+        for name, open_member in members:
+            if key := _wanted(name, missing):
+                with open_member() as stream:
+                    yield key, stream.read(MAX_IMAGE_BYTES)
+    except Exception as error:
+        # Damaged and hostile archives raise errors of any kind, a folder OSErrors that name a file
+        if source.is_dir():
+            raise
         raise UserError(f"no readable .zip, .tar or .tar.gz archive ({str(error)[:100]})") from None
 
 
-def _of_folder(source: Path, missing: dict):
-    for name in dict.fromkeys(name for name, _ in missing):
-        folders = []
-        for place in PLACES[name]:
-            # The folder that was given, or one in it, up to three levels down
-            if source.resolve().as_posix().endswith(f"/{place}"):
-                folders.append(source)
-            for above in ("", "*/", "*/*/"):
-                folders += source.glob(above + place)
-        files = [file for set_, file in missing if set_ == name]
-        for path in (folder / file for folder in folders for file in files):
-            if path.is_file():
-                yield (name, path.name), _limited(path.open("rb"))
+def _of_folder(source: Path):
+    """Yield (name with its folders, function that opens the file). So do the next two."""
+    source = source.resolve()
+    # The folder that was given may be a set's own; else the sets are up to three levels down
+    patterns = ["*"]
+    for place in sum(PLACES.values(), ()):
+        patterns += [f"{above}{place}/*" for above in ("", "*/", "*/*/")]
+    for path in (path for pattern in patterns for path in source.glob(pattern)):
+        if path.is_file():
+            # From the root on, but without its slash, as if it lay in an archive
+            yield path.relative_to(path.anchor).as_posix(), partial(path.open, "rb")
 
 
-def _of_zip(source: Path, missing: dict):
+def _of_zip(source: Path):
     with zipfile.ZipFile(source) as archive:
         for member in archive.infolist():
-            if key := _wanted(member.filename, missing):
-                yield key, _limited(archive.open(member))
+            yield member.filename, partial(archive.open, member)
 
 
-def _of_tar(source: Path, missing: dict):
+def _of_tar(source: Path):
     with source.open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
     # Unpacked as a whole first, so that a small file cannot become a huge one
@@ -329,28 +337,21 @@ def _of_tar(source: Path, missing: dict):
     if len(content) > MAX_ARCHIVE_BYTES:
         raise UserError(f"more than {MAX_ARCHIVE_BYTES >> 20} MB; give a folder or a .zip")
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
-        for member in archive:
-            if member.isreg() and (key := _wanted(member.name, missing)):
-                yield key, _limited(archive.extractfile(member))
+        # No links: they may lead out of the archive
+        for member in filter(tarfile.TarInfo.isreg, archive):
+            yield member.name, partial(archive.extractfile, member)
 
 
 def _wanted(member: str, missing: dict):
-    """Which (set, file) an archive's member is by its name; None: none that is missing."""
+    """Which (set, file) a file is by its name and folders; None: none that is missing."""
     path = PurePosixPath(member)
     if path.is_absolute() or ".." in path.parts:
         return None
     for name, places in PLACES.items():
-        if (name, path.name) in missing and f"/{path.parent}".endswith(
-            tuple(f"/{place}" for place in places)
-        ):
+        ends = tuple(f"/{place}" for place in places)
+        if (name, path.name) in missing and f"/{path.parent}".endswith(ends):
             return name, path.name
     return None
-
-
-def _limited(stream) -> bytes:
-    """The content, up to a size that no image has: cut off there, its SHA-256 is wrong anyway."""
-    with stream:
-        return stream.read(MAX_IMAGE_BYTES)
 
 
 # ----------------------------------------------------------------------------------------- tensors
@@ -365,36 +366,31 @@ def prepare(paths: list[Path], folder: Path, channels: int):
     files (name, size, time of change) are kept; the others are removed before new ones are
     written, so that a folder is never a mixture. Raises UserError for a file that is no image.
     """
-    todo = {}
     groups = in_shards(paths, channels)
-    for i, group in enumerate(groups):
-        todo[folder / f"{i:05d}-of-{len(groups):05d}.pth"] = group
+    todo = {folder / f"{i:05d}-of-{len(groups):05d}.pth": group for i, group in enumerate(groups)}
     for path in folder.glob("*.pth*"):  # temporary files of a killed run as well
         if path in todo and _sources_in(path) == _sources(todo[path]):
             del todo[path]
         else:
             path.unlink()
-    pool = ThreadPoolExecutor(WORKERS)
-    total = sum(len(group) for group in todo.values())
-    try:
-        with tqdm(total=total, unit="image", desc=folder.name, disable=not todo) as bar:
-            for path, group in todo.items():
-                content = {"names": [p.stem for p in group], "images": []}
-                # First of all, since a file may change while it is read
-                content["sources"] = _sources(group)
-                for image in pool.map(lambda p: training_image(p, channels), group):
-                    content["images"].append(image)
-                    bar.update()
-                with replace_file(path) as temporary:
-                    torch.save(content, temporary)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    total = sum(map(len, todo.values()))
+    bar = tqdm(total=total, unit="image", desc=folder.name, disable=not todo)
+    with bar, ThreadPoolExecutor(WORKERS) as pool:
+        for path, group in todo.items():
+            # Before the images, because a file may change after it was read
+            content = {"sources": _sources(group), "names": [p.stem for p in group], "images": []}
+            for image in pool.map(lambda p: training_image(p, channels), group):
+                content["images"].append(image)
+                bar.update()
+            with replace_file(path) as temporary:
+                torch.save(content, temporary)
 
 
 def in_shards(paths: list[Path], channels: int) -> list[list[Path]]:
     """The files in groups of up to SHARD_BYTES of pixels, or of one larger image."""
     groups, room = [], 0
     for path in paths:
+        # By the file's header: nothing is decoded here
         size = math.prod(image_size(path)) * channels
         if size > room:
             groups.append([])
@@ -406,8 +402,7 @@ def in_shards(paths: list[Path], channels: int) -> list[list[Path]]:
 
 def _sources(paths: list[Path]) -> list:
     """By what a shard knows its files again."""
-    stats = [(path.name, path.stat()) for path in paths]
-    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 
 def _sources_in(shard: Path):

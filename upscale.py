@@ -36,8 +36,6 @@ from inference import load_network, upscale
 from pictures import comparison, detail
 from weights import find_weights
 
-EXTENSIONS = ("png", "jpg", "jpeg", "webp", "tif", "tiff", "bmp")  # of --ext
-KEPT = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")  # by --ext auto; others become .png
 SCALES = (2, 3, 4)  # of the networks that other sizes are made with
 
 
@@ -55,21 +53,26 @@ def main(settings):
         make_folder(output.parent if is_file else output)
 
     # One image after the other: what is wrong with one does not keep the others from their turn
-    written, failures = [], found.failures
-    jobs = plan(found, output, is_file, settings, failures)
+    jobs = plan(found, output, is_file, settings)
+    written, failures = 0, found.failures
     try:
         for source, target in (bar := tqdm(jobs, unit="image")):
             bar.set_postfix_str(source.name)
             try:
                 enlarge_file(source, target, networks, settings)
-                written.append(target)
+                written += 1
             except (UserError, OSError, MemoryError, torch.OutOfMemoryError) as error:
                 reason = str(error) or type(error).__name__
                 failures.append(reason if str(source) in reason else f"{source}: {reason}")
-    finally:  # after Ctrl-C as well
+    finally:
+        # After Ctrl-C as well
         for failure in failures:
             print("failed: " + " ".join(failure.split()), file=sys.stderr)
-        print(summary(len(written), failures, found, output, settings))
+        if found.skipped():
+            print(found.skipped())
+        place = "beside the inputs" if settings.output == "beside" else output
+        told = f"{written} enlarged {size_label(settings)}, {len(failures)} failed"
+        print(f"{told}; see {place}" if written else told)
     if failures:
         sys.exit(1)
 
@@ -86,14 +89,16 @@ def check(settings):
         raise UserError("outscale and outsize: give one of them")
     if settings.outscale is not None and not 1 < settings.outscale < math.inf:
         raise UserError(f"outscale={settings.outscale}: a number above 1, for example 2.5")
-    if settings.ext != "auto" and extension(settings) not in EXTENSIONS:
-        raise UserError(f"ext={settings.ext!r}: one of auto, {', '.join(EXTENSIONS)}")
+    if given_suffix(settings) not in ("", *image_io.SUFFIXES):
+        names = ", ".join(suffix.removeprefix(".") for suffix in image_io.SUFFIXES)
+        raise UserError(f"ext={settings.ext!r}: one of auto, {names}")
     if re.search(r'[/\\:*?"<>|]', settings.suffix):
         raise UserError(f"suffix={settings.suffix!r}: part of a file name, for example _large")
 
 
-def extension(settings) -> str:
-    return settings.ext.lower().removeprefix(".")
+def given_suffix(settings) -> str:
+    """.png for --ext png or .PNG; empty for auto."""
+    return "" if settings.ext == "auto" else f".{settings.ext.lower().removeprefix('.')}"
 
 
 def where_to(settings) -> tuple[Path, bool]:
@@ -109,17 +114,18 @@ def where_to(settings) -> tuple[Path, bool]:
             f"output={settings.output!r}: {suffix} files cannot be written; "
             f"name it {', '.join(image_io.SUFFIXES)}, or give a folder"
         )
-    if settings.ext != "auto" and suffix != f".{extension(settings)}":
+    if given_suffix(settings) not in ("", suffix):
         raise UserError(f"output={settings.output!r} and ext={settings.ext!r}: two formats")
     return output, True
 
 
 def ending(settings) -> str:
-    """What the names of outputs have after the input's: _x3, _x2.5, _3840x2160 or --suffix."""
+    """What the names of outputs have after the input's."""
     return settings.suffix or f"_{size_label(settings)}"
 
 
 def size_label(settings) -> str:
+    """x3, x2.5 or 3840x2160."""
     return settings.outsize or f"x{settings.outscale or settings.upscale_factor:g}"
 
 
@@ -136,11 +142,21 @@ def wanted_factor(height: int, width: int, settings) -> float:
 class Found:
     """What the command line's files, folders and patterns are."""
 
-    images: list[tuple[Path, Path]] = field(default_factory=list)  # file, folder in the output
-    other_kinds: Counter = field(default_factory=Counter)  # suffix: files passed over
-    folders: int = 0  # in folders, passed over without --recursive
-    earlier: int = 0  # outputs of an earlier run
+    # Each with the folder that its output belongs into, within that of all outputs
+    images: list[tuple[Path, Path]] = field(default_factory=list)
+    # Passed over: other files by suffix, folders in folders, outputs of an earlier run
+    other_kinds: Counter = field(default_factory=Counter)
+    folders: int = 0
+    earlier: int = 0
     failures: list[str] = field(default_factory=list)
+    readable: tuple[str, ...] = field(default_factory=image_io.readable_suffixes)
+
+    def add(self, path: Path, inside: Path):
+        suffix = path.suffix.lower()
+        if suffix in self.readable:
+            self.images.append((path, inside))
+        else:
+            self.other_kinds[suffix] += 1
 
     def skipped(self) -> str:
         """One line on what was passed over; empty if nothing was."""
@@ -159,46 +175,41 @@ class Found:
 
 
 def find_images(settings, output: Path) -> Found:
-    found, readable = Found(), image_io.readable_suffixes()
+    found = Found()
     for item in settings.inputs:
-        exists = os.path.exists(item)  # a name such as "photo[1].jpg" is no pattern then
-        for name in [item] if exists else sorted(glob.glob(item, recursive=True)) or [item]:
-            path = Path(name)
+        # What exists is no pattern, for example "photo[1].jpg"
+        names = [] if os.path.exists(item) else sorted(glob.glob(item, recursive=True))
+        for path in map(Path, names or [item]):
             if path.is_dir():
-                search_folder(path, found, readable, settings.recursive, output.resolve())
-            elif name == item or path.suffix.lower() in readable:
-                found.images.append((path, Path()))
+                search_folder(path, found, settings.recursive, output.resolve())
+            elif names:
+                found.add(path, Path())
             else:
-                found.other_kinds[path.suffix.lower()] += 1
+                # Named by hand: whatever it is, or is not, reading it will say so
+                found.images.append((path, Path()))
     leave_out_earlier_outputs(found, ending(settings))
     return found
 
 
-def search_folder(top: Path, found: Found, readable, recursive: bool, output: Path):
+def search_folder(top: Path, found: Found, recursive: bool, output: Path):
     """Add a folder's images; their folder in the output has its name and structure."""
-    # Breadth first, so that a folder's own images come before those of its folders
-    before, waiting = len(found.images), [(top, Path(top.resolve().name))]
-    while waiting:
-        folder, inside = waiting.pop(0)
-        try:
-            entries = sorted(folder.iterdir())
-        except OSError as error:
-            found.failures.append(str(error))
-            continue
-        for entry in entries:
-            kind = entry.suffix.lower()
-            if entry.name.startswith(".") or entry.resolve() == output:
-                continue  # hidden, or where this run writes
-            if entry.is_dir() and recursive and not entry.is_symlink():
-                waiting.append((entry, inside / entry.name))
-            elif entry.is_dir():
-                found.folders += 1
-            elif kind in readable:
-                found.images.append((entry, inside))
-            else:
-                found.other_kinds[kind] += 1
+    before = len(found.images)
+    walk = os.walk(top, onerror=lambda error: found.failures.append(str(error)))
+    for folder, folders, files in walk:
+        here = Path(folder)
+        inside = Path(top.resolve().name) / here.relative_to(top)
+        # Not what is hidden, nor where this run writes
+        for names in (folders, files):
+            visible = (name for name in names if not name.startswith("."))
+            names[:] = sorted(name for name in visible if (here / name).resolve() != output)
+        for name in files:
+            found.add(here / name, inside)
+        # os.walk goes on with the folders that are left in its list
+        entered = [name for name in folders if recursive and not (here / name).is_symlink()]
+        found.folders += len(folders) - len(entered)
+        folders[:] = entered
     if len(found.images) == before:
-        found.failures.append(f"{top}: no images there ({', '.join(readable)})")
+        found.failures.append(f"{top}: no images there ({', '.join(found.readable)})")
 
 
 def leave_out_earlier_outputs(found: Found, suffix: str):
@@ -209,39 +220,34 @@ def leave_out_earlier_outputs(found: Found, suffix: str):
     kept = []
     for path, inside in found.images:
         match = made.fullmatch(path.stem)
-        if match and path.with_name(match[1]) in stems:
-            found.earlier += 1
-        else:
+        if not match or path.with_name(match[1]) not in stems:
             kept.append((path, inside))
+    found.earlier = len(found.images) - len(kept)
     found.images = kept
 
 
-def plan(found: Found, output: Path, is_file: bool, settings, failures: list[str]):
+def plan(found: Found, output: Path, is_file: bool, settings) -> list[tuple[Path, Path]]:
     """Pairs of input and output; two inputs with one output are a failure of the second."""
     jobs, taken = [], {}
     for source, inside in found.images:
-        target = source.with_name(target_name(source, settings))
-        if is_file:
-            target = output
-        elif settings.output != "beside":
-            target = output / inside / target.name
-        # a.png and a.bmp would both become a_x3.png
-        outputs = [target, compared(target)] if settings.compare else [target]
-        first = next((taken[path] for path in outputs if path in taken), None)
-        if first is None:
-            taken.update(dict.fromkeys(outputs, source))
+        name = target_name(source, settings)
+        target = source.with_name(name) if settings.output == "beside" else output / inside / name
+        target = output if is_file else target
+        # a.png and a.bmp would both become a_x3.png; a.png and a.jpg have one comparison picture
+        first = taken.setdefault(compared(target) if settings.compare else target, source)
+        if first is source:
             jobs.append((source, target))
         elif first.absolute() != source.absolute():
-            failures.append(
+            found.failures.append(
                 f"{source}: its output {target} is that of {first} too; enlarge it separately"
             )
     return jobs
 
 
 def target_name(source: Path, settings) -> str:
-    suffix = source.suffix.lower() if settings.ext == "auto" else f".{extension(settings)}"
-    # Nothing is lost in PNG, and everybody can open it, other than AVIF or HEIC
-    if settings.ext == "auto" and suffix not in KEPT:
+    suffix = given_suffix(settings) or source.suffix.lower()
+    # PNG is smaller than BMP; and other than GIF, AVIF or HEIC everybody can open and write it
+    if not given_suffix(settings) and (suffix == ".bmp" or suffix not in image_io.SUFFIXES):
         suffix = ".png"
     return source.stem + ending(settings) + suffix
 
@@ -259,14 +265,16 @@ class Networks:
         self.settings, self.device = settings, pick_device(settings.device)
         self.loaded, self.said = {}, set()
         self.scales = [settings.upscale_factor]
-        if settings.outscale or settings.outsize:
-            if settings.model_path in ("", "shipped"):
-                self.scales = [scale for scale in SCALES if self._exists(scale)] or self.scales
-            else:  # the scale that the file itself names, if it does
-                network = self.load(0)
-                self.scales = [network.upscale_factor or settings.upscale_factor]
-                self.loaded = {self.scales[0]: network}
-        if not settings.outsize:  # what is missing or wrong shows before anything is read
+        any_size = settings.outscale or settings.outsize
+        if any_size and settings.model_path in ("", "shipped"):
+            self.scales = [scale for scale in SCALES if self._exists(scale)] or self.scales
+        elif any_size:
+            # The scale that the file itself names, if it does
+            network = self.load(0)
+            self.scales = [network.upscale_factor or settings.upscale_factor]
+            self.loaded = {self.scales[0]: network}
+        # What is missing or wrong shows before anything is read
+        if not settings.outsize:
             for scale in self.steps(settings.outscale or settings.upscale_factor):
                 self[scale]
 
@@ -277,7 +285,7 @@ class Networks:
             return False
 
     def _settings_for(self, scale: int):
-        """The settings as they would be for another upscale_factor."""
+        """The settings as they would be for another upscale_factor; 0: any."""
         settings = self.settings
         if scale in (0, settings.upscale_factor):
             return settings
@@ -350,23 +358,17 @@ def enlarge_file(source: Path, target: Path, networks: Networks, settings):
         enlarged = resize_to(enlarged, *size)
     image_io.write_image(target, enlarged, metadata)
     if settings.compare:
-        pair = [picture[..., :3] if picture.ndim == 3 else picture for picture in (image, enlarged)]
-        write_comparison(compared(target), *pair)
+        write_comparison(compared(target), image, enlarged)
 
 
 def write_comparison(path: Path, image: np.ndarray, enlarged: np.ndarray):
-    """Bicubic beside SRCNN, whole and in detail."""
-    pair = resize_to(image, *enlarged.shape[:2]), np.ascontiguousarray(enlarged)
+    """Bicubic beside SRCNN, whole and in detail, without alpha."""
+    small, large = (
+        picture[..., :3] if picture.ndim == 3 else picture for picture in (image, enlarged)
+    )
+    pair = resize_to(small, *large.shape[:2]), np.ascontiguousarray(large)
     drawn = comparison(list(zip(("bicubic", "SRCNN"), pair)), detail(*pair))
     image_io.write_image(path, drawn)
-
-
-def summary(written: int, failures: list[str], found: Found, output: Path, settings) -> str:
-    lines = [found.skipped()] if found.skipped() else []
-    line = f"{written} enlarged {size_label(settings)}, {len(failures)} failed"
-    if written:
-        line += f"; see {'beside the inputs' if settings.output == 'beside' else output}"
-    return "\n".join([*lines, line])
 
 
 if __name__ == "__main__":

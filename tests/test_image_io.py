@@ -1,10 +1,12 @@
 """image_io.py: what photographs bring along, kinds of files, and what damaged ones do."""
 
 import io
+import os
 import struct
 import tracemalloc
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -71,6 +73,15 @@ def test_16_bits_with_a_profile(tmp_path, suffix, channels):
     else:
         assert (result == image).all() and found["icc_profile"] == profile
     assert found["dpi"] == (300, 300)
+
+
+def test_a_pillow_image_is_only_read(tmp_path, photograph):
+    """A second time it is turned again."""
+    phone_photo(tmp_path / "a.jpg", photograph)
+    with Image.open(tmp_path / "a.jpg") as picture:
+        first, second = image_io.from_pillow(picture), image_io.from_pillow(picture)
+        assert picture.getexif()[ORIENTATION] == 6
+    assert (first[0] == second[0]).all() and first[1] == second[1]
 
 
 def test_a_profile_of_other_colours_is_left_out(tmp_path, photograph):
@@ -178,6 +189,14 @@ def test_damaged_files_are_one_line_and_decoders_print_nothing(tmp_path, photogr
             image_io.read_image(path)
         assert str(path) in str(error.value) and "\n" not in str(error.value)
     assert capfd.readouterr() == ("", "")
+
+
+def test_stderr_is_as_before_when_threads_decode(tmp_path, photograph):
+    image_io.write_image(tmp_path / "a.png", np.tile(photograph, (4, 4, 1)).astype(np.uint16))
+    before = os.fstat(2)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(image_io.read_image, [tmp_path / "a.png"] * 60))
+    assert os.path.samestat(os.fstat(2), before)
 
 
 def test_pillows_settings_are_as_before(tmp_path, photograph):
