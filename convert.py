@@ -38,19 +38,15 @@ SUFFIXES = {
 }
 # What others' code does, whatever weights it is given
 PADDING = {"lornatang": "zeros", "plain": "zeros", "mmagic": "zeros", "authors": "replicate"}
-INTERPOLATION = {
-    "lornatang": "matlab",
-    "plain": "matlab",
-    "authors": "matlab",
-    "onnx": "matlab",
-    "mmagic": "torch",
-}
+INTERPOLATION = dict.fromkeys(("lornatang", "plain", "authors", "onnx"), "matlab")
+INTERPOLATION["mmagic"] = "torch"
 
 
 def main(settings):
     source, layout = find_weights(settings), settings.layout
     if source.told:
         print(source.told)
+    # Of whatever layout: load_checkpoint tells them apart, and always answers in ours
     checkpoint = load_checkpoint(source.path, settings.interpolation)
     network = SRCNN.from_checkpoint(checkpoint)
     output = Path(settings.output or Path(settings.results_dir) / (source.name + SUFFIXES[layout]))
@@ -87,6 +83,7 @@ def notes(network: SRCNN, checkpoint: dict, layout: str) -> list[str]:
             f"{network.padding_mode}: its output will be wrong within {(sum(f) - 3) // 2} pixels "
             "of the border, ours will not"
         )
+    # MATLAB's bicubic has a = -0.5, torch's -0.75: another input than the weights were made for
     if network.interpolation != INTERPOLATION.get(layout, network.interpolation):
         bicubic = {"torch": "torch's bicubic", "matlab": "MATLAB's bicubic"}
         said.append(
@@ -94,6 +91,7 @@ def notes(network: SRCNN, checkpoint: dict, layout: str) -> list[str]:
             f"not {bicubic[INTERPOLATION[layout]].removesuffix(' bicubic')}"
         )
     # What their config or source must be told, since a state dict does not say it
+    # MMagic names channels from input to output: 1, 64, 32, 1
     architecture = (network.channels, *network.widths, network.channels)
     if layout == "mmagic":
         scale = f", upscale_factor={network.upscale_factor}" if network.upscale_factor else ""

@@ -30,11 +30,13 @@ def download(address: str, limit: int) -> Path:
     path = place_of(address)
     if path.is_file():
         return path
-    # All of it into memory, which limit bounds: nothing half-written is ever found there
+    # Not torch.hub.download_url_to_file, which takes files of any size and follows a redirect to
+    # anywhere. All of it into memory, which limit bounds: nothing half-written is ever found
     try:
         opener = urllib.request.build_opener(Redirects)
         request = urllib.request.Request(address, headers={"User-Agent": "srcnn-pytorch"})
         with opener.open(request, timeout=SECONDS) as response:
+            # One byte more than allowed tells that there is more
             data = response.read(limit + 1)
             # http.client says nothing if less came than the server had promised
             if response.length and len(data) <= limit:
@@ -55,6 +57,7 @@ def download(address: str, limit: int) -> Path:
 
 def place_of(address: str) -> Path:
     """Where a download lies: torch.hub's own folder for checkpoints."""
+    # Of the address only what is fit for a file's name on any system
     name = Path(urlsplit(address).path)
     # Everybody calls their files best.pth: the whole address tells them apart
     digest = hashlib.sha256(address.encode()).hexdigest()[:8]
@@ -65,6 +68,7 @@ def place_of(address: str) -> Path:
 
 def check(address: str):
     """Encrypted ones only, so that nobody on the way changes the file; except on this machine."""
+    # What goes to this machine itself passes nobody: the tests' server is there
     parts = urlsplit(address)
     if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1"):
         raise UserError(

@@ -23,6 +23,7 @@ def export_onnx(network: SRCNN, file):
     of the same shape (smaller where padding_mode is "valid"). N, H and W are free.
     Raises UserError where the packages for that are missing.
     """
+    # Sizes that differ, and none of them 1, which the exporter would take for constants
     example = torch.rand(2, network.channels, 40, 48)
     file.write(_graph(network, example, "upscaled"))
 
@@ -90,18 +91,21 @@ class Bicubic(nn.Module):
         s = self.upscale_factor = upscale_factor
         self.channels, self.interpolation = channels, interpolation
         # The weights of one axis, read off the operation itself: image i has its impulse in column
-        # i, and columns 4s .. 5s - 1 of its enlargement are the s pixels that lie within pixel 4.
+        # i, and columns 4s .. 5s - 1 of its enlargement are the s pixels that lie within pixel 4
         impulses = torch.eye(9, dtype=torch.float64)[:, None, None, :].expand(9, 1, 9, 9)
         row = upsample(impulses.contiguous(), s, interpolation)[2:7, 0, 4 * s]
         phases = row[:, 4 * s : 5 * s].T
+        # Bicubic is separable: the weight of a pixel is that of its row times that of its column
         kernels = torch.einsum("ia,jb->ijab", phases, phases).reshape(s * s, 1, 5, 5)
         self.register_buffer("kernels", kernels.float().repeat(channels, 1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        # To h + 4 and w + 4: the two pixels that a 5×5 window sees beyond each border
         if self.interpolation == "matlab":
             x = _mirror_two(_mirror_two(x, 2), 3)
         else:  # torch's bicubic repeats the edge pixel
             x = F.pad(x, (2, 2, 2, 2), mode="replicate")
+        # N×(C·s²)×h×w, each channel by itself
         phases = F.conv2d(x, self.kernels, groups=self.channels)
         return F.pixel_shuffle(phases, self.upscale_factor)
 
@@ -121,6 +125,7 @@ class WholeOperation(nn.Module):
 
     def __init__(self, network: SRCNN | str, upscale_factor: int):
         super().__init__()
+        # Without a network: bicubic alone, which the page compares with
         self.network = None if network == "bicubic" else network
         interpolation = "matlab" if network == "bicubic" else network.interpolation
         self.bicubic = Bicubic(upscale_factor, interpolation, 3)
@@ -137,5 +142,5 @@ class WholeOperation(nn.Module):
             return self.network(rgb).clamp(0, 1)
         y = F.conv2d(rgb, self.y_of_rgb) + self.offset
         # Cb and Cr stay those of bicubic. YCbCr to RGB is linear, so that going back to RGB adds
-        # the same to R, G and B: the change of Y, stretched from its 219 levels to 255.
+        # the same to R, G and B: the change of Y, stretched from its 219 levels to 255
         return (rgb + RGB_OF_Y * (self.network(y) - y)).clamp(0, 1)

@@ -22,6 +22,7 @@ def replace_file(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside it, so that both are on one disk: os.replace cannot move across disks
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         yield temporary
@@ -42,6 +43,7 @@ def make_folder(path):
     """Make a folder for results, and try it. Raises OSError, one line, if it cannot be used."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
+        # The only sure test: permissions do not tell of a disk that is mounted read-only
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise OSError(
@@ -64,6 +66,7 @@ def network_name(kernel_sizes, upscale_factor: int, channels: int) -> str:
 
 def save(content, path):
     """torch.save, whole or not at all: by way of memory, where a full disk does no harm."""
+    # Not at the top: config.py needs this room before --help, which need not wait for torch
     import torch
 
     buffer = io.BytesIO()
@@ -73,7 +76,9 @@ def save(content, path):
 
 def write_csv(rows, path):
     """Write dicts as the rows of a table, whole or not at all; the columns are all their keys."""
+    # In the order in which they first occur, which a set would lose
     columns = list(dict.fromkeys(key for row in rows for key in row))
+    # The csv module ends lines itself
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns)
     writer.writeheader()

@@ -26,10 +26,10 @@ NUMBERS = {
     9: torch.float64,
 }
 TEXTS = {2: "latin-1", 4: "utf-16-le", 16: "utf-8"}
-# Of arrays: their class, and the kinds of elements
+# The format's numbers for an array's class, for the kinds of elements, and for a flag
 CHAR, DOUBLE, SINGLE = 4, 6, 7
 INT8, UINT16, INT32, UINT32, FLOAT64, MATRIX, COMPRESSED = 1, 4, 5, 6, 9, 14, 15
-COMPLEX = 8  # a flag
+COMPLEX = 8
 
 
 def read(data: bytes, wanted: str) -> dict[str, Tensor | str]:
@@ -40,13 +40,16 @@ def read(data: bytes, wanted: str) -> dict[str, Tensor | str]:
     if data[124:128] != HEADER[124:]:
         raise UserError("a MATLAB file of another version; save it again with save(..., '-v7')")
     found, left = {}, MAX_UNPACKED
+    # The header takes 128 bytes; no file of weights has near 1000 elements after it
     for kind, body in itertools.islice(_elements(data, 128), 1000):
         if kind == COMPRESSED:  # as MATLAB does by default
+            # A few bytes can unpack to gigabytes: at most what is left of the bound
             unpacker = zlib.decompressobj()
             body = unpacker.decompress(body, left)
             left -= len(body)
             if left <= 0 or not unpacker.eof:
                 raise UserError("unpacks to more than an SRCNN has; give another file")
+            # Inside is one element with a tag of its own
             body = body[8:]
         # An array: its flags, its dimensions, its name, its values
         parts = list(itertools.islice(_elements(body), 4))

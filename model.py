@@ -21,6 +21,7 @@ class SRCNN(nn.Module):
         super().__init__()
         self.configure(kernel_sizes, channels, widths, padding_mode)
         (f1, f2, f3), (n1, n2) = self.kernel_sizes, self.widths
+        # The layers pad nothing: `forward` does, by padding_mode, which may change later
         # Patch extraction and representation (3.1.1): every f1×f1 patch becomes n1 features
         self.features = nn.Sequential(nn.Conv2d(channels, n1, f1), nn.ReLU())
         # Non-linear mapping (3.1.2): they become the n2 features of a high-resolution patch
@@ -32,6 +33,7 @@ class SRCNN(nn.Module):
         """N×C×H×W in [0, 1], already upscaled by bicubic, to the same shape (smaller by
         f1 + f2 + f3 - 3, if padding_mode is "valid")."""
         f1, f2, f3 = self.kernel_sizes
+        # To N×n1×H×W, N×n2×H×W and N×C×H×W. Nothing is clamped: that is left to who shows it
         x = self.features(self._pad(x, f1 // 2))
         x = self.map(self._pad(x, f2 // 2))
         return self.reconstruction(self._pad(x, f3 // 2))
@@ -39,6 +41,7 @@ class SRCNN(nn.Module):
     def _pad(self, x: Tensor, size: int) -> Tensor:
         if self.padding_mode == "valid" or size == 0:
             return x
+        # F.pad's name for zeros is "constant"
         mode = "replicate" if self.padding_mode == "replicate" else "constant"
         return F.pad(x, (size, size, size, size), mode)
 
@@ -59,7 +62,9 @@ class SRCNN(nn.Module):
         `from_pretrained` sets them.
         Raises ValueError for what no SRCNN has.
         """
+        # Lists come from files and command lines; tuples compare equal whatever they came from
         kernel_sizes, widths = tuple(kernel_sizes), tuple(widths)
+        # An even kernel has no pixel in its middle: the output would be shifted by half of one
         if len(kernel_sizes) != 3 or any(k < 1 or k % 2 == 0 for k in kernel_sizes):
             raise ValueError(
                 f"kernel_sizes={kernel_sizes}: give three odd sizes, for example 9 1 5"
@@ -74,9 +79,9 @@ class SRCNN(nn.Module):
 
     def macs_per_pixel(self) -> int:
         """Multiply-accumulates for each output pixel; 8,032 for 9-1-5 (5,184 + 2,048 + 800)."""
-        return sum(
-            layer.weight.numel() for layer in (self.features[0], self.map[0], self.reconstruction)
-        )
+        # Each weight is used once for each pixel of the output
+        layers = self.features[0], self.map[0], self.reconstruction
+        return sum(layer.weight.numel() for layer in layers)
 
     @classmethod
     def from_pretrained(
@@ -100,9 +105,8 @@ class SRCNN(nn.Module):
     @classmethod
     def from_checkpoint(cls, checkpoint: dict) -> "SRCNN":
         """The network, in eval mode, of what `load_checkpoint` or `to_checkpoint` returned."""
-        network = cls(
-            *(checkpoint[key] for key in ("kernel_sizes", "channels", "widths", "padding_mode"))
-        )
+        names = "kernel_sizes", "channels", "widths", "padding_mode"
+        network = cls(*(checkpoint[name] for name in names))
         network.load_state_dict(checkpoint["state_dict"])
         for name in ("upscale_factor", "interpolation", "facts"):
             setattr(network, name, checkpoint[name])
@@ -116,6 +120,11 @@ class SRCNN(nn.Module):
             facts: how the weights came about.
             training: what train.py needs to go on.
         """
+        # Contiguous copies in memory of their own: a view would be saved with all of what it is of
+        state_dict = {
+            name: tensor.detach().cpu().contiguous().clone()
+            for name, tensor in self.state_dict().items()
+        }
         content = {
             "format": "srcnn-pytorch",
             "kernel_sizes": list(self.kernel_sizes),
@@ -125,8 +134,6 @@ class SRCNN(nn.Module):
             "interpolation": self.interpolation,
             "upscale_factor": self.upscale_factor,
             "facts": facts,
-            "state_dict": {
-                k: v.detach().cpu().contiguous().clone() for k, v in self.state_dict().items()
-            },
+            "state_dict": state_dict,
         }
         return content | ({"training": training} if training else {})

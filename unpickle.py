@@ -1,17 +1,18 @@
 """What torch.save wrote, as plain data: nothing in the file is imported, called or run.
 
 A pickle is a program for a small stack machine. Its instructions may import any name and
-call it, and Python's own machine does as it is told. The machine below cannot: it makes
-numbers, text, containers and tensors by itself, and in place of anything else puts an inert
-`Opaque`, which it leaves out of every dict and list. So a checkpoint that also holds objects
-of somebody's classes is read without them, and one that would run code runs none.
+call it, and Python's machine does as it is told. The one below is Python's own (the module
+pickle has it in Python as well as in C), of which only the instructions for numbers, text and
+tuples are left. The others are replaced: for a name that the file wants imported stands an
+inert `Opaque`, which is left out of every list and dict. So a checkpoint that also holds
+objects of somebody's classes is read without them, and one that would run code runs none.
 
 Time and memory are bounded by the constants below, whatever the file says.
 """
 
 import io
 import math
-import pickletools
+import pickle
 import re
 import struct
 import sys
@@ -23,66 +24,49 @@ import torch
 
 from files import UserError
 
-MAX_STEPS = 500_000  # instructions in one file; 9,000 rows of training history take 220,000
+# Bytes read from the pickles of one file. Each read counts as STEP at least, and an instruction
+# takes one to three reads: 9,000 rows of training history come to a third of it
+MAX_READ, STEP = 2**25, 32
 MAX_TEXT = 2**16  # bytes of one text: longer ones (a run's log as an array) are passed over
-MAX_TEXTS = 2**25  # bytes of all texts
 MAX_LINE = 2**12  # bytes of a line, in the old text instructions
+MAX_BITS = 128  # of an integer: numpy's random state has as many
+MAX_NAME = 100  # characters of an imported name, and of its module
 MAX_ENTRIES = 10_000  # in an archive
 TOO_MANY = "far more entries than an SRCNN has; give another file"
 
-# torch.FloatStorage and so on, by the first part of their names
-DTYPES = {
-    "Float": torch.float32,
-    "Double": torch.float64,
-    "Half": torch.float16,
-    "BFloat16": torch.bfloat16,
-    "ComplexFloat": torch.complex64,
-    "ComplexDouble": torch.complex128,
-    "Long": torch.int64,
-    "Int": torch.int32,
-    "Short": torch.int16,
-    "Char": torch.int8,
-    "Byte": torch.uint8,
-    "Bool": torch.bool,
-}
+# torch.FloatStorage holds torch.float, and so on; four are called otherwise
+DTYPES = {name: getattr(torch, name.lower()) for name in "Float Double Half BFloat16".split()}
+DTYPES |= {name: getattr(torch, name.lower()) for name in "Long Int Short Bool".split()}
+DTYPES |= {"Char": torch.int8, "Byte": torch.uint8}
+DTYPES |= {"ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128}
 # numpy's names of its number types, and the letters that the module struct has for them
 NUMPY_TYPES = dict(zip("f8 f4 f2 i8 i4 i2 i1 u8 u4 u2 u1 b1".split(), "dfeqihbQIHB?"))
 
 
-# Objects are compared by identity, never by what they hold, so that the file has no say in it
+# Compared by identity, never by what they hold, so that the file has no say in it
 @dataclass(eq=False)
 class Opaque:
     """In place of a class, a function or an object that this reader does not make."""
 
     name: str
+    # What the name means to this reader, in the four kinds below
+    known: object = None
 
 
-@dataclass(eq=False)
 class Maker(Opaque):
-    """A name that stands for plain data, with the function of ours that makes it."""
-
-    make: object
+    """A name that stands for plain data; known: the function of ours that makes it."""
 
 
-@dataclass(eq=False)
 class StorageType(Opaque):
-    """torch.FloatStorage and the like."""
-
-    dtype: torch.dtype
+    """torch.FloatStorage and the like; known: the torch.dtype."""
 
 
-@dataclass(eq=False)
 class Storage(Opaque):
-    """The numbers that tensors are views of, in one dimension."""
-
-    values: torch.Tensor
+    """The numbers that tensors are views of; known: a tensor of one dimension."""
 
 
-@dataclass(eq=False)
 class NumpyType(Opaque):
-    """A number type of numpy's, in struct's notation, such as "<d"."""
-
-    format: str
+    """A number type of numpy's; known: its name in struct, such as "<d"."""
 
 
 class ScriptModule:
@@ -93,6 +77,34 @@ class ScriptModule:
 
 
 # ------------------------------------------------------------------------------ plain data
+def _fill(target, items):
+    """Extend a list by items, or a dict by keys and values in turn, without what is opaque."""
+    if isinstance(target, list):
+        target.extend(item for item in items if not isinstance(item, Opaque))
+    elif isinstance(target, dict):
+        for key, value in zip(items[::2], items[1::2]):
+            if isinstance(key, Opaque) or isinstance(value, Opaque):
+                continue
+            # Others can be made to be slow (huge integers of equal hashes) or to overflow the
+            # stack (tuples within tuples), so that an inert key takes their place
+            small = type(key) is int and key.bit_length() < 64
+            if not small and type(key) not in (str, float, bool, type(None)):
+                key = Opaque(type(key).__name__)
+            target[key] = value
+    elif not isinstance(target, Opaque):
+        raise ValueError(f"a {type(target).__name__} is filled")
+
+
+def _dict(*items):
+    """collections.OrderedDict and its kin: empty, or (from Python 2) with a list of pairs."""
+    made = OrderedDict()
+    for pair in items[0] if items and isinstance(items[0], list) else ():
+        # Not `key, value = pair`: of a tensor that would make one for each of its numbers
+        if isinstance(pair, (list, tuple)):
+            _fill(made, pair[:2])
+    return made
+
+
 def _tensor(storage, offset, size, stride, *_):
     """A view of a storage, checked before torch sees it: the file chooses all the numbers."""
     if not isinstance(storage, Storage):
@@ -104,17 +116,9 @@ def _tensor(storage, offset, size, stride, *_):
     count = math.prod(size)
     # Steps of 0 let a small storage be a large tensor, which weights.py refuses
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
-    if count > 2**40 or (count and last >= len(storage.values)):
+    if count > 2**40 or (count and last >= len(storage.known)):
         raise ValueError("a tensor reaches beyond its storage")
-    return storage.values.as_strided(size, stride, offset)
-
-
-def _dict(*items):
-    """collections.OrderedDict and its kin: empty, or (from Python 2) with a list of pairs."""
-    made = OrderedDict()
-    for key, value in items[0] if items and isinstance(items[0], list) else ():
-        _put(made, key, value)
-    return made
+    return storage.known.as_strided(size, stride, offset)
 
 
 def _bytes(text, encoding):
@@ -133,7 +137,12 @@ def _numpy_number(kind, raw):
     """A scalar of numpy's, which many loops keep as their best PSNR."""
     if not isinstance(kind, NumpyType) or type(raw) is not bytes:
         return Opaque("numpy scalar")
-    return struct.unpack(kind.format, raw)[0]
+    return struct.unpack(kind.known, raw)[0]
+
+
+def _same(thing=(), *_):
+    """For what adds nothing to its argument that is wanted here."""
+    return thing
 
 
 # All that a file can have called. Not one of them imports, calls or opens anything
@@ -142,14 +151,14 @@ MAKERS = {
     "typing.OrderedDict": _dict,
     "collections.defaultdict": lambda *_: OrderedDict(),
     "collections.Counter": lambda counts=None: OrderedDict() if counts is None else counts,
-    "builtins.set": lambda items=(): items,
-    "__builtin__.set": lambda items=(): items,
-    "torch.Size": lambda size: size,
+    "builtins.set": _same,
+    "__builtin__.set": _same,
+    "torch.Size": _same,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
-    "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
-    "torch.jit._pickle.build_intlist": lambda numbers: numbers,
+    "torch._utils._rebuild_parameter": _same,
+    "torch._utils._rebuild_parameter_with_state": _same,
+    "torch.jit._pickle.build_intlist": _same,
     "_codecs.encode": _bytes,
     "numpy.dtype": _numpy_type,
     "numpy.core.multiarray.scalar": _numpy_number,
@@ -157,195 +166,48 @@ MAKERS = {
 }
 
 
-def _put(target, key, value):
-    """``target[key] = value`` in a dict, without what is opaque.
-
-    Keys are text and numbers. Anything else could be made to be slow or to overflow the stack
-    (tuples within tuples, huge integers with equal hashes), and becomes an opaque key.
-    """
-    if any(isinstance(thing, Opaque) for thing in (target, key, value)):
-        return
-    if not isinstance(target, dict):
-        raise ValueError(f"a {type(target).__name__} is filled like a dict")
-    small = type(key) is int and key.bit_length() < 64
-    if not small and type(key) not in (str, float, bool, type(None)):
-        key = Opaque(type(key).__name__)
-    target[key] = value
-
-
 # ------------------------------------------------------------------------------ the machine
-OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
-# Instructions whose argument goes on the stack as it is
-LITERALS = set(
-    "BINUNICODE BININT1 BINFLOAT BININT2 BININT SHORT_BINUNICODE SHORT_BINBYTES BINBYTES LONG1 "
-    "LONG4 INT LONG FLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE8 BINBYTES8 "
-    "BYTEARRAY8".split()
-)
-# Instructions with a text of any length, and the bytes in which its length stands in front
-SIZED = {
-    "BINUNICODE": 4,
-    "BINSTRING": 4,
-    "BINBYTES": 4,
-    "LONG4": 4,
-    "BINUNICODE8": 8,
-    "BINBYTES8": 8,
-    "BYTEARRAY8": 8,
-}
-CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+class Bounded(io.BytesIO):
+    """A file in memory of which only so much is read."""
 
+    # The machine reads a byte for each of its steps: to bound what is read bounds the steps
+    left = MAX_READ
 
-class Lines(io.BytesIO):
-    """A file in memory, no line of which is longer than MAX_LINE."""
-
-    def readline(self):
-        return super().readline(MAX_LINE)
-
-
-class Machine:
-    """Makes plain data of pickles. ``storage(dtype, key, count)`` gives the numbers of tensors."""
-
-    def __init__(self, storage):
-        self.storage = storage
-        self.steps, self.texts = MAX_STEPS, MAX_TEXTS
-        self.passed_over = {}  # the names met that stand for no plain data, each once
-
-    def spend(self, steps: int, texts: int):
-        """Count towards the bounds."""
-        self.steps -= steps
-        self.texts -= texts
-        if min(self.steps, self.texts) < 0:
+    def spend(self, size: int):
+        self.left -= max(size, STEP)
+        if self.left < 0:
             raise UserError(TOO_MANY)
 
-    def load(self, file: Lines):
+    def read(self, size: int) -> bytes:
+        self.spend(size)
+        return super().read(size)
+
+    def readline(self) -> bytes:
+        line = super().readline(MAX_LINE)
+        self.spend(len(line))
+        return line
+
+
+class Machine(pickle._Unpickler):
+    """Python's, but for the instructions that import, call and fill in.
+
+    ``storage(dtype, key, count)`` gives the numbers that tensors refer to. Attribute
+    ``passed_over`` has the names met that stand for no plain data, each once.
+    """
+
+    def __init__(self, file: Bounded, storage):
+        super().__init__(file, encoding="latin1")
+        self.file, self.storage, self.passed_over = file, storage, {}
+
+    def load(self):
         """The object that the pickle at the file's position describes."""
-        self.stack, self.marks, self.memo = [], [], {}
-        while True:
-            self.steps -= 1
-            if self.steps < 0:
-                raise UserError(TOO_MANY)
-            name, argument = self.read(file)
-            if name == "STOP":
-                return self.stack.pop()
-            if name in LITERALS:
-                self.stack.append(argument)
-            elif name in CONSTANTS:
-                self.stack.append(CONSTANTS[name])
-            else:
-                self.do(name, argument)
+        self.memo = {}  # each pickle in a file numbers its own objects
+        return super().load()
 
-    def read(self, file: Lines):
-        """The next instruction: its name and its argument."""
-        opcode = OPCODES[file.read(1)]
-        if opcode.name in SIZED:
-            # Not read at all if it is long: MMEngine keeps a run's losses as texts of megabytes
-            width = SIZED[opcode.name]
-            size = int.from_bytes(file.read(width), "little")
-            if size > MAX_TEXT:
-                file.seek(size, 1)
-                return opcode.name, Opaque("a long text")
-            file.seek(-width, 1)
-        argument = opcode.arg.reader(file) if opcode.arg else None
-        # 128 bits are numpy's random state; of huge numbers even printing takes long
-        if type(argument) is int and argument.bit_length() > 128:
-            return opcode.name, Opaque("a large number")
-        if type(argument) in (str, bytes, bytearray):
-            self.spend(steps=0, texts=len(argument))
-        return opcode.name, argument
-
-    def do(self, name: str, argument):
-        """Carry out one instruction; those of the same line differ in how they are written."""
-        stack = self.stack
-        match name:
-            # The memo: what was made is kept under a number, to be used again
-            case "BINPUT" | "LONG_BINPUT" | "PUT" if argument < 2**32:
-                self.memo[argument] = stack[-1]
-            case "MEMOIZE":
-                self.memo[len(self.memo)] = stack[-1]
-            case "BINGET" | "LONG_BINGET" | "GET":
-                stack.append(self.memo[argument])
-            # The stack
-            case "MARK":
-                self.marks.append(len(stack))
-            case "POP_MARK":
-                self.since_mark()
-            case "POP":
-                stack.pop()
-            case "DUP":
-                stack.append(stack[-1])
-            case "PROTO" | "FRAME":
-                pass
-            # Containers; a set becomes a list, so that nothing in it is hashed
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_LIST" | "EMPTY_SET":
-                stack.append([])
-            case "SETITEMS":
-                self.set_items(self.since_mark())
-            case "SETITEM":
-                self.set_items([stack.pop(-2), stack.pop()])
-            case "DICT":
-                items = self.since_mark()
-                stack.append({})
-                self.set_items(items)
-            case "APPEND":
-                self.extend([stack.pop()])
-            case "APPENDS" | "ADDITEMS":
-                self.extend(self.since_mark())
-            case "LIST" | "FROZENSET":
-                items = self.since_mark()
-                stack.append([])
-                self.extend(items)
-            case "TUPLE":
-                stack.append(tuple(self.since_mark()))
-            case "TUPLE1":
-                stack[-1] = (stack[-1],)
-            case "TUPLE2" | "TUPLE3":
-                count = int(name[-1])
-                stack[-count:] = [tuple(stack[-count:])]
-            # Python's machine would import, call and fill in here; ours asks the table MAKERS
-            case "GLOBAL":
-                stack.append(self.named(argument.replace(" ", ".", 1)))
-            case "STACK_GLOBAL":
-                module, called = stack.pop(-2), stack.pop()
-                stack.append(self.named(f"{module}.{called}"))
-            case "REDUCE" | "NEWOBJ":
-                stack.append(self.made(stack.pop(-2), stack.pop()))
-            case "NEWOBJ_EX":
-                stack.pop()
-                stack.append(self.made(stack.pop(-2), stack.pop()))
-            case "INST":
-                self.since_mark()
-                stack.append(self.named(argument.replace(" ", ".", 1)))
-            case "OBJ":
-                kind, *values = self.since_mark()
-                stack.append(self.made(kind, tuple(values)))
-            case "BUILD":
-                state = stack.pop()
-                self.fill(stack[-1], state)
-            case "BINPERSID":
-                stack.append(self.stored(stack.pop()))
-            case _:
-                raise ValueError(f"the instruction {name}")
-
-    def since_mark(self) -> list:
-        """Take what was put on the stack since the last mark."""
-        start = self.marks.pop()
-        items = self.stack[start:]
-        del self.stack[start:]
-        return items
-
-    def set_items(self, items: list):
-        for key, value in zip(items[::2], items[1::2]):
-            _put(self.stack[-1], key, value)
-
-    def extend(self, items: list):
-        if isinstance(self.stack[-1], list):
-            self.stack[-1].extend(item for item in items if not isinstance(item, Opaque))
-        elif not isinstance(self.stack[-1], Opaque):
-            raise ValueError(f"a {type(self.stack[-1]).__name__} is filled like a list")
-
-    def named(self, name: str) -> Opaque:
+    def find_class(self, module: str, name: str) -> Opaque:
         """What an imported name stands for here."""
+        # Cut, because a long text can be given as a name again and again
+        name = f"{module[:MAX_NAME]}.{name[:MAX_NAME]}"
         if name in MAKERS:
             return Maker(name, MAKERS[name])
         # cuda's as well: what was saved on a GPU is read on any machine
@@ -358,40 +220,127 @@ class Machine:
         self.passed_over[name] = True
         return Opaque(name)
 
-    def made(self, kind, arguments: tuple):
-        """What calling ``kind`` stands for here: one of our makers is called, nothing else."""
-        if isinstance(kind, Maker):
-            # The same long list or text can be given again and again
-            self.spend(
-                steps=sum(len(a) for a in arguments if isinstance(a, list)),
-                texts=sum(len(a) for a in arguments if isinstance(a, str)),
-            )
-            return kind.make(*arguments)
-        if isinstance(kind, Opaque):
-            return Opaque(kind.name)
-        raise ValueError(f"a {type(kind).__name__} is called")
+    def persistent_load(self, reference):
+        """The storage that a tensor refers to."""
+        if isinstance(reference, tuple) and len(reference) >= 5 and reference[0] == "storage":
+            # ("storage", type, its name in the archive, device, how many numbers)
+            _, kind, key, _, count, *view = reference
+            if isinstance(kind, StorageType) and type(key) is str and type(count) is int:
+                values = self.storage(kind.known, key, count)
+                # Before torch 0.4: (key, start, count), for a part of another storage
+                if view and view[0]:
+                    values = values[view[0][1] :][: view[0][2]]
+                return Storage("torch.Storage", values)
+        return Opaque("torch.Storage")
 
-    def fill(self, target, state):
+    def call(self, kind, arguments, _keywords=None):
+        """Put there what calling ``kind`` stands for: one of our makers is called, nothing else."""
+        if not isinstance(kind, Opaque) or not isinstance(arguments, (tuple, list)):
+            raise ValueError(f"a {type(kind).__name__} is called")
+        made = Opaque(kind.name)
+        if isinstance(kind, Maker):
+            # They are copied, and the same long ones can be given again and again
+            self.file.spend(len(arguments) * STEP)
+            for thing in arguments:
+                if isinstance(thing, (list, str)):
+                    self.file.spend(len(thing) * (STEP if isinstance(thing, list) else 1))
+            made = kind.known(*arguments)
+        self.append(made)
+
+    _instantiate = call  # Python's INST and OBJ come here
+
+    def build(self):
         """Give an object its state, where it is one that has any here."""
+        state = self.stack.pop()
+        target = self.stack[-1]
         if isinstance(target, ScriptModule) and isinstance(state, dict):
             target.attributes = state
+        # numpy's (version, byte order, ...); "|" stands for types of one byte, which have none
         elif isinstance(target, NumpyType) and isinstance(state, tuple) and len(state) > 1:
-            target.format = (">" if state[1] == ">" else "<") + target.format[1:]
+            target.known = (">" if state[1] == ">" else "<") + target.known[1:]
         elif isinstance(target, OrderedDict) and isinstance(state, dict):
             # A state dict's versions, and where convert.py puts what the weights are for
             if isinstance(state.get("_metadata"), dict):
                 target._metadata = state["_metadata"]
 
-    def stored(self, reference):
-        """The storage that a tensor refers to."""
-        if isinstance(reference, tuple) and len(reference) >= 5 and reference[0] == "storage":
-            _, kind, key, _, count, *view = reference
-            if isinstance(kind, StorageType) and type(key) is str and type(count) is int:
-                values = self.storage(kind.dtype, key, count)
-                if view and view[0]:  # (key, start, count): part of another, before torch 0.4
-                    values = values[view[0][1] :][: view[0][2]]
-                return Storage("torch.Storage", values)
-        return Opaque("torch.Storage")
+    def put(self):
+        """Keep an object under a number; huge ones of equal hashes would be slow."""
+        number = int(self.readline())
+        if not 0 <= number < 2**32:
+            raise ValueError("a large number in the memo")
+        self.memo[number] = self.stack[-1]
+
+    def fill(self, items: list, new=None):
+        """Put items into the list or dict on top of the stack, or into a new one."""
+        if new is not None:
+            self.append(new)
+        _fill(self.stack[-1], items)
+
+
+def _python(name: str):
+    """Python's function for an instruction."""
+    return pickle._Unpickler.dispatch[getattr(pickle, name)[0]]
+
+
+def _bounded(name: str, width: int):
+    """Python's function for a text or number, whose length stands in front in ``width`` bytes;
+    long ones are passed over."""
+    load = _python(name)
+
+    def bounded(machine):
+        size = int.from_bytes(machine.file.read(width), "little")
+        if size > MAX_TEXT:
+            # Not read at all: MMEngine keeps a run's losses as texts of megabytes
+            machine.file.seek(size, 1)
+            machine.append(Opaque("a long text"))
+            return
+        machine.file.seek(-width, 1)
+        load(machine)
+        # Of huge numbers even printing takes long
+        number = machine.stack[-1]
+        if type(number) is int and number.bit_length() > MAX_BITS:
+            machine.stack[-1] = Opaque("a large number")
+
+    return bounded
+
+
+# Python's as they are: all that they can do is put plain data on the stack and move it about.
+# GLOBAL, STACK_GLOBAL and INST ask find_class, BINPERSID asks persistent_load, which are ours
+PLAIN = """
+    PROTO STOP MARK POP POP_MARK DUP TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_TUPLE EMPTY_LIST EMPTY_DICT
+    NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 FLOAT BINFLOAT STRING SHORT_BINSTRING UNICODE
+    SHORT_BINUNICODE SHORT_BINBYTES GET BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE
+    GLOBAL STACK_GLOBAL INST OBJ BINPERSID
+""".split()
+# Python's, bounded, with the bytes in which their length stands in front; 0: they have none
+LONG = {"INT": 0, "LONG": 0, "LONG1": 0, "LONG4": 4, "BINSTRING": 4, "BINUNICODE": 4}
+LONG |= {"BINBYTES": 4, "BINUNICODE8": 8, "BINBYTES8": 8}
+# All that the machine knows, by their names in the module pickle; any other is an error
+INSTRUCTIONS = {
+    **{name: _python(name) for name in PLAIN},
+    **{name: _bounded(name, width) for name, width in LONG.items()},
+    "BYTEARRAY8": _bounded("BINBYTES8", 8),
+    # A length that serves to read ahead: then Bounded would not see what is read
+    "FRAME": lambda machine: machine.file.read(8),
+    "PUT": Machine.put,
+    # A function and its arguments lie on the stack
+    "REDUCE": lambda machine: machine.call(machine.stack.pop(-2), machine.stack.pop()),
+    "NEWOBJ": lambda machine: machine.call(machine.stack.pop(-2), machine.stack.pop()),
+    "NEWOBJ_EX": lambda machine: machine.call(*(machine.stack.pop(-n) for n in (3, 2, 1))),
+    "BUILD": Machine.build,
+    # What is to be filled lies below the items, which begin at a mark where they are many
+    "APPEND": lambda machine: machine.fill([machine.stack.pop()]),
+    "SETITEM": lambda machine: machine.fill([machine.stack.pop(-2), machine.stack.pop()]),
+    "APPENDS": lambda machine: machine.fill(machine.pop_mark()),
+    "SETITEMS": lambda machine: machine.fill(machine.pop_mark()),
+    "DICT": lambda machine: machine.fill(machine.pop_mark(), {}),
+    "LIST": lambda machine: machine.fill(machine.pop_mark(), []),
+    # A set becomes a list, so that nothing in it is hashed
+    "EMPTY_SET": _python("EMPTY_LIST"),
+    "ADDITEMS": lambda machine: machine.fill(machine.pop_mark()),
+    "FROZENSET": lambda machine: machine.fill(machine.pop_mark(), []),
+}
+Machine.dispatch = {getattr(pickle, name)[0]: load for name, load in INSTRUCTIONS.items()}
 
 
 # ------------------------------------------------------------------------------- the formats
@@ -401,64 +350,51 @@ def load(data: bytes) -> tuple[object, list[str]]:
     Of a TorchScript archive: a flat dict of its tensors, and its own numbers and texts.
     Raises UserError, in words that follow the file's name; on damaged files nearly anything.
     """
-    if data.startswith(b"PK"):
-        content, machine = _load_zip(data)
-    else:
-        content, machine = _load_legacy(data)
+    read = _load_zip if data.startswith(b"PK") else _load_legacy
+    content, passed_over = read(data)
     if isinstance(content, ScriptModule):
         content = _flat(content)
-    return content, list(machine.passed_over)
-
-
-class Archive:
-    """A zip file by torch.save or torch.jit.save, of whose entries only those needed are read."""
-
-    def __init__(self, archive: zipfile.ZipFile, size: int):
-        self.archive, self.left, self.storages = archive, size, {}
-        names = archive.namelist()
-        pickles = [name for name in names if name.endswith("/data.pkl")]
-        if not pickles:
-            raise UserError(
-                "a zip archive, but not by torch.save (no data.pkl in it); unpack it, or save the "
-                "network's state_dict with torch.save"
-            )
-        self.root = pickles[0].removesuffix("data.pkl")
-        order = self.root + "byteorder"
-        self.swapped = order in names and self.read("byteorder") != sys.byteorder.encode()
-
-    def read(self, name: str) -> bytes:
-        """An entry, which zipfile compares with its checksum."""
-        entry = self.archive.getinfo(self.root + name)
-        self.left -= entry.file_size
-        if entry.compress_type or self.left < 0:
-            raise UserError(
-                "a compressed archive, which torch.save does not write; give the file as it was "
-                "saved"
-            )
-        return self.archive.read(entry)
-
-    def storage(self, dtype: torch.dtype, key: str, count: int) -> torch.Tensor:
-        """The numbers of one storage, each of which has an entry of its own."""
-        if key not in self.storages:
-            self.storages[key] = bytearray(self.read(f"data/{key}"))
-        raw = self.storages[key]
-        if not raw:
-            return torch.zeros(0, dtype=dtype)
-        if self.swapped:  # by a machine that writes the bytes of a number the other way round
-            width = dtype.itemsize // (2 if dtype.is_complex else 1)
-            numbers = torch.frombuffer(raw, dtype=torch.uint8).view(-1, width)
-            return numbers.flip(1).flatten().view(dtype)
-        return torch.frombuffer(raw, dtype=dtype)
+    return content, list(passed_over)
 
 
 def _load_zip(data: bytes):
-    """By torch since 1.6: data.pkl, and an entry of numbers for each storage."""
+    """By torch since 1.6: a zip file of data.pkl, and an entry of numbers for each storage."""
     if data.count(b"PK\1\2") > MAX_ENTRIES:
         raise UserError(TOO_MANY)
-    with zipfile.ZipFile(io.BytesIO(data)) as file:
-        archive = Archive(file, len(data))
-        machine = Machine(archive.storage)
-        return machine.load(Lines(archive.read("data.pkl"))), machine
+    archive, storages = zipfile.ZipFile(io.BytesIO(data)), {}
+    pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+    if not pickles:
+        raise UserError(
+            "a zip archive, but not by torch.save (no data.pkl in it); unpack it, or save the "
+            "network's state_dict with torch.save"
+        )
+    # All in one folder; what is read of it is no larger than the file. (A TorchScript archive
+    # has its code there as well, which is compressed)
+    root = pickles[0].removesuffix("data.pkl")
+    wanted = root + "data", root + "byteorder"
+    entries = [entry for entry in archive.infolist() if entry.filename.startswith(wanted)]
+    size = sum(entry.file_size for entry in entries)
+    if size > len(data) or any(entry.compress_type for entry in entries):
+        raise UserError(
+            "a compressed archive, which torch.save does not write; give the file as it was saved"
+        )
+    # Some machines write the bytes of a number the other way round
+    order = root + "byteorder"
+    swapped = order in archive.namelist() and archive.read(order) != sys.byteorder.encode()
+
+    def storage(dtype, key, _count):
+        """The numbers of one storage; zipfile compares them with their checksum."""
+        if key not in storages:
+            raw = bytearray(archive.read(f"{root}data/{key}"))
+            numbers = torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.zeros(0).byte()
+            if swapped:
+                width = dtype.itemsize // (2 if dtype.is_complex else 1)
+                numbers = numbers.view(-1, width).flip(1).flatten()
+            storages[key] = numbers
+        return storages[key].view(dtype)
+
+    machine = Machine(Bounded(archive.read(pickles[0])), storage)
+    return machine.load(), machine.passed_over
 
 
 def _load_legacy(data: bytes):
@@ -476,20 +412,21 @@ def _load_legacy(data: bytes):
 
     # A number that marks the format, its version, the machine it came from, what was saved, and
     # the order in which the storages follow
-    machine, file = Machine(storage), Lines(data)
-    _magic, _protocol, _system, content, keys = (machine.load(file) for _ in range(5))
-    if sorted(keys) != sorted(storages):
+    machine = Machine(file := Bounded(data), storage)
+    _magic, _protocol, _system, content, keys = (machine.load() for _ in range(5))
+    # Type first: to compare lists of lists of lists could take forever
+    if any(type(key) is not str for key in keys) or sorted(keys) != sorted(storages):
         raise EOFError
-    for key in keys:
-        values = storages[key]
+    at = file.tell()
+    for values in map(storages.get, keys):
         # Eight bytes with the count, then the numbers
-        (count,) = struct.unpack("<q", file.read(8))
-        if count != len(values):
+        if struct.unpack_from("<q", data, at) != (len(values),):
             raise EOFError
-        raw = bytearray(file.read(values.nbytes))
-        if count:
-            values.copy_(torch.frombuffer(raw, dtype=values.dtype, count=count))
-    return content, machine
+        if len(values):
+            numbers = bytearray(data[at + 8 : at + 8 + values.nbytes])
+            values.copy_(torch.frombuffer(numbers, dtype=values.dtype, count=len(values)))
+        at += 8 + values.nbytes
+    return content, machine.passed_over
 
 
 def _flat(module: ScriptModule) -> dict:

@@ -25,18 +25,11 @@ WEIGHTS = Path(__file__).resolve().parent / "assets" / "weights"
 MAX_BYTES = 2**28  # of a file: room for the training state of a wide network
 MAX_VALUES = 2**24  # of one tensor
 
-LAYERS = ("features.0", "map.0", "reconstruction")  # our names of the three layers, Lornatang's too
-PLAIN_LAYERS = ("conv1", "conv2", "conv3")  # everybody else's
+# Our names of the three layers, Lornatang's too, and everybody else's
+LAYERS = ("features.0", "map.0", "reconstruction")
+PLAIN_LAYERS = ("conv1", "conv2", "conv3")
 # Keys under which people put a state dict beside other things; the first that is there counts
-WRAPPERS = (
-    "params_ema",
-    "params",
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "model",
-    "net",
-)
+WRAPPERS = "params_ema params state_dict model_state_dict model_state model net".split()
 # What torch and others put in front of each name, for example DataParallel "module."
 PREFIXES = re.compile(r"((module|_orig_mod|generator|model|net)\.)*")
 # What weights were made for, by layout: what the convolutions see beyond the border, and how
@@ -48,6 +41,7 @@ MADE_FOR = {
     "yjn870": {"padding_mode": "zeros", "interpolation": "matlab"},
     "mmagic": {"padding_mode": "zeros", "interpolation": "torch"},
 }
+# The values that a file can say; anything else is refused rather than guessed at
 CHOICES = {
     "padding_mode": PADDING_MODES,
     "interpolation": ("matlab", "torch"),
@@ -104,6 +98,7 @@ def find_weights(settings) -> Source:
         )
         return Source(str(best), "run", best.parent.name, told)
     path = _near(shipped_weights(settings.upscale_factor, settings.kernel_sizes, settings.channels))
+    # Who has trained may not expect those that ship, so the first line says how to get the others
     if best.is_file():
         hint = f"your run {best} is used without --model_path"
     elif (last := best.with_name("last.pth")).is_file():
@@ -120,6 +115,7 @@ def find_weights(settings) -> Source:
 def _source_of(model_path: str, results_dir) -> Source:
     """A file that the user named: of a run, of those that ship, or any other."""
     path = Path(model_path)
+    # The name without .pth, and without .pth.tar, as Lornatang's files end
     place, stem = path.resolve().parent, Path(path.name.removesuffix(".tar")).stem
     if place == WEIGHTS:
         return Source(model_path, "shipped", f"shipped_{stem}")
@@ -176,6 +172,7 @@ def load_checkpoint(path, interpolation: str = "auto") -> dict:
         raise FileNotFoundError(f"{name}: no such file; give the path of a checkpoint")
     elif not os.path.isfile(path):
         raise UserError(f"{name}: not a file; give the path of a checkpoint")
+    # One byte more than allowed tells that there is more
     with open(path, "rb") as file:
         data = file.read(MAX_BYTES + 1)
     # From here on the file's content decides, and its writer may mean no good
@@ -203,6 +200,7 @@ def _recognise(data: bytes, interpolation: str) -> dict:
         state_dict, layout = _find_layers(said, entries)
         kernel_sizes, channels, widths = _architecture(state_dict)
     except UserError as refused:
+        # Where no weights are, they may have been in an object that was passed over
         raise UserError(f"{refused}{_would_run(passed_over)}") from None
     # The one network that MMagic offers, whose bare weights have the names of yjn870's
     if layout == "yjn870" and (kernel_sizes, channels) == ((9, 1, 5), 3):
@@ -241,9 +239,11 @@ def _read(data: bytes) -> tuple[dict, dict, list[str]]:
     content, passed_over = unpickle.load(data)
     # What an outer dict says counts more than what lies within it
     said = {}
+    # A bound, because a dict can lie within itself
     for _ in range(10):
         if not isinstance(content, dict):
             break
+        # _metadata: where torch keeps a state dict's versions, and convert.py what it is for
         said = {**getattr(content, "_metadata", {}), **content, **said}
         # A dict of weights is often the value of one of these keys, and sometimes that of another
         inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), dict)]
@@ -315,6 +315,7 @@ def _architecture(state_dict: dict) -> tuple:
         (n1, channels, _, f1), (n2, _, _, f2), (_, _, _, f3) = shapes[::2]
         weights = [(n1, channels, f1, f1), (n2, n1, f2, f2), (channels, n2, f3, f3)]
         biases = [(n1,), (n2,), (channels,)]
+        # Each layer takes what the one before gives, and the last gives as many as the first took
         fit = shapes[::2] == weights and shapes[1::2] == biases
         odd = f1 % 2 and f2 % 2 and f3 % 2
         if fit and odd and channels in (1, 3) and n1 and n2:
@@ -333,6 +334,7 @@ def _made_for(said: dict, layout: str, interpolation: str) -> dict:
         if key not in said:
             continue
         result[key] = said[key]
+        # The type first: True is in (0, 1), and comparing with a tensor gives a tensor
         if type(said[key]) is not type(values[0]) or said[key] not in values:
             some = ", ".join(map(str, values[:9]))
             raise UserError(f"{key} is {_shown(said[key])}; expected one of {some}")
@@ -364,6 +366,7 @@ def _from_authors(data: bytes) -> tuple[dict, dict]:
     (n2, f3·f3), and each kernel lies there column by column.
     """
     arrays = matfile.read(data, rf"(weights|biases)_conv[123]|{'|'.join(CHOICES)}")
+    # What `_to_authors` adds; the authors' own files have none of it
     said = {"format": "authors"} | {key: arrays[key] for key in CHOICES if key in arrays}
     if isinstance(said.get("upscale_factor"), Tensor):
         said["upscale_factor"] = int(said["upscale_factor"].sum())
@@ -377,9 +380,11 @@ def _from_authors(data: bytes) -> tuple[dict, dict]:
                 f"a MATLAB file without weights_conv{i + 1} ({size}) and biases_conv{i + 1}; "
                 "expected the authors'"
             )
-        weight = (weight[None], weight, weight[..., None])[i]  # (inputs, f·f, outputs) for each
+        # To (inputs, f·f, outputs) for each layer
+        weight = (weight[None], weight, weight[..., None])[i]
         # To torch's (outputs, inputs, rows, columns): reshape fills rows, so transpose after it
         inputs, taps, outputs = weight.shape
+        # Where taps is no square, reshape raises an error, and the file counts as damaged
         size = math.isqrt(taps)
         kernels = weight.permute(2, 0, 1).reshape(outputs, inputs, size, size)
         state_dict[f"{layer}.weight"] = kernels.transpose(2, 3)
@@ -402,7 +407,8 @@ def _to_authors(checkpoint: dict) -> bytes:
         weight = checkpoint["state_dict"][f"{layer}.weight"]
         # To (inputs, f·f, outputs), each kernel column by column
         columns = weight.transpose(2, 3).flatten(2).permute(1, 2, 0)
-        arrays[f"weights_conv{i + 1}"] = (columns[0:1].squeeze(0), columns, columns[..., 0])[i]
+        # Less the one input of layer 1 and the one output of layer 3
+        arrays[f"weights_conv{i + 1}"] = (columns[0], columns, columns[..., 0])[i]
         arrays[f"biases_conv{i + 1}"] = checkpoint["state_dict"][f"{layer}.bias"][:, None]
     arrays["padding_mode"] = checkpoint["padding_mode"]
     arrays["interpolation"] = checkpoint["interpolation"]
@@ -445,6 +451,7 @@ def to_layout(checkpoint: dict, layout: str) -> bytes:
 
 def _renamed(state_dict: dict, prefix: str) -> dict:
     """A state dict with the names conv1, conv2, conv3 behind a prefix."""
+    # An empty state dict of torch's, because a plain dict cannot have _metadata
     renamed = nn.Module().state_dict()
     for ours, theirs in zip(LAYERS, PLAIN_LAYERS):
         for kind in ("weight", "bias"):

@@ -727,6 +727,13 @@ def many_equal_hashes(n):
     return b"}(" + b"".join(b"\x8a\x0c" + key + b"N" for key in keys) + b"u"
 
 
+def wide_tensor(n):
+    """A tensor of n numbers that are all the same one."""
+    storage = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0kX\3\0\0\0cpuK\1tQ"
+    size = b"\x8a\x08" + struct.pack("<q", n) + b"\x85"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0" + size + b"K\0\x85tR"
+
+
 EXHAUSTING = {
     "64 GB bytearray": op(
         b"c__builtin__\nbytearray\n\x8a\x06", (2**36).to_bytes(6, "little"), b"\x85R"
@@ -775,6 +782,18 @@ MORE_EXHAUSTING = {  # what Python's own reader would do, and ours must not
         b"h\0b" * 100_000,
     ),
     "lists in lists, a hundred thousand deep": op(b"]" * 100_000, b"a" * 99_999),
+    "a long name imported many times": op(
+        b"](", b"X\0\xff\0\0" + b"a" * 0xFF00 + b"q\0", b"h\0h\0\x93" * 150_000, b"e"
+    ),
+    "many arguments, many times": op(
+        b"(" + b"K\1" * 200_000 + b"tq\0", b"ccollections\nOrderedDict\nq\1", b"h\1h\0R" * 90_000
+    ),
+    "a tensor of 2^30 numbers as arguments": op(
+        b"ccollections\nOrderedDict\n", wide_tensor(2**30), b"R"
+    ),
+    "a tensor of 2^30 numbers as a pair": op(
+        b"ccollections\nOrderedDict\n(", wide_tensor(2**30), b"l\x85R"
+    ),
 }
 
 
