@@ -185,6 +185,8 @@ class Bounded(io.BytesIO):
     def readline(self) -> bytes:
         line = super().readline(MAX_LINE)
         self.spend(len(line))
+        if not line.endswith(b"\n"):
+            raise EOFError
         return line
 
 
