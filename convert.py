@@ -36,7 +36,7 @@ SUFFIXES = {
     "onnx": ".onnx",
     "onnx-image": "_image.onnx",
 }
-# What others' code does, whatever weights it is given
+# What others' code does, whatever weights it is given; ours does what a file asks for
 PADDING = {"lornatang": "zeros", "plain": "zeros", "mmagic": "zeros", "authors": "replicate"}
 INTERPOLATION = dict.fromkeys(("lornatang", "plain", "authors", "onnx"), "matlab")
 INTERPOLATION["mmagic"] = "torch"

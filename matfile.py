@@ -61,6 +61,7 @@ def read(data: bytes, wanted: str) -> dict[str, Tensor | str]:
 def _array(flags, dimensions, name, values) -> Tensor | str:
     """An array from the elements that it consists of, each (kind, bytes)."""
     (_, flags), (_, dimensions), (_, name), (stored, values) = flags, dimensions, name, values
+    # A setting such as padding_mode's, which is never long
     if flags[0] == CHAR and stored in TEXTS:
         return values[:1000].decode(TEXTS[stored])
     if flags[0] not in (DOUBLE, SINGLE) or flags[1] & COMPLEX or stored not in NUMBERS:

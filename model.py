@@ -33,7 +33,7 @@ class SRCNN(nn.Module):
         """N×C×H×W in [0, 1], already upscaled by bicubic, to the same shape (smaller by
         f1 + f2 + f3 - 3, if padding_mode is "valid")."""
         f1, f2, f3 = self.kernel_sizes
-        # To N×n1×H×W, N×n2×H×W and N×C×H×W. Nothing is clamped: that is left to who shows it
+        # To N×n1×H×W, to N×n2×H×W, to N×C×H×W, which is not clamped to [0, 1]: callers do that
         x = self.features(self._pad(x, f1 // 2))
         x = self.map(self._pad(x, f2 // 2))
         return self.reconstruction(self._pad(x, f3 // 2))
@@ -62,7 +62,7 @@ class SRCNN(nn.Module):
         `from_pretrained` sets them.
         Raises ValueError for what no SRCNN has.
         """
-        # Lists come from files and command lines; tuples compare equal whatever they came from
+        # Files and the command line give lists; tuples of the same sizes are equal
         kernel_sizes, widths = tuple(kernel_sizes), tuple(widths)
         # An even kernel has no pixel in its middle: the output would be shifted by half of one
         if len(kernel_sizes) != 3 or any(k < 1 or k % 2 == 0 for k in kernel_sizes):

@@ -416,8 +416,9 @@ def _load_legacy(data: bytes):
     # the order in which the storages follow
     machine = Machine(file := Bounded(data), storage)
     _magic, _protocol, _system, content, keys = (machine.load() for _ in range(5))
-    # Type first: to compare lists of lists of lists could take forever
-    if any(type(key) is not str for key in keys) or sorted(keys) != sorted(storages):
+    # Texts alone: to compare lists of lists of lists could take forever
+    texts = isinstance(keys, list) and all(type(key) is str for key in keys)
+    if not texts or sorted(keys) != sorted(storages):
         raise EOFError
     at = file.tell()
     for values in map(storages.get, keys):
