@@ -66,7 +66,7 @@ def network_name(kernel_sizes, upscale_factor: int, channels: int) -> str:
 
 def save(content, path):
     """torch.save, whole or not at all: by way of memory, where a full disk does no harm."""
-    # Not at the top: config.py needs this room before --help, which need not wait for torch
+    # Not at the top: configurator.py needs this room before --help, which need not wait for torch
     import torch
 
     buffer = io.BytesIO()
