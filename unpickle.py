@@ -3,8 +3,8 @@
 A pickle is a program for a small stack machine. Its instructions may import any name and
 call it, and Python's machine does as it is told. The one below is Python's own (the module
 pickle has it in Python as well as in C), of which only the instructions for numbers, text and
-tuples are left. The others are replaced: for a name that the file wants imported stands an
-inert `Opaque`, which is left out of every list and dict. So a checkpoint that also holds
+tuples are left. The others are replaced or forbidden: for a name that is to be imported stands
+an inert `Opaque`, which is left out of every list and dict. So a checkpoint that also holds
 objects of somebody's classes is read without them, and one that would run code runs none.
 
 Time and memory are bounded by the constants below, whatever the file says.
