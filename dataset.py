@@ -18,7 +18,7 @@ from tqdm import tqdm
 from devices import has_float64
 from files import UserError
 from image_io import list_images, read_image, sample_images
-from imgproc import eight_bits, imresize, mirror, modcrop, rgb2y, upsample
+from imgproc import eight_bits, imresize, mirror, modcrop, rgb2y, to_tensor, upsample
 
 SHARD_BYTES = 64 * 2**20  # of pixels in one file of a prepared set
 
@@ -56,6 +56,7 @@ def image_paths(data_dir, name: str, part: str = "test") -> list[Path]:
                 f"run prepare_dataset.py --{setting} {name}"
             )
         return paths
+    # A path comes before a folder of that name in data_dir
     given = Path(name).expanduser()
     folder = given if given.is_dir() else folder
     if not folder.is_dir():
@@ -81,11 +82,11 @@ def training_image(path, channels: int) -> Tensor:
         channels: 1: Y as MATLAB's rgb2ycbcr has it, gray as it is; 3: RGB.
     """
     image = eight_bits(read_image(path))
-    colour = image.ndim == 3
-    if channels == 1:
-        return torch.from_numpy(rgb2y(image[..., :3]) if colour else image)[None]
-    rgb = image[..., :3] if colour else np.stack([image] * 3, 2)
-    return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
+    if image.ndim == 3:
+        image = rgb2y(image[..., :3]) if channels == 1 else image[..., :3]
+    elif channels == 3:
+        image = np.stack([image] * 3, 2)
+    return to_tensor(image)
 
 
 # ---------------------------------------------------------------------------------- prepared sets
@@ -109,7 +110,7 @@ def load_images(folder, mmap: bool = False) -> tuple[list[str], list[Tensor]]:
     Raises FileNotFoundError if the set is not prepared, UserError if a file of it is damaged.
     """
     shards = sorted(Path(folder).glob("?????-of-?????.pth"))
-    # The names say how many files there are: fewer, and the preparation was interrupted
+    # Their names say how many files there are. If there are fewer, prepare_dataset.py was ended.
     if not shards or len(shards) != int(shards[0].stem[-5:]):
         raise FileNotFoundError(
             f"{folder}: not prepared; run prepare_dataset.py with the same settings"
@@ -131,6 +132,7 @@ def split_holdout(count: int, holdout: int) -> tuple[list[int], list[int]]:
     """Indices of the training images and of those held out, which are spread evenly."""
     if not 0 <= holdout < count:
         raise UserError(f"holdout={holdout}: the training set has {count} images; hold out fewer")
+    # The middles of `holdout` equal parts
     held = {round((i + 0.5) * count / holdout) for i in range(holdout)}
     return [i for i in range(count) if i not in held], sorted(held)
 
@@ -160,8 +162,8 @@ def test_pair(
         raise UserError(
             f"an image is smaller than upscale_factor={upscale_factor}; remove it from the set"
         )
-    # float64, on the CPU if the device has none: the rounding to 8 bits that the metrics see must
-    # not depend on a machine's order of summation
+    # In float64, on the CPU if the device has none. The metrics are taken on images rounded to 8
+    # bits, and what is rounded must not depend on the order in which a machine adds.
     exact = (hr if has_float64(hr.device) else hr.cpu())[None].double()
     small = downscale(exact / 255, upscale_factor, quantize)
     return upsample(small, upscale_factor, interpolation).float().to(hr.device), hr
@@ -205,15 +207,19 @@ class _Crops:
             )
         self.generator = torch.Generator(device)
         self.sizes = torch.tensor(sizes, device=device)
-        # Positions in each image, and where each image's end in one long list of all of them
+        # Rows and columns of the grid of positions that a crop can have in each image
         grid = (self.sizes - crop_size).div(plan.stride, rounding_mode="floor") + 1
         grid = grid.clamp(min=0)
-        self.columns, self.ends = grid[:, 1], grid.prod(1).cumsum(0)
+        # All positions of all images make one long list: where each image's part begins and ends
+        counts = grid.prod(1)
+        self.columns, self.ends = grid[:, 1], counts.cumsum(0)
+        self.begins = self.ends - counts
         self.count = int(self.ends[-1])
         self.order = None
         if plan.stride > 1:
             self.order = torch.randperm(self.count, generator=self._seeded(0), device=device)
-        # Bicubic down and up again reach 4 small pixels; windows begin on multiples of the scale
+        # What a crop of lr depends on is a window of hr: bicubic down and up again reach 4 small
+        # pixels, and a window must begin on a multiple of the scale, where small pixels begin
         self.margin = 4 * scale
         self.window = math.ceil((crop_size + scale - 1) / scale) * scale + 2 * self.margin
 
@@ -225,18 +231,21 @@ class _Crops:
 
         A transform is three bits: 1 flips rows, 2 flips columns, 4 then swaps rows and columns.
         """
-        n, drawn = self.plan.batch_size, dict(device=self.device)
+        n, device = self.plan.batch_size, self.device
         if self.order is not None:
-            position = self.order[(torch.arange(n, **drawn) + step * n) % self.count]
+            # The paper's sub-images, in an order that begins anew when it has ended
+            position = self.order[(torch.arange(n, device=device) + step * n) % self.count]
             transform = torch.zeros_like(position)
         else:
-            drawn["generator"] = self._seeded(step + 1)
+            drawn = {"generator": self._seeded(step + 1), "device": device}
             position = torch.randint(self.count, (n,), **drawn)
             transform = torch.randint(8, (n,), **drawn)
+        # Each process has drawn the whole batch, and takes its share of it
         mine = slice(self.plan.rank, None, self.plan.world)
         position, transform = position[mine].contiguous(), transform[mine].contiguous()
+        # From the place in the long list to the image, and the row and column in its grid
         image = torch.searchsorted(self.ends, position, right=True)
-        inside = position - torch.where(image > 0, self.ends[image - 1], 0)
+        inside = position - self.begins[image]
         row, column = inside // self.columns[image], inside % self.columns[image]
         return image, row * self.plan.stride, column * self.plan.stride, transform
 
@@ -244,6 +253,7 @@ class _Crops:
         """Row and column, N×k×k each, of what every pixel of a transformed crop is."""
         k, transform = self.plan.crop_size, transform.view(-1, 1, 1)
         i = torch.arange(k, device=self.device)
+        # Backwards from the pixel that is wanted: bit 4 comes last, so it is undone first
         swapped = transform & 4 > 0
         y, x = torch.where(swapped, i, i[:, None]), torch.where(swapped, i[:, None], i)
         y = torch.where(transform & 1 > 0, k - 1 - y, y)
@@ -263,6 +273,8 @@ class _Crops:
         scale = self.plan.upscale_factor
         hr = windows.float() / 255
         lr = upsample(downscale(hr, scale, self.plan.quantize), scale)
+        # Where the crop's pixels lie in the window: behind the margin, and behind what the window
+        # begins earlier so as to begin on a multiple of the scale
         y, x = self._turned(transform)
         y = y + (top % scale + self.margin).view(-1, 1, 1)
         x = x + (left % scale + self.margin).view(-1, 1, 1)
@@ -292,7 +304,8 @@ class DeviceCrops(_Crops):
                 size = modcropped(*sides, scale)
                 if min(size) >= plan.crop_size:
                     copies.append((image, factor, size))
-        super().__init__(plan, [size for _, _, size in copies] or [(0, 0)], device)
+        super().__init__(plan, [size for _, _, size in copies], device)
+        # One row of pixels per channel holds all images, one after the other
         pixels = self.sizes.prod(1)
         self.starts = pixels.cumsum(0) - pixels
         shape = images[0].shape[0], int(pixels.sum())
@@ -305,6 +318,7 @@ class DeviceCrops(_Crops):
         for image, factor, size in tqdm(copies, "loading", unit=" images", **hidden):
             hr = image[None].to(device).float()
             if factor != 1:
+                # Shrunk copies are images of 8 bits as well
                 hr = imresize(hr, factor).round().clamp(0, 255)
             hr = modcrop(hr, scale)
             start, end = end, end + math.prod(size)
@@ -315,8 +329,10 @@ class DeviceCrops(_Crops):
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         image, top, left, transform = self.draw(step)
+        # As N×1×1, to be added to N×k×k
         start, width = (v[image].view(-1, 1, 1) for v in (self.starts, self.sizes[:, 1]))
         if self.lr is None:
+            # N×window×window indices at once, from rows and columns
             y, x = self._around(image, top, left)
             windows = self.hr[:, start + y[:, :, None] * width + x[:, None, :]]
             return self._pairs(windows.transpose(0, 1), top, left, transform)
@@ -346,6 +362,7 @@ class StreamedCrops(_Crops):
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         image, top, left, transform = self.draw(step)
+        # Indexing a memory-mapped image reads the window alone from disk
         windows = [
             self.images[self.kept[i]][:, y[:, None], x]
             for i, y, x in zip(image.tolist(), *self._around(image, top, left))

@@ -39,21 +39,16 @@ LAYERS_DETAIL = (slice(340, 430), slice(126, 216))  # what the drawing of the la
 
 
 def main():
-    plt.rcParams.update(
-        {
-            "font.size": 11,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "figure.constrained_layout.use": True,
-        }
-    )
+    plt.rcParams["font.size"] = 11
+    plt.rcParams["figure.constrained_layout.use"] = True
+    for side in ("top", "right"):
+        plt.rcParams[f"axes.spines.{side}"] = False
     write_image(ASSETS / "comparison.png", opening())
+    layout = {"dpi": 110, "bbox_inches": "tight", "pad_inches": 0.06}
     with torch.inference_mode():
         for draw in (architecture, curves, filters):
             with replace_file(ASSETS / f"{draw.__name__}.png") as temporary:
-                draw().savefig(
-                    temporary, format="png", dpi=110, bbox_inches="tight", pad_inches=0.06
-                )
+                draw().savefig(temporary, format="png", **layout)
 
 
 # --------------------------------------------------------------------------- the opening picture
@@ -65,6 +60,7 @@ def opening():
     columns = [("original", truth)]
     for name, by in (("bicubic", "bicubic"), ("SRCNN 9-5-5", network)):
         large = upscale(small, SHOWN_SCALE, by)
+        # By the paper's protocol: on Y, and without as many pixels at the border as the scale
         score = psnr(*(shave(rgb2y(picture), SHOWN_SCALE) for picture in (large, truth)))
         columns.append((f"{name}, x{SHOWN_SCALE}: {score:.2f} dB", large))
     return comparison(columns, SHOWN_DETAIL)
@@ -80,49 +76,27 @@ def curves():
     figure, axes = plt.subplots(figsize=(8, 4.6))
     ends = []
     for name in NETWORKS:
-        rows = training_log(f"srcnn_{name}_x{SCALE}")
+        rows, colour = training_log(f"srcnn_{name}_x{SCALE}"), COLOURS[name]
+        # The dot is the checkpoint that ships: the best on images that were held out of training
         shipped = max(rows, key=lambda row: row["psnr_holdout"])
+        dot = shipped["seconds"] / 60, shipped["psnr_Set5"]
         minutes = [row["seconds"] / 60 for row in rows]
-        axes.plot(minutes, [row["psnr_Set5"] for row in rows], color=COLOURS[name], linewidth=2)
-        axes.plot(
-            shipped["seconds"] / 60,
-            shipped["psnr_Set5"],
-            "o",
-            color=COLOURS[name],
-            markersize=8,
-            markeredgecolor="white",
-        )
+        axes.plot(minutes, [row["psnr_Set5"] for row in rows], color=colour, linewidth=2)
+        axes.plot(*dot, "o", color=colour, markersize=8, markeredgecolor="white")
         ends.append((minutes[-1], rows[-1]["psnr_Set5"], name, shipped["psnr_Set5"]))
     for label, level in PAPER.items():
         axes.axhline(level, color="gray", linestyle=(0, (4, 3)), linewidth=1, zorder=0)
-        axes.annotate(
-            f"{label}: {level} dB",
-            (1, level),
-            (5, 0),
-            ("axes fraction", "data"),
-            "offset points",
-            color="dimgray",
-            fontsize=9,
-            verticalalignment="center",
-        )
+        place = (1, level), (5, 0), ("axes fraction", "data"), "offset points"
+        style = {"color": "dimgray", "fontsize": 9, "verticalalignment": "center"}
+        axes.annotate(f"{label}: {level} dB", *place, **style)
     # Above the ends of the curves: a label of the paper's may lie right beside them
     for minute, level, name, score in ends:
-        axes.annotate(
-            f"ours, {name}: {score:.2f} dB",
-            (minute, level),
-            (7, 5),
-            "data",
-            "offset points",
-            color=COLOURS[name],
-            fontweight="bold",
-            verticalalignment="bottom",
-            annotation_clip=False,
-        )
-    axes.set(
-        xlabel="minutes of training (logarithmic)",
-        ylabel=f"PSNR on Set5, x{SCALE} (dB)",
-        xscale="log",
-    )
+        place = (minute, level), (7, 5), "data", "offset points"
+        style = {"color": COLOURS[name], "fontweight": "bold", "verticalalignment": "bottom"}
+        axes.annotate(f"ours, {name}: {score:.2f} dB", *place, **style, annotation_clip=False)
+    axes.set_xlabel("minutes of training (logarithmic)")
+    axes.set_ylabel(f"PSNR on Set5, x{SCALE} (dB)")
+    axes.set_xscale("log")
     longest = max(minute for minute, *_ in ends)
     ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000) if t <= longest]
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
@@ -152,15 +126,14 @@ def filters():
     """The first layer, as in figure 5 of the paper, and what of it the network's input can meet."""
     network = SRCNN.from_pretrained(SCALE)
     images = [test_pair(training_image(path, 1), SCALE)[0] for path in sample_images("test")]
+    # n1 filters of 9×9 on one channel
     weights = network.features[0].weight[:, 0]
+    # How much each filter's responses vary, over all images
     activity = sum(network.features(x).std((0, 2, 3)) for x in images)
     order = activity.argsort(descending=True)
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.9))
-    shown = {
-        "learned filters": weights,
-        "as the input sees them": seen_by_input(weights, images),
-    }
-    for axis, (title, kernels) in zip(axes, shown.items()):
+    shown = (weights, "learned filters"), (seen_by_input(weights, images), "as the input sees them")
+    for axis, (kernels, title) in zip(axes, shown):
         axis.imshow(mosaic(kernels[order]), cmap="gray", vmin=-1, vmax=1)
         axis.set_title(title)
         axis.axis("off")
@@ -175,7 +148,9 @@ def seen_by_input(kernels: Tensor, images: list[Tensor]) -> Tensor:
     the network does can hardly be seen in them as they are.
     """
     size = kernels.shape[-1]
+    # Each row is a patch; half of it overlaps with the next
     patches = torch.cat([F.unfold(image, size, stride=size // 2)[0].T for image in images])
+    # The root of a covariance has its eigenvectors, and the roots of its eigenvalues
     values, vectors = torch.linalg.eigh(torch.cov(patches.T.double()))
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     return (kernels.flatten(1) @ root.to(kernels)).view_as(kernels)
@@ -217,6 +192,7 @@ def architecture():
     facts = []
     for name, kernels in NETWORKS.items():
         parameters = sum(p.numel() for p in SRCNN(kernels).parameters())
+        # Each layer after the first adds its kernel's side less one
         sees = sum(kernels) - 2
         facts.append(f"{name}: {parameters:,} parameters, sees {sees}×{sees} pixels")
     middle = 1.5 * step + 0.5
@@ -231,6 +207,7 @@ def draw_stack(axes, maps: Tensor, left: float, shift: float, shown: int = 5) ->
     strongest = maps[maps.flatten(1).std(1).argsort(descending=True)[:shown]]
     for j, picture in enumerate(strongest):
         x, y = left + j * shift, j * shift
+        # Not the maximum: a few bright pixels would make the others black
         brightest = picture.quantile(0.98)
         place = (x, x + 1, y, y + 1)
         axes.imshow(picture, cmap="gray", extent=place, zorder=-2 * j, vmax=brightest)

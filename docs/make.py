@@ -7,8 +7,6 @@ Needs: pip install onnx onnxscript.
 
 from pathlib import Path
 
-import cv2
-
 from export import export_onnx_image
 from files import replace_file
 from image_io import read_image, sample_images, write_image
@@ -19,8 +17,10 @@ from model import SRCNN
 DOCS = Path(__file__).parent
 SCALES = (2, 3, 4)
 NETWORKS = {"9-1-5": (9, 1, 5), "9-5-5": (9, 5, 5)}
+# What the page shows before anything was run: a part of a photograph in the public domain, by its
+# choice at the start, 9-1-5 x3
 SAMPLE, SAMPLE_PART = "astronaut", (slice(0, 300), slice(0, 512))
-SAMPLE_SCALE = 3  # the page's choice at the start, as is 9-1-5
+SAMPLE_SCALE = 3
 
 
 def main():
@@ -32,24 +32,22 @@ def main():
 
 
 def save_model(network, scale: int, name: str):
-    with replace_file(DOCS / "models" / f"{name}.onnx") as temporary:
-        with temporary.open("wb") as file:
-            export_onnx_image(network, scale, file)
+    path = DOCS / "models" / f"{name}.onnx"
+    with replace_file(path) as temporary, temporary.open("wb") as file:
+        export_onnx_image(network, scale, file)
     print(f"docs/models/{name}.onnx")
 
 
 def make_sample():
     """A photograph shrunk, and that enlarged again by bicubic and by the network."""
     path = next(p for p in sample_images("test") if p.stem == SAMPLE)
+    # Shrunk from multiples of the scale, it is as large again when it is enlarged
     photograph = modcrop(read_image(path)[SAMPLE_PART], SAMPLE_SCALE)
     small = imresize(photograph, 1 / SAMPLE_SCALE)
     write_image(DOCS / "sample.png", small)
     for name, network in (("bicubic", "bicubic"), ("srcnn", None)):
         large = upscale(small, SAMPLE_SCALE, network)
-        quality = [cv2.IMWRITE_WEBP_QUALITY, 95]
-        encoded = cv2.imencode(".webp", large[..., ::-1], quality)[1]
-        with replace_file(DOCS / f"sample_{name}.webp") as temporary:
-            encoded.tofile(temporary)
+        write_image(DOCS / f"sample_{name}.webp", large)
     print("docs/sample.png, docs/sample_bicubic.webp, docs/sample_srcnn.webp")
 
 
