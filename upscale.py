@@ -265,6 +265,7 @@ class Networks:
         self.settings, self.device = settings, pick_device(settings.device)
         self.loaded, self.said = {}, set()
         self.scales = [settings.upscale_factor]
+        # Another size than upscale_factor times the input's is made by all scales that there are
         any_size = settings.outscale or settings.outsize
         if any_size and settings.model_path in ("", "shipped"):
             self.scales = [scale for scale in SCALES if self._exists(scale)] or self.scales
@@ -290,6 +291,7 @@ class Networks:
         if scale in (0, settings.upscale_factor):
             return settings
         settings = settings.replace(upscale_factor=scale)
+        # The user's run for another scale has that in its name, unless the user chose the name
         if "exp_name" in settings.by_hand:
             return settings
         return settings.replace(exp_name=settings.default_name)
@@ -343,6 +345,7 @@ def enlarge_file(source: Path, target: Path, networks: Networks, settings):
     image, metadata = image_io.read_photo(source)
     height, width = image.shape[:2]
     factor = wanted_factor(height, width, settings)
+    # A box may be so small that a narrow picture would have no pixel across
     size = max(1, round(height * factor)), max(1, round(width * factor))
     image_io.check_format(target, (*size, *image.shape[2:]))
     if target.suffix in (".jpg", ".jpeg") and image.shape[2:] == (4,):
@@ -366,6 +369,7 @@ def write_comparison(path: Path, image: np.ndarray, enlarged: np.ndarray):
     small, large = (
         picture[..., :3] if picture.ndim == 3 else picture for picture in (image, enlarged)
     )
+    # Drawn beside each other, both must be of the result's size
     pair = resize_to(small, *large.shape[:2]), np.ascontiguousarray(large)
     drawn = comparison(list(zip(("bicubic", "SRCNN"), pair)), detail(*pair))
     image_io.write_image(path, drawn)
