@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT
 
 
+@pytest.mark.slow
 def test_thousands_of_mutated_files_end_well(tmp_path):
     pytest.importorskip("scipy", reason="needs scipy: pip install scipy")
     done = subprocess.run(

@@ -28,7 +28,7 @@ def with_nnpack(request, monkeypatch):
     if not request.param:
         monkeypatch.setattr(kernels, "has_nnpack", lambda: False)
     elif not kernels.has_nnpack():
-        pytest.skip("needs a build of torch with NNPACK, on a processor with AVX2 and not AVX-512")
+        pytest.skip("needs NNPACK: PyTorch's Linux wheel, on a processor with AVX2 or AVX-512")
     return request.param
 
 
@@ -80,7 +80,7 @@ def test_narrow_has_gradients(layout):
 @pytest.mark.parametrize("size", [(40, 40), (13, 29)])  # whole blocks of NNPACK's for 5×5, and not
 def test_nnpack_has_gradients(threads, layer, size):
     if not kernels.has_nnpack():
-        pytest.skip("needs a build of torch with NNPACK, on a processor with AVX2 and not AVX-512")
+        pytest.skip("needs NNPACK: PyTorch's Linux wheel, on a processor with AVX2 or AVX-512")
     tensors = case(*layer, *size)
     ours = [t.clone().requires_grad_() for t in tensors]
     exact = [t.double().requires_grad_() for t in tensors]

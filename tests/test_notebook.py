@@ -53,6 +53,7 @@ def scores(notebook) -> list[float]:
     return [float(mean[1]), float(mean[3]), *sizes, trained[-1]]
 
 
+@pytest.mark.slow
 def test_runs_from_top_to_bottom(run):
     stored = nbformat.read(NOTEBOOK, as_version=4)
     notebook = run(nbformat.read(NOTEBOOK, as_version=4), "assets")

@@ -168,6 +168,7 @@ def test_errors_are_every_processes(start):
         assert runs[1].error() in (runs[0].error(), lost)
 
 
+@pytest.mark.slow
 def test_torchrun(data, tmp_path):
     """The command itself, and that errors all processes share are said once."""
     command = [
