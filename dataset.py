@@ -7,6 +7,7 @@ Prepared are the high-resolution images alone, as uint8. Low resolution is made 
 import difflib
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from devices import has_float64
+from devices import free_memory, has_float64
 from files import UserError
 from image_io import list_images, read_image, sample_images
 from imgproc import eight_bits, imresize, mirror, modcrop, rgb2y, to_tensor, upsample
 
 SHARD_BYTES = 64 * 2**20  # of pixels in one file of a prepared set
+SHARE_OF_MEMORY = 0.4  # of what is free on a device, for the training set
 
 
 # ------------------------------------------------------------------------------------ image sets
@@ -372,3 +374,58 @@ class StreamedCrops(_Crops):
 
 def modcropped(height: int, width: int, scale: int) -> tuple[int, int]:
     return height // scale * scale, width // scale * scale
+
+
+# ------------------------------------------------------------------------------- for a training run
+def training_set(settings, rank: int, world: int, device):
+    """This process's crops, and the (name, image) pairs that are held out to choose weights by.
+
+    The images lie on the device if there is room: best with lr, which takes five times as much as
+    hr alone; else lr is made for every batch. What does not fit is streamed from disk.
+    """
+    folder = prepared_folder(settings.data_dir, settings.train_set, settings.channels)
+    names, images = load_images(folder, mmap=True)
+    kept, held = split_holdout(len(images), settings.holdout)
+    holdout, images = [(names[i], images[i]) for i in held], [images[i] for i in kept]
+    plan = CropPlan(
+        upscale_factor=settings.upscale_factor,
+        batch_size=settings.batch_size,
+        crop_size=settings.crop_size,
+        stride=14 if settings.recipe == "paper" else 1,
+        quantize=settings.channels == 3,
+        seed=settings.seed,
+        rank=rank,
+        world=world,
+    )
+    room = _room_for_images(settings, device)
+    values = sum(image.numel() for image in images) * (1 + sum(s * s for s in settings.shrink))
+    if values > room:
+        return StreamedCrops(folder, kept, plan), holdout
+    keep_lr = 5 * values <= room
+    return DeviceCrops(images, plan, device, settings.shrink, keep_lr), holdout
+
+
+def _room_for_images(settings, device) -> float:
+    """Bytes of the device's memory that the training set may take."""
+    if settings.max_device_gb is not None:
+        return settings.max_device_gb * 2**30
+    # The processes of one machine share a CPU's memory, while each has a GPU of its own
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if device.type == "cpu" else 1
+    return SHARE_OF_MEMORY * free_memory(device) / sharing
+
+
+def validation_sets(settings, holdout) -> dict:
+    """{name: [(image's name, image)]}: the images that are held out, and the test sets that are
+    prepared; on a machine for training alone there may be none."""
+    sets = {"holdout": holdout}
+    for name in settings.test_sets:
+        folder = prepared_folder(settings.data_dir, name, settings.channels, "test")
+        try:
+            sets[Path(name).name] = list(zip(*load_images(folder, mmap=True)))
+        except FileNotFoundError:
+            continue
+    if settings.select_by not in sets:
+        raise UserError(
+            f"select_by={settings.select_by!r}: no prepared test set; prepare it or use holdout"
+        )
+    return {name: images for name, images in sets.items() if images}

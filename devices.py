@@ -13,17 +13,38 @@ from torch import distributed
 
 from files import UserError
 
-GPUS = ("cuda", "xpu", "mps")  # NVIDIA (and AMD), Intel, Apple: in the order of "auto"
-BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}  # which library processes talk by
-TIMEOUT = timedelta(minutes=2)  # after which a process that does not answer counts as lost
-PATIENCE = timedelta(days=7)  # the same in `wait_for_all`
+# NVIDIA (and AMD), Intel, Apple: in the order of "auto"
+GPUS = ("cuda", "xpu", "mps")
+# Which library processes talk by
+BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
+# After which a process that does not answer counts as lost; and the same in `wait_for_all`
+TIMEOUT, PATIENCE = timedelta(minutes=2), timedelta(days=7)
 
-# What torch's messages say when another process ended or cannot be reached
+# What torch says, in lower case, and what we say instead
+REMEDIES = {
+    ("out of memory", "allocate memory", "not enough memory"): (
+        "out of memory on {device}; end what else uses it, lower batch_size, crop_size or "
+        "max_device_gb, or set device=cpu"
+    ),
+    ("no kernel image",): (
+        "this build of torch has no kernels for this GPU; install one that has (pytorch.org), or "
+        "set device=cpu"
+    ),
+    ("duplicate gpu",): (
+        "two processes were given the same GPU; start as many processes as there are GPUs, and "
+        "leave the number out of device"
+    ),
+    ("address already in use", "eaddrinuse"): (
+        "port {port} is in use; choose another with torchrun --master_port, or use --standalone"
+    ),
+}
+# What it says when another process ended or cannot be reached
 LOST = (
     *("closed", "reset", "broken pipe", "timed out", "timeout", "refused", "unreachable"),
     *("failed to recv", "failed to connect", "remote process", "no route to host", "handshake"),
 )
-OLD_LIMITS = "memory.limit_in_bytes", "memory.usage_in_bytes"
+# Where Linux keeps a control group's limit and use: in version 2, and in version 1
+LIMITS = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
 _patient = []  # the group of `wait_for_all`, while there are several processes
 
 
@@ -45,6 +66,7 @@ def pick_device(name: str = "auto") -> torch.device:
             device, reason = probe(own_gpu(kind))
             if not reason:
                 return device
+            # Once, not once for each process
             if os.environ.get("RANK", "0") == "0":
                 print(f"{kind} is there, but does not work ({reason})", file=sys.stderr)
     return torch.device("cpu")
@@ -86,6 +108,7 @@ def processes(name: str = "auto"):
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = pick_device(own_gpu(name) if name in GPUS else name)
     if device.type in ("cuda", "xpu"):
+        # Else "cuda" without a number, NCCL's too, would be GPU 0 for every process
         getattr(torch, device.type).set_device(device)
     leave = True
     try:
@@ -109,6 +132,7 @@ def join(rank: int, world: int, device: torch.device):
     """Make the group of all processes. Raises UserError if not all of them come, or if they cannot
     talk."""
     backend = BACKENDS.get(device.type) if distributed.is_available() else None
+    # On Windows torch has no NCCL; Gloo takes GPUs' tensors by way of the CPU
     if backend == "nccl" and not distributed.is_nccl_available():
         backend = "gloo"
     if backend is None or not distributed.is_backend_available(backend):
@@ -120,20 +144,18 @@ def join(rank: int, world: int, device: torch.device):
     began = time.monotonic()
     try:
         distributed.init_process_group(backend, timeout=TIMEOUT, **own)
+        # Training's own messages may be lost after TIMEOUT; `wait_for_all` needs more patience
         _patient[:] = [distributed.new_group(backend="gloo", timeout=PATIENCE)]
     except RuntimeError as error:
-        line = explain(error, rank, device)
         # Sooner than after TIMEOUT, they had come, and one of them has ended since
         waited = time.monotonic() - began > 0.9 * TIMEOUT.total_seconds()
-        if line and "lost the others" in line and waited:
+        if waited and "lost the others" in (explain(error, rank, device) or ""):
             place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-            line = (
+            raise UserError(
                 f"process {rank} waited {TIMEOUT.seconds} s for the others at {place}; "
                 f"start all {world}, where they reach it"
-            )
-        if line is None:
-            raise
-        raise UserError(line) from error
+            ) from error
+        raise
 
 
 def wait_for_all():
@@ -145,41 +167,22 @@ def wait_for_all():
 
 def explain(error: Exception, rank: int = 0, device="") -> str | None:
     """One line for an error of torch's that a user can do something about; None for any other."""
+    if isinstance(error, MemoryError):
+        error = RuntimeError("out of memory")
+    if not isinstance(error, RuntimeError):
+        return None
     message = " ".join(str(error).split())
-    lower = message.lower()
-    if not isinstance(error, (RuntimeError, MemoryError)):
+    for words, line in REMEDIES.items():
+        if any(word in message.lower() for word in words):
+            port = os.environ.get("MASTER_PORT")
+            return line.format(device=device or "the device", port=port)
+    # Whatever else is not of torch.distributed is a bug; a build of torch may be without it
+    own = getattr(distributed, "DistError", ())
+    if not isinstance(error, own) and "gloo" not in message.lower():
         return None
-    short_of_memory = ("out of memory", "allocate memory", "not enough memory")
-    if isinstance(error, MemoryError) or any(words in lower for words in short_of_memory):
-        return (
-            f"out of memory on {device or 'the device'}; end what else uses it, lower batch_size, "
-            "crop_size or max_device_gb, or set device=cpu"
-        )
-    if "no kernel image" in lower:
-        return (
-            "this build of torch has no kernels for this GPU; install one that has (pytorch.org), "
-            "or set device=cpu"
-        )
-    if "duplicate gpu" in lower:
-        return (
-            "two processes were given the same GPU; start as many processes as there are GPUs, and "
-            "leave the number out of device"
-        )
-    if "address already in use" in lower or "eaddrinuse" in lower:
-        return (
-            f"port {os.environ.get('MASTER_PORT')} is in use; choose another with torchrun "
-            "--master_port, or use --standalone"
-        )
-    if not isinstance(error, distributed_error()) and "gloo" not in lower:
-        return None
-    if any(word in lower for word in LOST):
+    if any(word in message.lower() for word in LOST):
         return f"process {rank} lost the others, which ended or cannot be reached"
     return f"process {rank} cannot work with the others: {message[:300]}"
-
-
-def distributed_error():
-    """The class of torch.distributed's own errors; no class in a build of torch without it."""
-    return getattr(distributed, "DistError", ())
 
 
 @contextlib.contextmanager
@@ -193,7 +196,8 @@ def exact_float32():
     flags = (torch.backends.cudnn, torch.backends.cuda.matmul)
     try:
         before = [flag.allow_tf32 for flag in flags]
-    except RuntimeError:  # the newer flags were set, and these cannot be read any more
+    except RuntimeError:
+        # The newer flags were set, and these cannot be read any more
         before = [True, True]
     asked_for = before[1]
     try:
@@ -208,12 +212,14 @@ def exact_float32():
 def quick_bf16(device: torch.device) -> bool:
     """Whether the device multiplies matrices of bfloat16 in hardware, which is several times as
     fast as float32."""
-    if device.type == "cuda":  # NVIDIA's since Ampere; AMD's that torch supports all do
+    if device.type == "cuda":
+        # NVIDIA's do since Ampere (8.0); AMD's that torch supports all do
         return bool(torch.version.hip) or torch.cuda.get_device_capability(device)[0] >= 8
     if device.type == "xpu":
         facts = torch.xpu.get_device_capability(device)
         return bool(facts.get("has_subgroup_matrix_multiply_accumulate"))
     if device.type == "cpu":
+        # Not every version of torch names it in both places
         known = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
         return "avx512_bf16" in torch.backends.cpu.get_cpu_capability().lower() or known()
     return False
@@ -249,10 +255,10 @@ def free_memory(device) -> int:
         available = [int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line][0]
     except (OSError, IndexError):
         return 10 * 2**30
-    # A container or a Slurm job may have less: control groups, of the new kind or of the old one
-    for limit, used in (("memory.max", "memory.current"), OLD_LIMITS):
+    # A container or a Slurm job may have less than the machine
+    for limit, used in LIMITS:
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
-            folder = control_group(old="limit_in_bytes" in limit)
+            folder = control_group(old=limit == LIMITS[1][0])
             left = int((folder / limit).read_text()) - int((folder / used).read_text())
             available = min(available, max(0, left))
     return available

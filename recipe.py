@@ -16,9 +16,14 @@ from kernels import NarrowConv2d, NnpackConv2d, nnpack_wins
 from model import SRCNN
 from soap import SOAP
 
+# Adam's first steps are as long as later ones, while its averages know a few gradients only
 WARMUP_STEPS = 100
+# Single batches make the weights wander around where they are bound. Their average over the last
+# thousand steps is closer to it, so this is what is measured and kept
 EMA_DECAY = 0.999
-LOG_FLOOR = 2e-5  # added to each crop's MSE before the logarithm: 47 dB
+# Added to each crop's MSE before the logarithm, so that a crop which is restored perfectly does not
+# count without limit: 47 dB
+LOG_FLOOR = 2e-5
 LARGEST = 2**53  # of the whole numbers in a last.pth: more than any run has
 
 
@@ -30,11 +35,13 @@ class TrainedSRCNN(SRCNN):
     def forward(self, x: Tensor) -> Tensor:
         first, second, third = self.features[0], self.map[0], self.reconstruction
         weights = first.weight, second.weight, third.weight
+        # With bf16: autocast would round the weights to the nearest
         if torch.is_autocast_enabled(x.device.type):
             weights = [dithered(weight) for weight in weights]
         x = F.conv2d(x, weights[0], first.bias)
         if nnpack_wins(x, weights[1], training=True):
-            x = F.relu(x.contiguous(), inplace=True)  # NCHW, which NNPACK takes
+            # NNPACK takes NCHW alone
+            x = F.relu(x.contiguous(), inplace=True)
             x = NnpackConv2d.apply(x, weights[1], second.bias)
         else:
             x = F.conv2d(F.relu(x, inplace=True), weights[1], second.bias)
@@ -83,6 +90,7 @@ def build(settings, checkpoint, device):
     # What the weights are for from now on, whatever they were made for
     average.upscale_factor = settings.upscale_factor
     average.padding_mode, average.interpolation = "replicate", "matlab"
+    # Unpadded, as in section 3.3: nothing is learned from pixels that padding makes up
     network = TrainedSRCNN(average.kernel_sizes, average.channels, average.widths, "valid")
     network.load_state_dict(average.state_dict())
     for each in (average, network):
@@ -123,6 +131,8 @@ def initialize(network, recipe):
             nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
             layer.weight *= 0.5
     if recipe == "fast":
+        # The last layer adds nothing yet to what passes through; nor do the ReLUs change that,
+        # except for the few negative values which bicubic makes beside edges
         network.reconstruction.weight.zero_()
         for layer in layers:
             height, width = layer.kernel_size
@@ -151,7 +161,8 @@ def make_optimizer(network, settings):
     first, middle, last = network.features[0], network.map[0], network.reconstruction
     if settings.recipe == "fast":
         others = [p for p in network.parameters() if p is not middle.weight]
-        # A sum of many inputs needs small steps: the rate is for the 64 of 9-1-5's middle layer
+        # Adam's step is equally long for each weight, so a sum of many inputs would change more:
+        # the rate is for the 64 of 9-1-5's middle layer
         inputs = middle.weight[0].numel()
         return SOAP(
             [{"params": [middle.weight], "factor": (64 / inputs) ** 0.5}, {"params": others}]
@@ -189,23 +200,22 @@ def restore(training: dict, network, optimizer, settings) -> dict:
     """Put what a last.pth holds beside its weights into network and optimizer.
 
     Args:
-        training: of `load_checkpoint`; the file may come from anywhere, so all of it is checked:
-            types, ranges, and every tensor against those of an optimizer that has made a step.
+        training: of `load_checkpoint`. The file may come from anywhere, so nothing is taken from
+            it that is not built as what a run of these settings holds after a step.
     Returns step, best, seconds, loss and history of the run.
-    Raises UserError, one line, if anything of it does not fit; then nothing has been changed.
+    Raises UserError, one line, if anything does not fit; then nothing has been changed.
     """
+    # The example has the keys, so that whatever else is in the file is passed over
+    example = {
+        "network": network.state_dict(),
+        "optimizer": {"state": _state_after_a_step(network, settings)},
+    }
+    run = {"loss": math.nan, **training}  # older files have none
     try:
-        run = _numbers(training)
-        expected = {
-            "network": network.state_dict(),
-            "state": _state_after_a_step(network, settings),
-        }
-        optimizer_state = training.get("optimizer")
-        found = {
-            "network": training.get("network"),
-            "state": optimizer_state.get("state") if isinstance(optimizer_state, dict) else None,
-        }
-        found = {name: _like(found[name], expected[name], name) for name in expected}
+        found = _like(run, example, "training")
+        for name, is_good in _NUMBERS.items():
+            if not is_good(run.get(name)):
+                raise _Unfit(f"{name} is {_kind(run.get(name))}")
     except _Unfit as unfit:
         raise UserError(
             f"{settings.resume}: its state does not fit recipe={settings.recipe} ({unfit}); "
@@ -214,29 +224,8 @@ def restore(training: dict, network, optimizer, settings) -> dict:
     network.load_state_dict(found["network"])
     # Rates and the like follow from the settings: of the file's, only the state counts
     groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": found["state"], "param_groups": groups})
-    return run
-
-
-def _numbers(training: dict) -> dict:
-    """step, best, seconds, loss and history of a run, checked."""
-    step, history = training.get("step"), training.get("history")
-    run = {key: training.get(key) for key in ("best", "seconds")}
-    run["loss"] = training.get("loss", math.nan)  # older files have none
-    if type(step) is not int or not 1 <= step < LARGEST:
-        raise _Unfit(f"step is {_kind(step)}, expected a number of steps")
-    for key, value in run.items():
-        if not _is_number(value) or (math.isnan(value) and key != "loss"):
-            raise _Unfit(f"{key} is {_kind(value)}, expected a number")
-    if not 0 <= run["seconds"] < math.inf:
-        raise _Unfit(f"seconds is {run['seconds']}, expected a length of time")
-    if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
-        raise _Unfit(f"history is {_kind(history)}, expected the rows of metrics.csv")
-    for row in history:
-        names = all(isinstance(name, str) and name.isprintable() and name for name in row)
-        if not names or not all(map(_is_number, row.values())) or type(row.get("step")) is not int:
-            raise _Unfit("history has a row that is not one of metrics.csv")
-    return {"step": step, "history": history, **run}
+    optimizer.load_state_dict({**found["optimizer"], "param_groups": groups})
+    return {name: run[name] for name in _NUMBERS}
 
 
 def _state_after_a_step(network, settings) -> dict:
@@ -249,44 +238,26 @@ def _state_after_a_step(network, settings) -> dict:
     return optimizer.state_dict()["state"]
 
 
-def _like(found, expected, name):
-    """found, if it is built as expected: the same keys and lengths, numbers for numbers, and
-    tensors of the same type and shape."""
-    if isinstance(expected, dict):
-        if not isinstance(found, dict) or found.keys() != expected.keys():
-            raise _Unfit(f"{name} is {_kind(found)}, expected {len(expected)} entries")
-        return {key: _like(found[key], expected[key], f"{name}.{key}") for key in expected}
-    if isinstance(expected, (list, tuple)):
-        if not isinstance(found, (list, tuple)) or len(found) != len(expected):
-            raise _Unfit(f"{name} is {_kind(found)}, expected {len(expected)} entries")
-        pairs = zip(found, expected)
-        return [_like(*pair, f"{name}.{i}") for i, pair in enumerate(pairs)]
-    if isinstance(expected, Tensor):
-        return _tensor_like(found, expected, name)
-    if type(found) is not type(expected):
-        raise _Unfit(f"{name} is {_kind(found)}, expected {_kind(expected)}")
-    if _is_number(found) and not 0 <= found < LARGEST:
-        raise _Unfit(f"{name} is out of range")
-    return found
-
-
-def _tensor_like(found, expected, name) -> Tensor:
-    same = (
-        isinstance(found, Tensor)
-        and found.layout == torch.strided
-        and (found.dtype, found.shape) == (expected.dtype, expected.shape)
-    )
-    if not same:
-        raise _Unfit(f"{name} is {_kind(found)}, expected {_kind(expected)}")
-    if not found.isfinite().all():
-        raise _Unfit(f"{name} holds NaN or infinite numbers")
-    # Values that share memory, as expand() makes them, could not be changed one by one
-    reach = 0
-    for stride, size in sorted(zip(found.stride(), found.shape)):
-        if size > 1 and stride <= reach:
-            raise _Unfit(f"{name} has values that share memory")
-        reach += stride * (size - 1)
-    return found.detach()
+def _like(found, example, name):
+    """The part of found that is built as the example: keys and lengths, types and shapes."""
+    if isinstance(example, dict) and isinstance(found, dict):
+        return {key: _like(found.get(key), example[key], f"{name}.{key}") for key in example}
+    if isinstance(example, list) and isinstance(found, list) and len(found) == len(example):
+        return [_like(*pair, name) for pair in zip(found, example)]
+    if isinstance(example, Tensor):
+        fits = (
+            isinstance(found, Tensor)
+            and found.layout == torch.strided
+            and (found.dtype, found.shape) == (example.dtype, example.shape)
+        )
+        if fits and not found.isfinite().all():
+            raise _Unfit(f"{name} holds NaN or infinite numbers")
+        if fits:
+            # A copy: after expand() values share memory, and could not change one by one
+            return found.detach().clone()
+    elif _is_number(example) and _is_number(found) and 0 <= found < LARGEST:
+        return found
+    raise _Unfit(f"{name} is {_kind(found)}, expected {_kind(example)}")
 
 
 def _is_number(value) -> bool:
@@ -294,13 +265,32 @@ def _is_number(value) -> bool:
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
+def _is_row(row) -> bool:
+    """Whether it is one of metrics.csv: numbers with printable names, and whole steps."""
+    return (
+        isinstance(row, dict)
+        and type(row.get("step")) is int
+        and all(isinstance(name, str) and name.isprintable() and name for name in row)
+        and all(map(_is_number, row.values()))
+    )
+
+
+# What the numbers of a run have to be
+_NUMBERS = {
+    "step": lambda step: type(step) is int and 1 <= step < LARGEST,
+    "best": lambda psnr: _is_number(psnr) and not math.isnan(psnr),
+    "seconds": lambda time: _is_number(time) and 0 <= time < math.inf,
+    "loss": _is_number,
+    "history": lambda rows: isinstance(rows, list) and all(map(_is_row, rows)),
+}
+
+
 def _kind(thing) -> str:
-    """What something is, for a message."""
+    """What something is, for a message: no text of the file's, which may be of any length."""
     if isinstance(thing, Tensor):
-        sides = "×".join(map(str, thing.shape)) or "one number"
-        return f"a tensor of {str(thing.dtype).removeprefix('torch.')}, {sides}"
+        return f"a tensor of {str(thing.dtype).removeprefix('torch.')}, {tuple(thing.shape)}"
+    if isinstance(thing, (dict, list)):
+        return f"a {type(thing).__name__} of {len(thing)}"
     if _is_number(thing):
         return str(thing)
-    if isinstance(thing, (dict, list, tuple)):
-        return f"a {type(thing).__name__} of {len(thing)}"
     return "missing" if thing is None else f"a {type(thing).__name__}"

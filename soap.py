@@ -2,6 +2,12 @@
 
 import torch
 
+# Why not Adam: it divides each entry of a gradient by that entry's usual size, so that steep and
+# flat directions advance alike. This works where steep and flat lie along single weights. Where
+# they lie along mixtures of weights, entries rise and fall together, and Adam cannot tell them
+# apart. SOAP turns the gradient first, onto the eigenvectors of its second moments, along which
+# entries hardly go together, and lets Adam work there: fewer steps, of which each costs more.
+
 
 class SOAP(torch.optim.Optimizer):
     """For networks of a few small layers, on any device: all of them are updated together.
@@ -34,17 +40,21 @@ class SOAP(torch.optim.Optimizer):
         states = [self._state(p, grad) for (p, _), grad in zip(rated, grads)]
         means, squares = ([state[k] for state in states] for k in ("mean", "square"))
 
+        # Adam's two averages: of the gradient, as it is, and of its square, in the eigenbasis.
         # On a GPU a call costs more than what it computes here: _foreach_ is one for all tensors
         torch._foreach_lerp_(means, grads, 1 - beta1)
         pairs = [_rotate_pair(*given) for given in zip(grads, means, states)]
         turned_grads, turned_means = zip(*pairs)
         torch._foreach_lerp_(squares, torch._foreach_mul(turned_grads, turned_grads), 1 - beta2)
+
+        # Adam's step there, turned back
         roots = torch._foreach_sqrt(squares)
         torch._foreach_add_(roots, eps)
         updates = [
             _rotate(update[None], [basis.T for basis in state["bases"]]).view_as(p)
             for update, state, (p, _) in zip(torch._foreach_div(turned_means, roots), states, rated)
         ]
+        # Both averages began at zero; this makes up for it
         scales = []
         for state, (_, rate) in zip(states, rated):
             state["step"] += 1
@@ -53,6 +63,7 @@ class SOAP(torch.optim.Optimizer):
         torch._foreach_mul_(updates, scales)
         torch._foreach_add_([p for p, _ in rated], updates)
 
+        # The bases of the next steps
         covariances = [c for state in states for c in state["covariances"]]
         if covariances:
             now = [_covariance(grad, axis) for grad in grads for axis in _long_axes(grad)]
@@ -67,6 +78,7 @@ class SOAP(torch.optim.Optimizer):
             state["step"] = 0
             state["mean"], state["square"] = grad.new_zeros(grad.shape), grad.new_zeros(grad.shape)
             state["covariances"] = [_covariance(grad, axis) for axis in _long_axes(grad)]
+            # eigh raises on NaN; training looks at its loss from time to time, and must get there
             finite = [c.nan_to_num(0, 0, 0) for c in state["covariances"]]
             # eigh's eigenvalues rise; the bases have the largest first
             state["bases"] = [_decompose(torch.linalg.eigh, c)[1].flip(1) for c in finite]

@@ -3,6 +3,8 @@
 So --help and a mistake are answered at once instead of after some seconds.
 """
 
+import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -16,6 +18,9 @@ def check(positional=None):
     Args:
         positional: as for `config.run`.
     """
+    # Ignored in the background of a shell script, Ctrl-C stays so
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end_quietly)
     # Here, and not above: config.py is written by hand, and Python may refuse it
     try:
         import config
@@ -26,6 +31,16 @@ def check(positional=None):
         sys.exit(f"error: {line}")
     # Nothing but what config.run does before it calls a script's main
     config.run(lambda settings: None, positional=positional)
+
+
+def end_quietly(number, frame):
+    """What Ctrl-C does while the script imports torch: end it at once, without a traceback."""
+    # A script defines main when its imports are done: from there on config.run sees to Ctrl-C
+    if hasattr(sys.modules["__main__"], "main"):
+        signal.default_int_handler(number, frame)
+    # No exception: it would surface in the midst of torch, or be swallowed there
+    os.write(2, b"interrupted\n")
+    os._exit(130)
 
 
 def explain(error: Exception) -> str:

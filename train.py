@@ -12,10 +12,10 @@ import start
 if __name__ == "__main__":  # --help and mistakes are answered before torch is loaded
     start.check()
 
+import contextlib
 import math
 import os
 import shlex
-import signal
 import sys
 import time
 import warnings
@@ -35,32 +35,20 @@ from tqdm import tqdm
 
 import config
 import recipe
-from dataset import (
-    CropPlan,
-    DeviceCrops,
-    StreamedCrops,
-    load_images,
-    prepared_folder,
-    split_holdout,
-)
-from devices import (
-    device_name,
-    exact_float32,
-    free_memory,
-    processes,
-    quick_bf16,
-    wait_for_all,
-)
+from dataset import StreamedCrops, training_set, validation_sets
+from devices import device_name, exact_float32, processes, quick_bf16, wait_for_all
 from evaluation import evaluate
 from files import UserError, make_folder, save, write_csv
 from imgproc import shave
 from kernels import keep_memory
 from model import SRCNN
+from signals import Interrupted, Stop, outlive
 from weights import load_checkpoint
 
-FILES = ("best.pth", "last.pth", "metrics.csv")  # of a run, in its folder
-SHARE_OF_MEMORY = 0.4  # of what is free on a device, for the training set
-MOST_ROWS = 5_000  # of metrics.csv: load_checkpoint does not take files with very many numbers
+# Of a run, in its folder
+FILES = ("best.pth", "last.pth", "metrics.csv")
+# Of metrics.csv: load_checkpoint does not take files with very many numbers
+MOST_ROWS = 5_000
 # What decides the result of a run, so that going on with other values is worth a line
 DECISIVE = (
     *("train_set", "batch_size", "steps", "learning_rate", "crop_size", "shrink", "holdout"),
@@ -70,17 +58,23 @@ DECISIVE = (
 
 @dataclass
 class Run:
-    """A run: its networks, and how far it is. last.pth keeps all of it."""
+    """A run: which of the processes this is, its networks, and how far it is."""
 
     settings: SimpleNamespace
+    rank: int
+    world: int
+    device: torch.device
     network: nn.Module  # the one that is trained
     average: nn.Module  # the average of its weights, which best.pth holds
     optimizer: torch.optim.Optimizer
+    # Kept in last.pth, beside the networks and the optimizer's state
     step: int = 0
     best: float = -math.inf
     seconds: float = 0.0
     loss: float = math.nan  # mean since the last row of history
     history: list = field(default_factory=list)  # the rows of metrics.csv
+    # Not kept
+    changed: list = field(default_factory=list)  # settings that it did not begin with
     owns_folder: bool = False  # whether last.pth in its folder is its own
     replaces: list = field(default_factory=list)  # another run's files, until the first save
 
@@ -89,128 +83,131 @@ class Run:
         return Path(self.settings.exp_dir)
 
     @property
+    def bf16(self) -> bool:
+        precision, recipe = self.settings.precision, self.settings.recipe
+        if precision == "auto":
+            return recipe != "paper" and quick_bf16(self.device)
+        return precision == "bf16"
+
+    @property
+    def is_finished(self) -> bool:
+        return self.step >= self.settings.steps
+
+    @property
     def is_due(self) -> bool:
         """Whether this step is one to save and measure after."""
-        at_end = self.step >= self.settings.steps
-        return self.step > 0 and (at_end or self.step % self.settings.valid_frequency == 0)
+        regular = self.step % self.settings.valid_frequency == 0
+        return self.step > 0 and (regular or self.is_finished)
 
     @property
     def is_measured(self) -> bool:
         return bool(self.history) and self.history[-1]["step"] == self.step
 
 
-@dataclass
-class Place:
-    """Which of the processes this is, and what it computes on."""
-
-    rank: int
-    world: int
-    device: torch.device
-    bf16: bool
-
-
 def main(settings):
     with processes(settings.device) as (rank, world, device), exact_float32():
-        place = Place(rank, world, device, in_bf16(settings, device))
         check(settings, world)
-        run = begin(settings, device)
-        if run.step >= settings.steps and run.is_measured:
-            if not rank:
-                print(
-                    f"finished already: {settings.resume} is at step {run.step:,} of "
-                    f"{settings.steps:,}; nothing was written. To go on set more --steps"
-                )
+        run = begin(settings, device, rank, world)
+        if run.is_finished and run.is_measured:
+            if rank == 0:
+                tell_finished(run)
             return
         claim_folder(run)
-        crops, holdout = training_set(settings, place)
-        sets = {} if rank else validation_sets(settings, holdout)
-        if not rank:
+        crops, holdout = training_set(settings, rank, world, device)
+        # Process 0 alone measures, writes and talks
+        sets = validation_sets(settings, holdout) if rank == 0 else {}
+        if rank == 0:
             make_folder(run.folder)
-            for left in run.folder.glob("*.tmp-*"):  # by a killed run
+            # What a killed run was about to write
+            for left in run.folder.glob("*.tmp-*"):
                 left.unlink()
-            describe(run, crops, sets, place)
+            describe(run, crops, holdout)
         # By default cuDNN adds gradients up in any order; so a resumed run repeats its steps
         torch.backends.cudnn.deterministic = True
-        stop, log = Stop(quiet=rank > 0), Log(run, quiet=rank > 0)
-        wait_for_all()
+        if device.type == "cpu":
+            keep_memory()
+        stop, log = Stop(quiet=rank > 0), Log(run)
         # A run that was killed while it was measured: the row is still to come
-        if run.is_due and not run.is_measured and not rank:
+        if run.is_due and not run.is_measured and rank == 0:
             measure(run, sets, stop, log)
         wait_for_all()
-        train(run, crops, sets, place, stop, log)
-        log.close()
-    if not rank:
-        tell_end(run, stop)
-    if run.step < settings.steps:
+        train(run, crops, sets, stop, log)
+        log.bar.close()
+    if rank == 0:
+        tell_end(run)
+    if not run.is_finished:
         raise SystemExit(128 + stop.number if stop.number else 1)
 
 
-def train(run, crops, sets, place, stop, log):
+def train(run, crops, sets, stop, log):
     """Step after step; every so often look at the loss, and save and measure what there is."""
-    settings, average, optimizer = run.settings, run.average, run.optimizer
-    model = wrapped(run.network, settings, place)
-    batches = make_batches(crops, run.step, settings, place.device)
-    weights, averaged = list(run.network.parameters()), list(average.parameters())
-    border = (sum(settings.kernel_sizes) - 3) // 2  # that unpadded convolutions cut off
-    # Only a CPU can look at every step for nothing; a GPU would have to be waited for
-    pause = 1 if place.device.type == "cpu" else settings.print_frequency
-    if place.device.type == "cpu":
-        keep_memory()
-    loss_sum = torch.zeros((), device=place.device)
-    bad_step = torch.full((), math.inf, device=place.device)
-    counted, began = 0, time.perf_counter() - run.seconds
+    settings, device, optimizer = run.settings, run.device, run.optimizer
+    model, bf16 = wrapped(run), run.bf16
+    batches = make_batches(crops, run.step, settings, device)
+    weights, averaged = list(run.network.parameters()), list(run.average.parameters())
+    # Unpadded convolutions cut this many pixels off each side: 6 for 9-1-5
+    border = (sum(settings.kernel_sizes) - 3) // 2
+    # To read a loss is to wait for the GPU, which then idles; a CPU can be asked at every step
+    pause = 1 if device.type == "cpu" else settings.print_frequency
+    # Since the last look, as tensors; since the last row of metrics.csv, as numbers
+    recent, losses = [], []
+    began = time.perf_counter() - run.seconds
 
     while run.step < settings.steps:
-        # One step
+        # One step. lr and hr: N×C×crop×crop in 0..1, lr already as large as hr (section 3.1)
         lr, hr = next(batches)
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate_at(run.step, settings) * group.get("factor", 1)
-        if place.bf16:  # by the step, so that a resumed run repeats it
-            recipe.seed_dithering(place.device, (settings.seed + run.step) % 2**63)
-        with torch.autocast(place.device.type, torch.bfloat16, enabled=place.bf16):
+        if bf16:
+            # By the step, so that a resumed run repeats it
+            recipe.seed_dithering(device, (settings.seed + run.step) % 2**63)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             # .to sets the strides in any case; with one channel both layouts are the same memory,
             # so .contiguous would change nothing, and the output have the slower layout
             sr = model(lr.to(memory_format=torch.channels_last))
+        # Compared where the network has an output (section 3.3)
         loss = recipe.loss_of(sr.float(), shave(hr, border), settings.recipe)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        # What is measured and kept is a running average of the weights
         decay = recipe.average_decay(run.step, settings.recipe)
         torch._foreach_lerp_(averaged, weights, 1 - decay)
         run.step += 1
-
-        # What to note of it, without .item(): a GPU would be waited for at every step
-        loss = loss.detach()
-        loss_sum += loss
-        bad_step = torch.where(loss.isfinite(), bad_step, bad_step.clamp(max=run.step))
-        counted += 1
+        recent.append(loss.detach())
         log.step()
 
-        # Every so often
-        look = run.is_due or run.step % pause == 0
-        if not look and not (place.world == 1 and stop.number):
+        # Every so often, look at the losses. A single process may do so where it is to stop;
+        # several have to look at the same steps, since each waits for the others
+        at_once = stop.number and run.world == 1
+        if run.step % pause and not run.is_due and not at_once:
             continue
-        run.loss, first_bad, stopping = over_processes(
-            loss_sum / counted, bad_step, bool(stop.number), place.world
-        )
-        check_numbers(run, first_bad, thoroughly=run.is_due or stopping)
+        numbers, stopping = over_processes(recent, stop.number > 0, run.world)
+        check_numbers(run, numbers, thoroughly=run.is_due or stopping)
+        losses += numbers
+        recent.clear()
+
+        # More seldom, last.pth, best.pth and a row of metrics.csv
         if run.is_due or stopping:
             run.seconds = time.perf_counter() - began
-            if not place.rank:
+            run.loss, losses = sum(losses) / len(losses), []
+            if run.rank == 0:
                 # Saved first: measuring takes its time, and a second signal may end it
                 save_last(run)
                 measure(run, sets, stop, log)
+            # In the next step the others would wait two minutes for process 0, and give it up
             wait_for_all()
-            loss_sum, counted = torch.zeros_like(loss_sum), 0
         if stopping:
             break
-    batches.close()  # ends the processes that make them
+    # Ends the processes that make them
+    batches.close()
 
 
 # --------------------------------------------------------------------------------- before the loop
 def check(settings, world):
     """What no training could begin with. Raises UserError."""
-    if settings.batch_size % world:  # gradients are averaged, so that parts must be equal
+    # DDP takes the mean of the processes' gradients: that of the batch if their parts are equal
+    if settings.batch_size % world:
         raise UserError(
             f"batch_size={settings.batch_size}: not divisible by {world} processes; set a multiple"
         )
@@ -222,27 +219,31 @@ def check(settings, world):
         )
 
 
-def in_bf16(settings, device) -> bool:
-    if settings.precision == "auto":
-        return settings.recipe != "paper" and quick_bf16(device)
-    return settings.precision == "bf16"
-
-
-def begin(settings, device) -> Run:
+def begin(settings, device, rank=0, world=1) -> Run:
     """A new run, or the one that settings.resume holds. Nothing is written yet."""
     torch.manual_seed(settings.seed % 2**63)
     checkpoint = None
     if settings.resume:
         checkpoint = load_checkpoint(settings.resume, settings.interpolation)
     network, average = recipe.build(settings, checkpoint, device)
-    run = Run(settings, network, average, recipe.make_optimizer(network, settings))
+    optimizer = recipe.make_optimizer(network, settings)
+    run = Run(settings, rank, world, device, network, average, optimizer)
     if checkpoint and checkpoint["training"]:
-        state = recipe.restore(checkpoint["training"], network, run.optimizer, settings)
-        for name, value in state.items():
-            setattr(run, name, value)
-        said = checkpoint["facts"].get("settings")
-        tell_changes(said if isinstance(said, dict) else {}, settings)
+        state = recipe.restore(checkpoint["training"], network, optimizer, settings)
+        vars(run).update(state, changed=changes(checkpoint["facts"], settings))
     return run
+
+
+def changes(facts, settings) -> list[str]:
+    """What the settings change of a run, by the facts in its file: "steps was 8, is 12"."""
+    before, now, found = facts.get("settings"), plain(settings), []
+    for name in DECISIVE if isinstance(before, dict) else ():
+        # The file may come from anywhere: of it only short and plain values are shown
+        with contextlib.suppress(ValueError, RecursionError):
+            was = str(before.get(name, now[name]))
+            if was != str(now[name]) and len(was) < 60 and was.isprintable():
+                found.append(f"{name} was {was}, is {now[name]}")
+    return found
 
 
 def claim_folder(run):
@@ -251,9 +252,10 @@ def claim_folder(run):
     Raises UserError if it holds another run and settings.overwrite does not say so.
     """
     folder, last = run.folder, run.folder / "last.pth"
-    found = [folder / name for name in FILES if (folder / name).exists()]
-    if run.step and last.exists() and os.path.exists(run.settings.resume):  # or an address
+    # `resume` may be an address on the web, too
+    if run.step and last.exists() and os.path.exists(run.settings.resume):
         run.owns_folder = last.samefile(run.settings.resume)
+    found = [folder / name for name in FILES if (folder / name).exists()]
     if not found or run.owns_folder:
         return
     if not run.settings.overwrite:
@@ -263,137 +265,75 @@ def claim_folder(run):
             "or replace it by --overwrite"
         )
     # What was measured of the old run would be taken for this one's
-    measured = [folder / name for name in ("validation.json", "report.html")]
-    run.replaces = found + [path for path in measured if path.exists()]
-    run.replaces += folder.glob("events.out.tfevents.*")
+    measured = ("validation.json", "report.html", "events.out.tfevents.*")
+    run.replaces = found + [path for name in measured for path in folder.glob(name)]
 
 
-def training_set(settings, place):
-    """This process's crops, and the (name, image) pairs that are held out to choose by.
-
-    The images lie on the device if there is room: best with lr, which takes five times as much as
-    hr alone; else lr is made for every batch. What does not fit is streamed from disk.
-    """
-    folder = prepared_folder(settings.data_dir, settings.train_set, settings.channels)
-    names, images = load_images(folder, mmap=True)
-    kept, held = split_holdout(len(images), settings.holdout)
-    holdout, images = [(names[i], images[i]) for i in held], [images[i] for i in kept]
-    plan = CropPlan(
-        upscale_factor=settings.upscale_factor,
-        batch_size=settings.batch_size,
-        crop_size=settings.crop_size,
-        stride=14 if settings.recipe == "paper" else 1,
-        quantize=settings.channels == 3,
-        seed=settings.seed,
-        rank=place.rank,
-        world=place.world,
-    )
-    room = room_for_images(settings, place)
-    values = sum(image.numel() for image in images) * (1 + sum(s * s for s in settings.shrink))
-    if values > room:
-        return StreamedCrops(folder, kept, plan), holdout
-    keep_lr = 5 * values <= room
-    return DeviceCrops(images, plan, place.device, settings.shrink, keep_lr), holdout
-
-
-def room_for_images(settings, place) -> float:
-    """Bytes of the device's memory that the training set may take."""
-    if settings.max_device_gb is not None:
-        return settings.max_device_gb * 2**30
-    # The processes of one machine share a CPU's memory, while each has a GPU of its own
-    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if place.device.type == "cpu" else 1
-    return SHARE_OF_MEMORY * free_memory(place.device) / sharing
-
-
-def validation_sets(settings, holdout) -> dict:
-    """{name: [(image's name, image)]}: the images that are held out, and the test sets that are
-    prepared; on a machine for training alone there may be none."""
-    sets = {"holdout": holdout}
-    for name in settings.test_sets:
-        folder = prepared_folder(settings.data_dir, name, settings.channels, "test")
-        try:
-            sets[Path(name).name] = list(zip(*load_images(folder, mmap=True)))
-        except FileNotFoundError:
-            continue
-    if settings.select_by not in sets:
-        raise UserError(
-            f"select_by={settings.select_by!r}: no prepared test set; prepare it or use holdout"
-        )
-    return {name: images for name, images in sets.items() if images}
-
-
-def wrapped(network, settings, place):
+def wrapped(run):
     """The network as it is called: on several processes, and compiled, if that is asked for."""
-    if place.world > 1:
+    network = run.network
+    if run.world > 1:
         # DDP warns of layouts that differ in axes of size one alone, which are the same memory
         warnings.filterwarnings("ignore", "Grad strides")
-        own = [place.device] if place.device.type == "cuda" else None
+        own = [run.device] if run.device.type == "cuda" else None
         network = DistributedDataParallel(network, own)
-    return torch.compile(network) if settings.compile else network
+    return torch.compile(network) if run.settings.compile else network
 
 
 def make_batches(crops, start, settings, device):
     """Batches (lr, hr) on the device, from step `start` on."""
     steps = range(start, settings.steps)
     if isinstance(crops, StreamedCrops):
+        # Each item is a whole batch, so the sampler is the list of steps
         crops = DataLoader(
             crops,
             batch_size=None,
             sampler=steps,
             num_workers=settings.num_workers,
             pin_memory=device.type == "cuda",
-            worker_init_fn=outlive_signals,
+            worker_init_fn=outlive,
         )
         for batch in crops:
             yield [t.to(device, non_blocking=True) for t in batch]
     else:
-        for step in steps:
-            yield crops[step]
-
-
-def outlive_signals(worker):
-    """For processes that make batches: Ctrl-C and Slurm's signals reach them too, but the run still
-    needs them for the step that it saves."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, frame: signal.alarm(30))
+        yield from (crops[step] for step in steps)
 
 
 # -------------------------------------------------------------------------------- every so often
-def over_processes(loss, bad_step, stopping, world):
-    """Mean loss, first bad step and whether to stop, over all processes, as numbers."""
-    values = torch.stack([loss, -bad_step, torch.full_like(loss, stopping)])
+def over_processes(losses, stop, world):
+    """The losses as numbers, means over the processes, and whether any of these is to stop."""
+    # One sum for all, since each takes a round through the network
+    values = torch.stack([*losses, torch.full_like(losses[0], stop)])
     if world > 1:
-        distributed.all_reduce(values[0], distributed.ReduceOp.SUM)
-        distributed.all_reduce(values[1:], distributed.ReduceOp.MAX)
-    loss, bad_step, stopping = values.tolist()
-    return loss / world, -bad_step, stopping > 0
+        distributed.all_reduce(values)
+    *losses, stopping = values.tolist()
+    return [loss / world for loss in losses], stopping > 0
 
 
-def check_numbers(run, first_bad, thoroughly):
-    """Raises UserError if a loss was not finite; or a weight is not, looking thoroughly, as before
-    every save."""
-    finite = math.isinf(first_bad)
-    if finite and not (thoroughly and not all_finite(run.network, run.optimizer)):
-        return
-    raise UserError(
-        f"loss or weights are not finite at step {int(min(first_bad, run.step))}; lower "
-        f"learning_rate (now {run.settings.learning_rate}). "
-        f"{run.folder} holds what was saved before"
-    )
+def check_numbers(run, losses, thoroughly):
+    """Raises UserError if one of the last losses was not finite; or a weight is not, looking
+    thoroughly, as before every save."""
+    steps = range(run.step - len(losses) + 1, run.step + 1)
+    bad = [step for step, loss in zip(steps, losses) if not math.isfinite(loss)]
+    if thoroughly and not all_finite(run.network, run.optimizer):
+        bad.append(run.step)
+    if bad:
+        raise UserError(
+            f"loss or weights are not finite at step {bad[0]}; lower learning_rate (now "
+            f"{run.settings.learning_rate}). {run.folder} holds what was saved before"
+        )
 
 
 def all_finite(network, optimizer) -> bool:
     """Whether the weights are, and all of the optimizer's state."""
-    tensors, found = list(network.parameters()), list(optimizer.state.values())
-    while found:
-        entry = found.pop()
-        if isinstance(entry, Tensor):
-            tensors.append(entry)
-        elif isinstance(entry, (dict, list, tuple)):
-            found += entry.values() if isinstance(entry, dict) else entry
-    return all(torch.stack([tensor.isfinite().all() for tensor in tensors]).tolist())
+    tensors = list(network.parameters())
+    for state in optimizer.state.values():
+        for entry in state.values():
+            # SOAP keeps a number, tensors, and lists of a tensor for each axis
+            tensors += entry if isinstance(entry, list) else [entry]
+    # One question for all, since each waits for a GPU
+    finite = [tensor.isfinite().all() for tensor in tensors if isinstance(tensor, Tensor)]
+    return all(torch.stack(finite).tolist())
 
 
 def save_last(run):
@@ -404,6 +344,7 @@ def save_last(run):
             f"{last}: another run has written it since this one began, and keeps it; "
             "give this one another name by --exp_name"
         )
+    # The average is the file's network; to go on takes the weights that it is of as well
     state = {
         **{name: getattr(run, name) for name in ("step", "best", "seconds", "loss", "history")},
         "network": run.network.state_dict(),
@@ -411,40 +352,46 @@ def save_last(run):
     }
     save(run.average.to_checkpoint(facts(run), state), last)
     # What is left of the run that this one replaces goes when there is something in its place
-    for path in run.replaces:
-        if path != last:
-            path.unlink(missing_ok=True)
+    for path in set(run.replaces) - {last}:
+        path.unlink(missing_ok=True)
     run.owns_folder, run.replaces = True, []
 
 
 def facts(run) -> dict:
     """How the weights came about, for their file: plain values."""
     row = run.history[-1] if run.is_measured else {}
-    values = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in vars(run.settings).items()
-    }
     return {
         "train_set": Path(run.settings.train_set).name,
         "step": run.step,
         "seconds": run.seconds,
         **{name: value for name, value in row.items() if name.startswith("psnr_")},
         "command": shlex.join(["python", "train.py", *sys.argv[1:]]),
-        "machine": device_name(next(run.network.parameters()).device),
-        "settings": values,
+        "machine": device_name(run.device),
+        "settings": plain(run.settings),
     }
 
 
-class Interrupted(Exception):
-    """A second signal came while the run was measured."""
+def plain(settings) -> dict:
+    """All settings, in types that files keep."""
+    pairs = vars(settings).items()
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in pairs}
 
 
 def measure(run, sets, stop, log):
     """Measure the averaged weights, and write best.pth if they are the best so far, then last.pth
-    with the new row and metrics.csv."""
+    with the new row and metrics.csv. Nothing of this if a second signal comes."""
     settings = run.settings
+    # As its file will be loaded: in another memory format the last bits of the sums may differ
+    network = SRCNN.from_checkpoint(run.average.to_checkpoint({}))
+    network.to(run.device)
+    # A network on three colours is measured on all of them, as in MMagic
+    protocol = "y" if network.channels == 1 else "rgb"
+    scale, options = network.upscale_factor, {"with_ssim": False, "visit": stop.between_images}
     try:
-        scores = {name: score(run, images, stop) for name, images in sets.items()}
+        scores = {
+            name: evaluate(network, images, scale, protocol, **options)
+            for name, images in sets.items()
+        }
     except Interrupted:
         return
     row = {
@@ -455,68 +402,17 @@ def measure(run, sets, stop, log):
         "loss": run.loss,
         **{f"psnr_{name}": each["srcnn"]["psnr"] for name, each in scores.items()},
     }
-    earlier = [old for old in run.history if old["step"] < run.step]
-    run.history = earlier[1 - MOST_ROWS :] + [row]
+    run.history = run.history[1 - MOST_ROWS :] + [row]
     # Without a set to choose by, the last weights are the best
     value = row.get(f"psnr_{settings.select_by}", run.step)
+    # best.pth may be gone, or in the folder that a resumed run comes from
     improved = value >= run.best or not (run.folder / "best.pth").exists()
     run.best = max(run.best, value)
     if improved:
         save(run.average.to_checkpoint(facts(run)), run.folder / "best.pth")
     save_last(run)
     write_csv(run.history, run.folder / "metrics.csv")
-    log.measured(run, row, scores, improved)
-
-
-def score(run, images, stop) -> dict:
-    """`evaluate` for the averaged weights. Raises Interrupted between two images."""
-
-    def until_stopped():
-        for image in images:
-            if stop.urgent:
-                raise Interrupted
-            yield image
-
-    # As its file will be loaded: in another memory format the last bits of the sums may differ
-    device = next(run.average.parameters()).device
-    network = SRCNN.from_checkpoint(run.average.to_checkpoint({})).to(device)
-    protocol = "y" if network.channels == 1 else "rgb"
-    return evaluate(network, until_stopped(), network.upscale_factor, protocol, with_ssim=False)
-
-
-class Stop:
-    """What Ctrl-C, Slurm (SIGTERM) and a closed terminal (SIGHUP) do: the first signal ends the
-    run after its step, which is saved and measured; a second one leaves the measuring out; only a
-    third one ends the process as it is. Saving is never interrupted by the first two."""
-
-    SAYS = ("saving this step, then measuring it; once more: saving alone", "saving alone")
-
-    def __init__(self, quiet: bool):
-        self.quiet, self.number, self.count, self.last = quiet, 0, 0, -math.inf
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)  # Windows has no SIGHUP
-            ignored = name == "SIGHUP" and number and signal.getsignal(number) == signal.SIG_IGN
-            if number and not ignored:  # as nohup wants it
-                signal.signal(number, self)
-
-    def __call__(self, number, frame):
-        # torchrun passes on what the terminal has sent to its processes already
-        again = time.monotonic() - self.last < 1
-        if again:
-            return
-        self.last, self.number, self.count = time.monotonic(), number, self.count + 1
-        if number == getattr(signal, "SIGHUP", None):  # nobody reads on, and writing would fail
-            for stream in (1, 2):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-        if self.count > len(self.SAYS):
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        elif not self.quiet:  # past Python's buffers, which this may have come in the midst of
-            os.write(2, f"\nstopping: {self.SAYS[self.count - 1]}\n".encode())
-
-    @property
-    def urgent(self) -> bool:
-        return self.count > 1
+    log.measured(row, scores, improved)
 
 
 # ------------------------------------------------------------------------------ what is said of it
@@ -524,71 +420,67 @@ class Log:
     """A bar on a terminal; a line for each measurement there and in files; TensorBoard if it is
     installed."""
 
-    FORM = "{percentage:3.0f}%|{bar:20}| {n:,}/{total:,} [{elapsed}<{remaining}, {rate_fmt}]"
+    # With the numbers of a million steps it fits 80 columns
+    FORM = "{percentage:3.0f}%|{bar:10}| {n:,}/{total:,} [{elapsed}<{remaining}, {rate_fmt}]"
 
-    def __init__(self, run, quiet: bool):
-        self.quiet, self.board = quiet, None if quiet else tensorboard(run.folder)
-        self.first, self.began, self.told = run.step, time.monotonic(), False
-        self.total, self.compared = run.settings.steps, False
+    def __init__(self, run):
+        quiet = run.rank > 0
+        self.told, self.compared, self.board = quiet, False, None
+        self.steps, self.left = 0, run.settings.steps - run.step
+        self.began = time.monotonic()
         self.bar = tqdm(
-            total=self.total,
-            initial=self.first,
+            total=run.settings.steps,
+            initial=run.step,
             unit=" steps",
             bar_format=self.FORM,
             mininterval=0.5,
             miniters=1,
-            disable=True if quiet else None,  # None: where nobody sees it
+            leave=False,
+            # None: where it is no terminal
+            disable=True if quiet else None,
         )
-        self.done = self.first
+        if not quiet:
+            with contextlib.suppress(ImportError):
+                from torch.utils.tensorboard import SummaryWriter
 
-    def say(self, line):
-        if not self.quiet:
-            tqdm.write(line)
-            sys.stdout.flush()
+                self.board = SummaryWriter(str(run.folder))
 
     def step(self):
-        self.done += 1
+        """Count a step; once there is something to go by, say how long the others will take."""
         self.bar.update()
-        seconds = time.monotonic() - self.began
-        if not self.told and seconds > 1:
-            rate = (self.done - self.first) / seconds
-            left = tqdm.format_interval((self.total - self.done) / rate)
-            self.say(f"{rate:,.1f} steps a second, about {left} left")
+        self.steps, seconds = self.steps + 1, time.monotonic() - self.began
+        if seconds > 1 and not self.told:
+            rate = self.steps / seconds
+            left = tqdm.format_interval((self.left - self.steps) / rate)
+            say(f"{rate:,.1f} steps a second, about {left} left")
             self.told = True
 
-    def measured(self, run, row, scores, improved):
+    def measured(self, row, scores, improved):
         """One line, after one of bicubic to compare with."""
-        names = {name: "held out" if name == "holdout" else name for name in scores}
-
-        def line(kind):
-            return ", ".join(
-                f"{names[name]} {each[kind]['psnr']:.2f}" for name, each in scores.items()
-            )
-
         if scores and not self.compared:
-            self.say(f"bicubic, in dB: {line('bicubic')}")
+            say(f"bicubic, in dB: {listed(scores, 'bicubic')}")
             self.compared = True
         best = " (best so far)" if improved else ""
-        self.say(f"step {run.step:,}, {run.seconds:,.0f} s: {line('srcnn')}{best}")
+        say(f"step {row['step']:,}, {row['seconds']:,.0f} s: {listed(scores, 'srcnn')}{best}")
         if self.board:
             for name, value in row.items():
-                self.board.add_scalar(name, value, run.step)
+                self.board.add_scalar(name, value, row["step"])
             self.board.flush()
 
-    def close(self):
-        self.bar.leave = False
-        self.bar.close()
+
+def say(line):
+    """Print a line, above the bar if there is one."""
+    tqdm.write(line)
+    sys.stdout.flush()
 
 
-def tensorboard(folder):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder))
+def listed(scores, method) -> str:
+    """ "held out 31.92, Set5 32.68": the PSNR on each set."""
+    names = {"holdout": "held out"}
+    return ", ".join(f"{names.get(s, s)} {each[method]['psnr']:.2f}" for s, each in scores.items())
 
 
-def describe(run, crops, sets, place):
+def describe(run, crops, holdout):
     """What is trained, on what, and from where."""
     settings = run.settings
     parameters = sum(p.numel() for p in run.network.parameters())
@@ -597,46 +489,37 @@ def describe(run, crops, sets, place):
         kind += " (streamed)"
     elif crops.lr is None:
         kind += " (lr made per batch)"
-    print(
-        f"{settings.exp_name}: {parameters:,} parameters, recipe {settings.recipe}, "
-        f"{crops.count:,} {kind}, {len(sets.get('holdout', []))} images held out, "
-        f"{'bf16' if place.bf16 else 'fp32'} on {place.device}"
-    )
+    place = f"{'bf16' if run.bf16 else 'fp32'} on {run.device}"
+    say(f"{settings.exp_name}: {parameters:,} parameters, recipe {settings.recipe}, {place}")
+    say(f"{crops.count:,} {kind}, {len(holdout)} images held out")
     if run.step:
-        print(f"goes on at step {run.step:,} of {settings.steps:,}")
+        say(f"goes on at step {run.step:,} of {settings.steps:,}")
     elif settings.resume:
-        print(f"starts at step 0 from the weights of {settings.resume}")
+        say(f"starts at step 0 from the weights of {settings.resume}")
+    if run.changed:
+        say("changed since it began: " + "; ".join(run.changed))
     if run.replaces:
-        print(f"replaces the run in {run.folder} when it first saves")
-    sys.stdout.flush()
+        say(f"replaces the run in {run.folder} when it first saves")
 
 
-def tell_changes(before: dict, settings):
-    """One line if a run goes on with other settings than it began with."""
-    changes = []
-    for name in DECISIVE:
-        now = getattr(settings, name)
-        now, old = list(now) if isinstance(now, tuple) else now, before.get(name)
-        plain = isinstance(old, (int, float, str, list)) and len(str(old)) < 60
-        if plain and str(old).isprintable() and str(old) != str(now):
-            changes.append(f"{name} was {old}, is {now}")
-    if changes and os.environ.get("RANK", "0") == "0":
-        print("changed since it began: " + "; ".join(changes))
+def tell_finished(run):
+    """That a run which was to go on has nothing left to do."""
+    resume, steps = run.settings.resume, run.settings.steps
+    say(f"finished already: {resume} is at step {run.step:,}, --steps {steps} asks for no more")
+    say(f"nothing was written; to go on set --steps above {run.step}")
 
 
-def tell_end(run, stop):
+def tell_end(run):
     """What there is now, and what to do with it."""
-    settings, folder = run.settings, run.folder
-    if run.step < settings.steps:
-        if not run.is_measured:
-            print(f"saved: {folder}/last.pth; this step was not measured")
-        print(
-            f"stopped at step {run.step}; go on with the same command and "
-            f"--resume {folder / 'last.pth'}"
-        )
+    folder, last = run.folder, run.folder / "last.pth"
+    if run.is_finished:
+        say(f"{run.step:,} steps in {run.seconds:,.0f} s")
+        say(f"Written: {folder}/{', '.join(FILES)}")
+        say(f"measure it: {validate_command(run)}")
         return
-    print(f"{run.step:,} steps in {run.seconds:,.0f} s. Written: {folder}/{', '.join(FILES)}")
-    print(f"measure it: {validate_command(run)}")
+    if not run.is_measured:
+        say(f"saved: {last}; this step was not measured")
+    say(f"stopped at step {run.step}; go on with the same command and --resume {last}")
 
 
 def validate_command(run) -> str:

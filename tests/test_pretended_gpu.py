@@ -363,14 +363,16 @@ def test_catches_float64_on_apples_gpu(monkeypatch):
 
 
 def test_catches_a_bug_in_train(run_training, monkeypatch):
-    plant(monkeypatch, train, "train", "torch.zeros((), device=place.device)", "torch.zeros(())")
+    wrong = "torch.zeros(()).add_(loss.detach())"
+    plant(monkeypatch, train, "train", "loss.detach()", wrong)
     run_training("--device", "cpu", "--exp_name", "unseen")
     with pretended("cuda"), pytest.raises(RuntimeError, match="put into a tensor on the CPU"):
         run_training()
 
 
 def test_catches_a_wait_in_train(run_training, monkeypatch):
-    plant(monkeypatch, train, "train", "loss_sum += loss", "loss_sum += loss.item()")
+    wrong = "torch.full((), loss.item(), device=device)"
+    plant(monkeypatch, train, "train", "loss.detach()", wrong)
     with pretended("cuda") as gpu:
         frequency = ["--print_frequency", 100, "--valid_frequency", 100]
         run_training("--steps", 6, *frequency)
