@@ -504,9 +504,9 @@ def describe(run, crops, holdout):
 
 def tell_finished(run):
     """That a run which was to go on has nothing left to do."""
-    resume, steps = run.settings.resume, run.settings.steps
-    say(f"finished already: {resume} is at step {run.step:,}, --steps {steps} asks for no more")
-    say(f"nothing was written; to go on set --steps above {run.step}")
+    say(f"finished already: {run.settings.resume} is at step {run.step:,}")
+    asked = f"--steps {run.settings.steps} asks for no more; nothing was written."
+    say(f"{asked} To go on set it above {run.step}")
 
 
 def tell_end(run):

@@ -688,10 +688,10 @@ def test_what_a_resumed_run_says_of_itself(start, tmp_path):
     again = start("--steps", 8, "--resume", last, "--exp_name", "other")
     assert again.wait() == 0 and "finished already" in again.output
     assert "Written" not in again.output and not (tmp_path / "results" / "other").exists()
-    assert "is at step 8, --steps 8 asks for no more" in again.output
     less = start("--steps", 1, "--resume", last)
-    assert less.wait() == 0 and "is at step 8, --steps 1 asks for no more" in less.output
-    assert "to go on set --steps above 8" in less.output
+    assert less.wait() == 0 and f"finished already: {last} is at step 8\n" in less.output
+    assert "--steps 1 asks for no more; nothing was written. To go on" in less.output
+    assert "set it above 8\n" in less.output
     on = start("--steps", 12, "--resume", last)
     assert on.wait() == 0 and "goes on at step 8 of 12" in on.output
 
