@@ -6,10 +6,6 @@ So --help and a mistake are answered at once instead of after some seconds.
 import os
 import signal
 import sys
-import traceback
-from pathlib import Path
-
-CONFIG = Path(__file__).with_name("config.py")
 
 
 def check(positional=None):
@@ -45,15 +41,20 @@ def end_quietly(number, frame):
 
 def explain(error: Exception) -> str:
     """What is wrong with config.py, if it could not be imported for that; else empty."""
+    # Imported here, so that Ctrl-C is seen to as early as may be
+    import traceback
+    from pathlib import Path
+
+    config = Path(__file__).with_name("config.py")
     if isinstance(error, SyntaxError):
         # What config.py imports may have mistakes too, which are no user's
-        if error.filename and Path(error.filename).name != CONFIG.name:
+        if error.filename and Path(error.filename).name != config.name:
             return ""
         written = f": {error.text.strip()}" if error.text else ""
         return f"config.py, line {error.lineno}: {error.msg}{written}"
     # Where it was raised: in a line of config.py itself, or deeper
     place = traceback.extract_tb(error.__traceback__)[-1]
-    if Path(place.filename) != CONFIG:
+    if Path(place.filename) != config:
         return ""
     hint = "; text needs quotes" if isinstance(error, NameError) else ""
     return f"config.py, line {place.lineno}: {error}{hint}: {place.line}"
