@@ -199,6 +199,29 @@ def test_bicubic_gives_the_papers_figures(shared, name, scale):
     assert tuple(np.round(np.mean(scores, 0), 4)) == PAPER[name, scale]
 
 
+@pytest.mark.parametrize("name", ["Set5", "Set14"])
+def test_older_matlab_releases(shared, name, monkeypatch):
+    """They clamp at borders: the same small image from 2 pixels inside, PSNR of bicubic within 0.003 dB."""
+    images = [image_io.read_image(path) for path in image_paths(shared / "data", name)]
+    images = [imgproc.rgb2y(image) if image.ndim == 3 else image for image in images]
+
+    def psnr(y, scale):
+        y = imgproc.modcrop(y, scale)
+        bicubic = imgproc.imresize(imgproc.imresize(y / 255, 1 / scale), scale)
+        bicubic = np.floor(bicubic.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+        return imgproc.psnr(imgproc.shave(bicubic, scale), imgproc.shave(y, scale))
+
+    for scale in (2, 3, 4):
+        today = np.mean([psnr(y, scale) for y in images])
+        small = imgproc.imresize(images[0] / 255, 1 / scale)
+        with monkeypatch.context() as older:
+            older.setattr(imgproc, "mirror", lambda index, size: index.clamp(0, size - 1))
+            assert 0 < abs(np.mean([psnr(y, scale) for y in images]) - today) < 0.003
+            clamped = imgproc.imresize(images[0] / 255, 1 / scale)
+        assert not (small == clamped).all()
+        assert (small[2:-2, 2:-2] == clamped[2:-2, 2:-2]).all()
+
+
 def test_upsample():
     x = torch.rand(2, 3, 9, 7)
     torch.testing.assert_close(imgproc.upsample(x, 3), imgproc.imresize(x, 3))
