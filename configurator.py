@@ -114,7 +114,8 @@ class Settings(types.SimpleNamespace):
     others are as they came, or derived (exp_name).
     """
 
-    __slots__ = ("by_hand",)  # a slot: vars() gives the settings alone
+    # A slot, because vars() is to give the settings alone: weights files keep them
+    __slots__ = ("by_hand",)
 
     def replace(self, **changes):
         """A copy with other values."""
@@ -145,10 +146,10 @@ def load(config: dict, mode=None, argv=None, positional=None) -> Settings:
     words = _words(sys.argv[1:] if argv is None else argv, positional)
     parser = _parser(config, comments_of(source), positional)
     # Files may stand between settings; what is unknown gets an answer of our own
-    given, unknown = parser.parse_known_intermixed_args(words)
+    parsed, unknown = parser.parse_known_intermixed_args(words)
     if unknown:
         raise UserError(_unknown(unknown[0].split("=")[0]))
-    given, recipes = vars(given), config["RECIPES"]
+    given, recipes = vars(parsed), config["RECIPES"]
     # None stands for the recipe's value, the device's, or upscale_factor
     may_be_none = {*recipes["fast"], "max_device_gb", "outscale"}
     settings = Settings()
@@ -159,11 +160,8 @@ def load(config: dict, mode=None, argv=None, positional=None) -> Settings:
             value = _from_block(name, config[name], may_be_none)
         setattr(settings, name, value)
     # Now, because what the user left open is about to be filled in
-    settings.by_hand = frozenset(
-        name
-        for name, shipped in AS_SHIPPED.items()
-        if name in given or getattr(settings, name) != shipped
-    )
+    changed = {name for name in AS_SHIPPED if getattr(settings, name) != AS_SHIPPED[name]}
+    settings.by_hand = changed | (AS_SHIPPED.keys() & given.keys())
     if positional:
         setattr(settings, positional, given[positional])
     _check_values(settings, recipes)
@@ -197,6 +195,7 @@ def check_block(source: str):
 
     Python itself would pass over most of it: a misspelt name is one more variable.
     """
+    # {setting: its line}
     found = {}
     for statement in _block(source):
         line = f"config.py, line {statement.lineno}"
@@ -238,6 +237,14 @@ def _line(name: str, value: str) -> str:
 
 # --------------------------------------------------------------------------------- the command line
 BOOLS = {"true": True, "false": False, "1": True, "0": False}
+# Words to values, with errors of any kind. float(word) would also take nan
+READERS = {
+    str: str,
+    int: int,
+    float: lambda word: float(ast.literal_eval(word)),
+    bool: lambda word: BOOLS[word.lower()],
+}
+# These are often written as 1e4; in a batch_size that would rather be a slip
 COUNTED_IN_STEPS = ("steps", "print_frequency", "valid_frequency")
 
 
@@ -334,6 +341,7 @@ def comments_of(source: str) -> dict:
 def _unknown(word: str) -> str:
     """The complaint about a name that is no setting."""
     name = word.lstrip("-")
+    # Other tools name their input by an option
     if name in ("i", "input", "inputs", "image", "image_file"):
         return f"unknown setting {word}: name the files without it, as in upscale.py photo.jpg"
     # Also --batch-size, and another tool's --weights-file
@@ -355,17 +363,10 @@ def _from_command_line(name: str, words):
 
 
 def _parse_word(name: str, word: str):
-    kind = TYPES[name]
     try:
-        if kind is bool:
-            return BOOLS[word.lower()]
-        if kind is float:
-            # float(word) would also take nan and inf
-            return float(ast.literal_eval(word))
-        # 1e4 is usual for steps; in a batch_size it would rather be a slip
         if name in COUNTED_IN_STEPS and "e" in word.lower() and float(word).is_integer():
             return int(float(word))
-        return kind(word)
+        return READERS[TYPES[name]](word)
     except (ValueError, KeyError, SyntaxError, TypeError):
         raise UserError(f"{name}={word!r}: expected {_label(name)}") from None
 
@@ -398,6 +399,7 @@ def _check_values(settings, recipes: dict):
             value = getattr(settings, name)
             if value is not None and value < smallest:
                 raise UserError(f"{name}={value}: must be at least {smallest}")
+    # As SRCNN.configure, which would say it only after torch is loaded
     sizes = settings.kernel_sizes
     if len(sizes) != 3 or any(k < 1 or k % 2 == 0 for k in sizes):
         raise UserError(f"kernel_sizes={sizes}: give three odd sizes, for example 9 1 5")

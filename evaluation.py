@@ -57,6 +57,7 @@ def evaluate(
     """
     scores, too_small = {}, []
     for name, image in images:
+        # It has no PSNR, and so no part in the means
         if not measurable(image, upscale_factor, protocol):
             too_small.append(name)
             continue
@@ -92,6 +93,7 @@ def _mean(values) -> float:
 def merge(parts: list[dict], names) -> dict:
     """What `evaluate` would have returned for all the images (these names, in this order), from
     what it returned for parts of them."""
+    # In the order of names, so that no result depends on how many processes there were
     scores = {name: scores for part in parts for name, scores in part["images"].items()}
     too_small = {name for part in parts for name in part["too_small"]}
     return summary(
@@ -166,11 +168,11 @@ def measure(
 
     # Steps 5 and 6
     shaved = {kind: imgproc.shave(image, upscale_factor) for kind, image in measured.items()}
-    truth = shaved.pop("truth")
+    reference = shaved.pop("truth")
     for kind, result in shaved.items():
-        scores[kind] = {"psnr": imgproc.psnr(result, truth)}
+        scores[kind] = {"psnr": imgproc.psnr(result, reference)}
         if with_ssim:
-            scores[kind]["ssim"] = imgproc.ssim(result, truth)
+            scores[kind]["ssim"] = imgproc.ssim(result, reference)
     return scores, pictures
 
 

@@ -75,6 +75,7 @@ def comparison(columns: list[tuple[str, np.ndarray]], window: tuple[slice, slice
         for edge in (columns_marked.start, rows_marked.start, columns_marked.stop, rows_marked.stop)
     ]
 
+    # A column for each: the whole picture, the window magnified, a line of text
     total = (MARGIN + COLUMN) * len(columns) + MARGIN, size[1] + COLUMN + 4 * MARGIN + LINE
     drawing = Image.new("RGB", total, PAPER)
     for i, (text, picture) in enumerate(columns):
@@ -101,6 +102,7 @@ def slider(name: str, scores: dict, shown: dict, window: tuple[slice, slice]) ->
     """
     height, width = shown["bicubic"].shape[:2]
     part = ""
+    # The page holds its pictures itself: of a photograph of many megapixels a part must do
     if max(height, width) > REPORT_SIDE:
         part = f'<span class="part">part of {width} × {height} pixels</span>'
         cut = tuple(_around(edge, size) for edge, size in zip(window, (height, width)))

@@ -158,6 +158,7 @@ def weights_rows(name: str, record: dict, held_out) -> list[dict]:
 
 def readable_row(row: dict, sets) -> list[str]:
     """A row of the CSV file for people: weights, scale, network, held out, PSNR / SSIM of sets."""
+    # Two digits of PSNR and four of SSIM, as papers print them; the CSV file has all
     cells = [row["weights"], f"x{row['upscale_factor']}", row["network"]]
     cells.append(f"{row['psnr_holdout']:.2f}" if row["psnr_holdout"] else "")
     for set_name in sets:

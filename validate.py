@@ -119,8 +119,8 @@ def validate_file(settings, team: Team) -> int:
 
     seconds = time.perf_counter() - started
     lacking = f", {unreadable} left out" if unreadable else ""
-    images = "1 image" if len(sliders) == 1 else f"{len(sliders)} images"
-    print(f"{images} in {seconds:.1f} s, pictures included{lacking}")
+    count = "1 image" if len(sliders) == 1 else f"{len(sliders)} images"
+    print(f"{count} in {seconds:.1f} s, pictures included{lacking}")
     records.write_record(record, folder / "validation.json")
     # Reports are passed on: the weights are named without the folders of this machine
     title = f"SRCNN x{task.upscale_factor}"

@@ -122,6 +122,7 @@ def needed(names: list[str]) -> list[str]:
 def command(name: str) -> str:
     """The one command of a run, for a shell in the repository's root."""
     begins_from, settings = RUNS[name]
+    # With "/" on every system, since the file of weights keeps its command
     begin = f" --resume {(RESULTS / begins_from / 'best.pth').as_posix()}" if begins_from else ""
     return f"python train.py {settings}{begin} --exp_name {name}"
 
