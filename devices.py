@@ -45,7 +45,8 @@ LOST = (
 )
 # Where Linux keeps a control group's limit and use: in version 2, and in version 1
 LIMITS = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
-_patient = []  # the group of `wait_for_all`, while there are several processes
+# The group of `wait_for_all`, while there are several processes
+_patient = []
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -144,7 +145,7 @@ def join(rank: int, world: int, device: torch.device):
     began = time.monotonic()
     try:
         distributed.init_process_group(backend, timeout=TIMEOUT, **own)
-        # Training's own messages may be lost after TIMEOUT; `wait_for_all` needs more patience
+        # A second group, since `wait_for_all` must not give up after TIMEOUT as a step does
         _patient[:] = [distributed.new_group(backend="gloo", timeout=PATIENCE)]
     except RuntimeError as error:
         # Sooner than after TIMEOUT, they had come, and one of them has ended since

@@ -205,12 +205,13 @@ def restore(training: dict, network, optimizer, settings) -> dict:
     Returns step, best, seconds, loss and history of the run.
     Raises UserError, one line, if anything does not fit; then nothing has been changed.
     """
-    # The example has the keys, so that whatever else is in the file is passed over
+    # Only what the example has is looked for, so whatever else is in the file is passed over
     example = {
         "network": network.state_dict(),
         "optimizer": {"state": _state_after_a_step(network, settings)},
     }
-    run = {"loss": math.nan, **training}  # older files have none
+    # Older files have no loss
+    run = {"loss": math.nan, **training}
     try:
         found = _like(run, example, "training")
         for name, is_good in _NUMBERS.items():
