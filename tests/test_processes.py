@@ -2,12 +2,10 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
-from launch import ROOT, TINY, make_tiny, ranks
+from launch import ROOT, TINY, finished, make_tiny, ranks
 from test_train import NAME, check_folder, contents, rows, small_files_only
 
 from model import SRCNN
@@ -171,35 +169,19 @@ def test_errors_are_every_processes(start):
 @pytest.mark.slow
 def test_torchrun(data, tmp_path):
     """The command itself, and that errors all processes share are said once."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        ROOT / "train.py",
-        "--data_dir",
-        data,
-        *TINY,
-        "--steps",
-        "4",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=400, env=environment
-    )
+    (tmp_path / "torchrun.py").write_text("from torch.distributed.run import main; main()")
+    command = ["--standalone", "--nproc_per_node=2", ROOT / "train.py", "--data_dir", data, *TINY]
+    command += ["--steps", 4]
+
+    def torchrun(*arguments):
+        return finished(tmp_path / "torchrun.py", *arguments, cwd=tmp_path, timeout=400)
+
+    run = torchrun(*command)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("parameters, recipe fast") == 1 and run.stdout.count("Written: ") == 1
     assert "Warning" not in run.stderr, run.stderr
     assert check_folder(tmp_path / "results" / NAME) == ["best.pth", "last.pth", "metrics.csv"]
-    run = subprocess.run(
-        [*command, "--batch_size", "5"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env=environment,
-    )
+    run = torchrun(*command, "--batch_size", 5)
     assert run.returncode != 0
     assert [line for line in run.stderr.splitlines() if line.startswith("error: ")] == [
         "error: batch_size=5: not divisible by 2 processes; set a multiple"
