@@ -181,7 +181,8 @@ def run(config: dict, main, mode=None, positional=None):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    # Most errors are those of process 0 too, which says them at once; torchrun ends the others
+    # Most errors occur on every process and are to be said once, by process 0. The others wait here
+    # for torchrun's SIGTERM, which is to end them: train.py's own handler would only note it
     if os.environ.get("RANK", "0") != "0":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(10)
@@ -224,6 +225,7 @@ def check_block(source: str):
 
 def _block(source: str) -> list:
     """The statements between the imports and RECIPES."""
+    # Found by the statements around it: ast does not see the comments that people see there
     statements = ast.parse(source).body
     texts = [ast.unparse(statement).split(" = ")[0] for statement in statements]
     return statements[texts.index("import configurator") + 1 : texts.index("RECIPES")]
@@ -271,6 +273,7 @@ def _words(argv, positional) -> list[str]:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
+        # argparse's own answer is its usage and exit status 2
         if "--kernel_sizes" in message:
             message = "kernel_sizes: give three odd sizes, for example 9 1 5"
         raise UserError(f"{message}; see --help")
@@ -288,13 +291,16 @@ def _parser(config: dict, comments: dict, positional) -> argparse.ArgumentParser
         prog=script,
         usage=f"python {script} {'FILE ... ' if positional else ''}[--setting value ...]",
         description=description,
+        # A name that is only begun, such as --step, is answered as unknown
         allow_abbrev=False,
+        # What is not on the command line is not in argparse's answer: there the block counts
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.RawTextHelpFormatter(prog, max_help_position=24),
     )
     for title, names in _groups(script).items():
         group = parser.add_argument_group(title)
         for name in names:
+            # Doubled, because argparse would take % for the start of one of its own formats
             text = f"{comments.get(name, '')} [{_default(config, name)}]".replace("%", "%%")
             group.add_argument(f"--{name}", help=text, **_words_of(name))
     if positional:

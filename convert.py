@@ -38,6 +38,7 @@ SUFFIXES = {
 }
 # What others' code does, whatever weights it is given; ours does what a file asks for
 PADDING = {"lornatang": "zeros", "plain": "zeros", "mmagic": "zeros", "authors": "replicate"}
+# Not onnx-image, whose graph enlarges the image itself, by the bicubic that the weights need
 INTERPOLATION = dict.fromkeys(("lornatang", "plain", "authors", "onnx"), "matlab")
 INTERPOLATION["mmagic"] = "torch"
 
@@ -53,7 +54,8 @@ def main(settings):
     if output.exists() and not settings.overwrite:
         raise UserError(f"{output}: exists; give another output, or --overwrite")
 
-    # Into memory first, so that a failure leaves no file
+    # Into memory first, so that a failure leaves no file. The state of a training is left out:
+    # what is converted is the network
     content = io.BytesIO()
     if layout == "onnx":
         export_onnx(network, content)
@@ -71,6 +73,7 @@ def main(settings):
 
 def notes(network: SRCNN, checkpoint: dict, layout: str) -> list[str]:
     """What others' code does differently with these weights, and what it must be told."""
+    # Only what could surprise: where the other code does what the weights need, nothing is said
     said, f = [], network.kernel_sizes
     if checkpoint["passed_over"]:
         names = checkpoint["passed_over"]

@@ -207,6 +207,7 @@ class _Crops:
             raise UserError(
                 f"crop_size={crop_size}: no training image is that large; set it smaller"
             )
+        # On the device, so that nothing is copied there; a GPU draws other numbers than a CPU
         self.generator = torch.Generator(device)
         self.sizes = torch.tensor(sizes, device=device)
         # Rows and columns of the grid of positions that a crop can have in each image
@@ -217,6 +218,7 @@ class _Crops:
         self.columns, self.ends = grid[:, 1], counts.cumsum(0)
         self.begins = self.ends - counts
         self.count = int(self.ends[-1])
+        # Shuffled once and never again, as generate_train.m does before it writes its file
         self.order = None
         if plan.stride > 1:
             self.order = torch.randperm(self.count, generator=self._seeded(0), device=device)
@@ -226,6 +228,7 @@ class _Crops:
         self.window = math.ceil((crop_size + scale - 1) / scale) * scale + 2 * self.margin
 
     def _seeded(self, step):
+        # Neighbouring seeds lie a million steps apart, so that their runs share no batch
         return self.generator.manual_seed((self.plan.seed * 1_000_003 + step) % 2**31)
 
     def draw(self, step: int):
@@ -239,6 +242,7 @@ class _Crops:
             position = self.order[(torch.arange(n, device=device) + step * n) % self.count]
             transform = torch.zeros_like(position)
         else:
+            # + 1, because number 0 has shuffled the grid
             drawn = {"generator": self._seeded(step + 1), "device": device}
             position = torch.randint(self.count, (n,), **drawn)
             transform = torch.randint(8, (n,), **drawn)
@@ -266,6 +270,7 @@ class _Crops:
         """Rows and columns, N×window each, that lr of a crop depends on: mirrored at the image's
         borders, as imresize does."""
         scale, offsets = self.plan.upscale_factor, torch.arange(self.window, device=self.device)
+        # Rows and columns at once: starts is N×2, inside is N×2×window
         starts = torch.stack([top, left], 1) // scale * scale - self.margin
         inside = mirror(starts[..., None] + offsets, self.sizes[image][..., None])
         return inside[:, 0], inside[:, 1]
@@ -280,6 +285,7 @@ class _Crops:
         y, x = self._turned(transform)
         y = y + (top % scale + self.margin).view(-1, 1, 1)
         x = x + (left % scale + self.margin).view(-1, 1, 1)
+        # N×C×k·k positions in the flattened window; those of all channels are the same memory
         index = (y * self.window + x).flatten(1)[:, None].expand(-1, hr.shape[1], -1)
         lr, hr = (planes.flatten(2).gather(2, index) for planes in (lr, hr))
         side = self.plan.crop_size
@@ -302,6 +308,7 @@ class DeviceCrops(_Crops):
         scale, copies = plan.upscale_factor, []
         for image in images:
             for factor in (1, *shrink):
+                # The size that imresize will give, rounded up
                 sides = (math.ceil(factor * side) for side in image.shape[-2:])
                 size = modcropped(*sides, scale)
                 if min(size) >= plan.crop_size:
@@ -312,6 +319,7 @@ class DeviceCrops(_Crops):
         self.starts = pixels.cumsum(0) - pixels
         shape = images[0].shape[0], int(pixels.sum())
         self.hr = torch.empty(shape, dtype=torch.uint8, device=device)
+        # In float32: between two levels of 8 bits lie most values that bicubic gives
         self.lr = torch.empty(shape, device=device) if keep_lr else None
 
         # A bar if it takes longer than two seconds, where somebody sees it
@@ -337,6 +345,7 @@ class DeviceCrops(_Crops):
             # N×window×window indices at once, from rows and columns
             y, x = self._around(image, top, left)
             windows = self.hr[:, start + y[:, :, None] * width + x[:, None, :]]
+            # Indexing gives C×N×window×window
             return self._pairs(windows.transpose(0, 1), top, left, transform)
         y, x = self._turned(transform)
         y, x = y + top.view(-1, 1, 1), x + left.view(-1, 1, 1)
@@ -373,6 +382,7 @@ class StreamedCrops(_Crops):
 
 
 def modcropped(height: int, width: int, scale: int) -> tuple[int, int]:
+    """The size that `imgproc.modcrop` leaves of an image."""
     return height // scale * scale, width // scale * scale
 
 
@@ -387,6 +397,7 @@ def training_set(settings, rank: int, world: int, device):
     names, images = load_images(folder, mmap=True)
     kept, held = split_holdout(len(images), settings.holdout)
     holdout, images = [(names[i], images[i]) for i in held], [images[i] for i in kept]
+    # stride 14 is generate_train.m's. MMagic's protocol for RGB has small images of 8 bits
     plan = CropPlan(
         upscale_factor=settings.upscale_factor,
         batch_size=settings.batch_size,
@@ -398,9 +409,11 @@ def training_set(settings, rank: int, world: int, device):
         world=world,
     )
     room = _room_for_images(settings, device)
+    # A copy shrunk by s has s² of the pixels
     values = sum(image.numel() for image in images) * (1 + sum(s * s for s in settings.shrink))
     if values > room:
         return StreamedCrops(folder, kept, plan), holdout
+    # One byte a value for hr, four for lr
     keep_lr = 5 * values <= room
     return DeviceCrops(images, plan, device, settings.shrink, keep_lr), holdout
 

@@ -94,7 +94,7 @@ def merge(parts: list[dict], names) -> dict:
     """What `evaluate` would have returned for all the images (these names, in this order), from
     what it returned for parts of them."""
     # In the order of names, so that no result depends on how many processes there were
-    scores = {name: scores for part in parts for name, scores in part["images"].items()}
+    scores = {name: figures for part in parts for name, figures in part["images"].items()}
     too_small = {name for part in parts for name in part["too_small"]}
     return summary(
         {name: scores[name] for name in names if name in scores},
@@ -131,12 +131,14 @@ def measure(
         {"truth", "bicubic", "srcnn"}, uint8 arrays H×W (gray) or H×W×3 (RGB);
         with self_ensemble also "srcnn+" in both, and "milliseconds+".
     """
+    # Longer than a screen, because the steps of the protocol above are easiest to follow in a row
     # Step 2 of the protocol, here for "rgb" and on its own multiple
     if protocol == "rgb":
         # A gray image counts as three equal channels
         image = imgproc.modcrop(image.expand(3, -1, -1), _rgb_multiple(upscale_factor))
     truth = to_array(imgproc.modcrop(image, upscale_factor))
     colour = truth.ndim == 3
+    # Whether step 1 applies; an RGB network sees all three colours, and gray is Y already
     by_luma = colour and protocol == "y" and network.channels == 1
     if by_luma:
         image = to_tensor(imgproc.rgb2ycbcr(to_array(image)))
@@ -161,13 +163,15 @@ def measure(
     pictures = measured = restored
     if by_luma:
         pictures = {kind: imgproc.ycbcr2rgb(ycbcr) for kind, ycbcr in restored.items()}
+        # The original itself: to YCbCr of 8 bits and back, it would be rounded twice
         pictures["truth"] = truth
         measured = {kind: ycbcr[..., 0] for kind, ycbcr in restored.items()}
+    # A network for RGB, by the paper's protocol: it restores three colours, of which Y is measured
     elif colour and protocol == "y":
         measured = {kind: imgproc.rgb2y(rgb) for kind, rgb in restored.items()}
 
     # Steps 5 and 6
-    shaved = {kind: imgproc.shave(image, upscale_factor) for kind, image in measured.items()}
+    shaved = {kind: imgproc.shave(shown, upscale_factor) for kind, shown in measured.items()}
     reference = shaved.pop("truth")
     for kind, result in shaved.items():
         scores[kind] = {"psnr": imgproc.psnr(result, reference)}

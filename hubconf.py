@@ -2,6 +2,7 @@
 
 from model import SRCNN
 
+# torch.hub looks for these before it calls a function of this file
 dependencies = ["torch"]
 
 

@@ -54,7 +54,8 @@ def _pillow():
     """Pillow, told not to log, which also opens HEIC files where pillow-heif is installed."""
     from PIL import Image
 
-    logging.getLogger("PIL").addHandler(_NO_LOG)  # once, however often
+    # A logger adds the same handler only once, however often this is called
+    logging.getLogger("PIL").addHandler(_NO_LOG)
     if importlib.util.find_spec("pillow_heif"):
         import pillow_heif
 
@@ -122,7 +123,8 @@ def read_photo(path) -> tuple[np.ndarray, dict]:
         turn, metadata = _described(picture)
     if deep:
         image = _read_deep(path)
-        turn = 1 if tiff else turn  # OpenCV has turned a TIFF file already
+        # OpenCV has turned a TIFF file already
+        turn = 1 if tiff else turn
     image = _upright(image, turn)
     return image, _fitting(metadata, image)
 
@@ -152,11 +154,13 @@ def _opened(path):
 def _open_checked(Image, file):
     """The Pillow image of an open file; of a PNG file after a look at its checksums."""
     Image.init()
-    formats = [name for name in FORMATS if name in Image.OPEN]  # what is installed
+    # Image.open raises KeyError for a format that is not installed
+    formats = [name for name in FORMATS if name in Image.OPEN]
     picture = Image.open(file, formats=formats)
     if picture.format == "PNG":
         picture.verify()
-        picture = Image.open(file, formats=["PNG"])  # a verified one cannot be decoded
+        # Once it is verified, an image cannot be decoded: it is opened anew
+        picture = Image.open(file, formats=["PNG"])
     if min(picture.size) < 1:
         raise ValueError("no pixels")
     # Other formats hold still pictures: a phone's JPEG its preview or depth, a TIFF file pages.
@@ -197,7 +201,8 @@ def _more_than_8_bits(picture) -> bool:
         return False
     if picture.format == "TIFF":
         return max(picture.tag_v2.get(BITS_PER_SAMPLE, (1,))) > 8
-    return picture.format == "PNG" and "16" in str(picture.tile[0][3])  # such as "RGB;16B"
+    # How Pillow will decode the pixels of a PNG file, such as "RGB;16B"
+    return picture.format == "PNG" and "16" in str(picture.tile[0][3])
 
 
 def _array(picture) -> np.ndarray:
@@ -251,7 +256,8 @@ def _read_deep(path) -> np.ndarray:
             f"{path}: of a kind ({image.dtype}, shape {image.shape}) that is not supported; "
             "replace it by an image of 8 or 16 bits"
         )
-    if image.ndim == 3:  # BGR to RGB in place, some rows at a time: a second copy may be 2 GB
+    # BGR to RGB in place, some rows at a time: a second copy may be 2 GB
+    if image.ndim == 3:
         code = cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
         for rows in row_blocks(*image.shape[:2], BLOCK):
             image[rows] = cv2.cvtColor(image[rows], code)
@@ -263,7 +269,8 @@ def _stderr_closed():
     """For libraries that write to the process's stderr by themselves: it goes nowhere meanwhile."""
     # One thread at a time: a second one would save, and restore, the first one's nowhere
     with STDERR, contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # there is none
+        # A process may have no stderr: then dup fails, and there is nothing to turn away
+        with contextlib.suppress(OSError):
             saved = os.dup(2)
             stack.callback(os.close, saved)
             stack.callback(os.dup2, saved, 2)
@@ -339,8 +346,9 @@ def write_image(path, image: np.ndarray, metadata: dict | None = None):
         image = image[..., :-1]
     if image.shape[2:] == (1,):
         image = image[..., 0]
+    # WebP knows no gray
     if suffix == ".webp" and image.ndim == 2:
-        image = np.stack([image] * 3, 2)  # WebP knows no gray
+        image = np.stack([image] * 3, 2)
     metadata = _fitting(metadata or {}, image)
     # The file takes its name when it is complete: a full disk or Ctrl-C leaves an old one as it was
     with replace_file(path) as temporary:
@@ -377,8 +385,9 @@ def _write_by_pillow(path, suffix: str, image: np.ndarray, metadata: dict):
         return
     if suffix in LONGEST_SIDE:
         options["quality"] = JPEG_QUALITY
+    # A JPEG file keeps its EXIF data in a part of 64 KB at most
     if suffix in (".jpg", ".jpeg") and len(metadata.get("exif", b"")) > 65_000:
-        del metadata["exif"]  # more than a JPEG file has place for
+        del metadata["exif"]
     if suffix in (".tif", ".tiff"):
         exif = _exif_of(metadata)
         # libtiff, which Pillow compresses with, takes no such parts

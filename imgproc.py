@@ -111,6 +111,7 @@ def _with_mirrored_borders(x: Tensor, axis: int, before: int, after: int) -> Ten
 
 def mirror(index: Tensor, size: int) -> Tensor:
     """Positions outside 0 .. size - 1 reflected into it, the edge pixel repeated: … 1 0 | 0 1 …"""
+    # The mirrored image repeats every 2 * size pixels
     index = index.remainder(2 * size)
     return torch.minimum(index, 2 * size - 1 - index)
 
@@ -123,12 +124,14 @@ def _contributions(size: int, target: int, scale: float, device=None) -> tuple[T
     position = torch.arange(target, dtype=torch.float64, device=device)[:, None]
     # Where the new pixel's centre lies among the old ones, whose centres are at 0, 1, 2, ...
     centre = (position + 0.5) / scale - 0.5
+    # The kernel is 4 * widen wide, and rarely begins on a pixel: as many taps as MATLAB takes
     taps = torch.arange(math.ceil(4 * widen) + 2, device=device)
     index = (centre - 2 * widen).floor().long() + taps
     # Keys' cubic with a = -0.5 of the distance, 0 from 2 on
     d = (centre - index).abs() / widen
     near, far = (1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2
     weights = torch.where(d <= 1, near, far) * (d <= 2)
+    # Their sum is 1, as in MATLAB: an area of one colour keeps it
     return mirror(index, size), weights / weights.sum(1, keepdim=True)
 
 
@@ -263,6 +266,7 @@ def modcrop(image, scale: int):
 
 def shave(image, border: int):
     """Cut ``border`` pixels off all four sides; array H×W[×C], tensor …×H×W."""
+    # Not -0, which would be the beginning
     inside = slice(border, -border or None)
     return image[..., inside, inside] if isinstance(image, Tensor) else image[inside, inside]
 
@@ -270,6 +274,7 @@ def shave(image, border: int):
 # -------------------------------------------------------------------------------------- metrics
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB of two uint8 images of one shape, over all their values."""
+    # In uint8 the difference would wrap around
     error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
     return float(10 * np.log10(255**2 / error)) if error else math.inf
 
@@ -282,6 +287,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
     if min(a.shape[:2]) < 11:
         raise ValueError(f"SSIM needs 11 x 11 pixels, the image has {a.shape[0]} x {a.shape[1]}")
+    # By the settings of the authors' ssim_index.m; scikit-image's own give other figures
     score = structural_similarity(
         a,
         b,

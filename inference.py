@@ -77,6 +77,7 @@ def predict(
     else:
         with exact_float32():
             _one_by_one(restore, _tiles(sr.shape, _pixels_on_gpu(network, device)))
+    # To lr's type as well as to its device
     return sr.to(lr)
 
 
@@ -121,7 +122,8 @@ def _restore_tile(images: Tensor, box, layers, sizes, padding_mode) -> Tensor:
     # Forwards again. Every layer's input is padded, as in the authors' code, not only the image
     for number, (weight, bias) in enumerate(layers):
         x = _pad(x, inside[number], needed[number], padding_mode).to(weight.dtype)
-        if number == 2:  # the last one has no ReLU
+        # The last layer has no ReLU, and few outputs, for which there is a kernel of its own
+        if number == 2:
             return narrow(x, weight) + bias.view(-1, 1, 1)
         x = relu_(convolve(x, weight, bias.to(weight.dtype)))
 
@@ -153,7 +155,8 @@ def _tiles(shape, pixels: int, threads: int = 1) -> list[_Tile]:
     """The result of this shape, cut into tiles of about equal size and at most so many pixels, and
     into a multiple of ``threads`` of them if it is large enough."""
     count, _, height, width = shape
-    # Near squares have the least border for their area; -(-a // b) is a / b, rounded up
+    # Near squares have the least border for their area; -(-a // b) is a / b, rounded up. Where the
+    # image is lower than such a square, tiles have its whole height and are wider
     columns = _even(width, max(math.isqrt(pixels), pixels // height))
     tallest = max(1, pixels // columns)
     bands = -(-height // tallest)
@@ -186,6 +189,7 @@ def _pixels_on_gpu(network: SRCNN, device) -> int:
     if device.type == "cuda":
         # Half, as cuDNN takes memory of its own to work in
         half = free_memory(device) // 2
+        # In float32: what layers 1 and 2 give, and the parts that `narrow` adds up
         bytes_a_pixel = 4 * (sum(network.widths) + network.channels * network.kernel_sizes[2] ** 2)
         pixels = min(pixels, max(half // bytes_a_pixel, PIXELS_ON_GPU))
     return pixels
@@ -266,6 +270,7 @@ def upscale(
         made_for = network.upscale_factor
         raise UserError(f"the network is for x{made_for}: give upscale_factor={made_for}")
     planes = image if image.ndim == 3 else image[..., None]
+    # The number that stands for white
     peak = 1 if image.dtype.kind == "f" else np.iinfo(image.dtype).max
     height, width, channels = planes.shape
     result = np.empty((height * upscale_factor, width * upscale_factor, channels), image.dtype)
@@ -308,7 +313,8 @@ def _enlarge(planes: np.ndarray, upscale_factor: int, network, self_ensemble: bo
     else:
         x = x.to(network.reconstruction.weight.device)
         x = imgproc.upsample(x, upscale_factor, network.interpolation)
-        colours = 3 if planes.shape[2] > 2 else 1  # the rest is alpha
+        # Of 2 or 4 channels the last is alpha, which stays as bicubic has enlarged it
+        colours = 3 if planes.shape[2] > 2 else 1
         x = torch.cat([restore(network, x[:, :colours], self_ensemble), x[:, colours:]], 1)
     return x[0].permute(1, 2, 0).cpu().numpy()
 
@@ -326,6 +332,7 @@ def restore(network: SRCNN, x: Tensor, self_ensemble: bool = False) -> Tensor:
         return predict(network, x, self_ensemble=self_ensemble)
     if network.channels == 3:
         restored = predict(network, x.expand(-1, 3, -1, -1), self_ensemble=self_ensemble)
+        # The network treats its channels unequally: three equal ones come out different
         return restored.mean(1, keepdim=True)
     ycbcr = imgproc.rgb2ycbcr(x)
     luma = predict(network, ycbcr[:, :1], self_ensemble=self_ensemble)

@@ -75,6 +75,7 @@ class SRCNN(nn.Module):
             raise ValueError(f"padding_mode={padding_mode!r}: one of {', '.join(PADDING_MODES)}")
         self.kernel_sizes, self.widths = kernel_sizes, widths
         self.channels, self.padding_mode = channels, padding_mode
+        # Until `from_checkpoint` has told them
         self.upscale_factor, self.interpolation, self.facts = 0, "matlab", {}
 
     def macs_per_pixel(self) -> int:

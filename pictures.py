@@ -69,6 +69,7 @@ def comparison(columns: list[tuple[str, np.ndarray]], window: tuple[slice, slice
     # Shrunk by means over areas, or magnified pixel by pixel: nothing that would smooth what the
     # picture is there to show
     how = Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST
+    # Left, top, right, bottom, as Pillow wants them
     rows_marked, columns_marked = window
     marked = [
         round(edge * scale)
@@ -148,6 +149,7 @@ def report(title: str, facts: str, results: dict, tables: str, sliders: dict) ->
             f"{means(result)}{gains(result)}"
             f'<div class="pictures">\n{shown}</div>\n</section>\n'
         )
+    # Not str.format, which would stumble over the braces of the page's CSS and script
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=html.escape(title),
         facts=html.escape(facts),
@@ -179,8 +181,8 @@ def gains(result: dict) -> str:
     gain = {name: value for name, value in gain.items() if math.isfinite(value)}
     if not gain:
         return ""
-    # Names take the left 30 %; then the bars, from the most negative (mostly 0) to the largest
-    # All in percent of the chart's width, so that it fits a screen of any size
+    # All in percent of the chart's width, so that it fits a screen of any size: names in the left
+    # 30, bars from 31 to 87, from the most negative gain (mostly 0) to the largest, then numbers
     low, high = min(0, *gain.values()), max(0.01, *gain.values())
     unit = 56 / (high - low)
     zero, row = 31 - low * unit, 24

@@ -63,7 +63,8 @@ PLACES = {
     "Set14": ("Set14",),
     **{name: (name, folder) for name, folder in FILE_BY_FILE.items()},
 }
-# No image of these sets is larger. What is cut off there has a wrong SHA-256, and is refused.
+# No image of these sets is larger. Of a larger file only this much is read, which then has a wrong
+# SHA-256 and is refused.
 MAX_IMAGE_BYTES = 16 * 2**20
 MAX_ARCHIVE_BYTES = 256 * 2**20
 ATTEMPTS = 3  # of every download
@@ -119,6 +120,7 @@ def sub_images(sizes, upscale_factor: int, side: int = 33, stride: int = 14) -> 
     count = 0
     for height, width in sizes:
         height, width = modcropped(height, width, upscale_factor)
+        # MATLAB's loops run over 1 : stride : size - side + 1
         rows = (height - side) // stride + 1
         columns = (width - side) // stride + 1
         count += max(0, rows) * max(0, columns)
@@ -136,6 +138,7 @@ def fetch(names, data_dir: Path, source: str = ""):
     Every image is checked by its SHA-256 before it is written. Raises UserError or OSError, one
     line with the remedy.
     """
+    # Images that are there and whole are not fetched again
     known, missing = manifest(), {}
     for name in names:
         for file, digest in known.get(name, {}).items():
@@ -242,7 +245,8 @@ def download(url: str, path: Path, digest: str = "", stop=None):
         left.unlink()
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            # It writes to a temporary file first, and renames that when it is complete
+            # It writes to a temporary file first, and renames that when it is complete. Its bar is
+            # for the one large archive; of many small files `fetch_files` shows the number
             torch.hub.download_url_to_file(url, str(path), digest or None, progress=not digest)
             if digest or zipfile.is_zipfile(path):
                 return
@@ -273,16 +277,17 @@ def _read_source(source: Path, missing: dict) -> dict:
             images[key] = content
         else:
             damaged.add(key)
-    wanting = [key for key in missing if key not in images]
-    lacking = [key for key in wanting if key not in damaged]
-    if lacking:
-        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        sets = dict.fromkeys(name for name, _ in lacking)
+    without = [key for key in missing if key not in images]
+    absent = [key for key in without if key not in damaged]
+    # First what is not there at all: one line then names the folders where it belongs
+    if absent:
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        sets = dict.fromkeys(name for name, _ in absent)
         places = ", ".join(" or ".join(f"{place}/" for place in PLACES[name]) for name in sets)
-        raise UserError(f"lacks {'/'.join(lacking[0])}{more}; they belong into {places}")
-    if wanting:
+        raise UserError(f"lacks {'/'.join(absent[0])}{more}; they belong into {places}")
+    if without:
         raise UserError(
-            f"{'/'.join(wanting[0])} is damaged (its SHA-256 is not the manifest's); replace it"
+            f"{'/'.join(without[0])} is damaged (its SHA-256 is not the manifest's); replace it"
         )
     return images
 
@@ -300,6 +305,7 @@ def _candidates(source: Path, missing: dict):
     try:
         for name, open_member in members:
             if key := _wanted(name, missing):
+                # Only so many bytes, since a small member of an archive can unpack to gigabytes
                 with open_member() as stream:
                     yield key, stream.read(MAX_IMAGE_BYTES)
     except Exception as error:
@@ -348,6 +354,7 @@ def _wanted(member: str, missing: dict):
     if path.is_absolute() or ".." in path.parts:
         return None
     for name, places in PLACES.items():
+        # With the slash, so that MySet5/ does not count as Set5/
         ends = tuple(f"/{place}" for place in places)
         if (name, path.name) in missing and f"/{path.parent}".endswith(ends):
             return name, path.name
@@ -379,6 +386,7 @@ def prepare(paths: list[Path], folder: Path, channels: int):
         for path, group in todo.items():
             # Before the images, because a file may change after it was read
             content = {"sources": _sources(group), "names": [p.stem for p in group], "images": []}
+            # map gives the images in the order of the files, whichever is decoded first
             for image in pool.map(lambda p: training_image(p, channels), group):
                 content["images"].append(image)
                 bar.update()
@@ -402,12 +410,14 @@ def in_shards(paths: list[Path], channels: int) -> list[list[Path]]:
 
 def _sources(paths: list[Path]) -> list:
     """By what a shard knows its files again."""
+    # Not by what they hold: to compare that, a large set would have to be read as a whole
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 
 def _sources_in(shard: Path):
-    """The same, as the shard has it; None if it is damaged."""
+    """What `_sources` was when the shard was written; None if it is damaged."""
     try:
+        # mmap: the list is read, the pixels stay on disk
         return torch.load(shard, map_location="cpu", weights_only=True, mmap=True)["sources"]
     except Exception:  # whatever torch makes of it
         return None

@@ -16,16 +16,18 @@ from weights import Source
 
 # ---------------------------------------------------------------------------------- where it goes
 def results_folder(settings, source: Source, states_its_scale: bool) -> Path:
-    """Where the results of these weights go, and those of no others.
+    """Where the results of these weights go: a folder in which no other weights' results lie.
 
-    That is exp_name if given by hand, else the run's folder, results_dir/<name of the file> or
-    results_dir/shipped_<name>; with a number behind it, if that folder is another's.
+    That is exp_name's folder if the user has given one. Else weights of a run have the run's
+    folder, and other files results_dir/<name of the file>, or results_dir/shipped_<name>, with a
+    number behind it where that folder belongs to other weights already.
 
-    states_its_scale: whether the file says for which scale it is; any other may be measured at
-    several, and has a folder for each.
+    states_its_scale: whether the file says for which scale it is. One that does not may be
+    measured at several, and gets a folder for each.
     """
     if "exp_name" in settings.by_hand:
         return Path(settings.exp_dir)
+    # Beside the run's best.pth
     if source.kind == "run":
         return Path(source.path).parent
     name, scale = source.name, f"x{settings.upscale_factor}"
@@ -79,7 +81,8 @@ def write_record(record: dict, path: Path):
 
 
 def _finite(value):
-    """JSON knows neither infinity (the PSNR of equal images) nor NaN: null in their place."""
+    """A record with None, JSON's null, for the numbers that JSON does not have: NaN, and infinity,
+    which is the PSNR of equal images."""
     if isinstance(value, dict):
         return {key: _finite(v) for key, v in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -115,6 +118,7 @@ def image_table(title: str, result: dict) -> tuple[list[str], list[list[str]]]:
             if f"srcnn{plus}" not in scores:
                 continue
             srcnn = scores[f"srcnn{plus}"]
+            # PSNR and SSIM of bicubic, then of SRCNN: the order in which `measure` has put them
             cells = [f"{value:.4f}" for kind in (bicubic, srcnn) for value in kind.values()]
             gain = f"{srcnn['psnr'] - bicubic['psnr']:+.4f}"
             rows.append([name + plus, *cells, gain, f"{scores[f'milliseconds{plus}']:.1f}"])
@@ -138,6 +142,7 @@ def weights_rows(name: str, record: dict, held_out) -> list[dict]:
     """
     rows = []
     for plus in ("", "+") if record["self_ensemble"] else ("",):
+        # The file may come from anywhere, so that what it says of itself may be no number
         row = {
             "weights": name + plus,
             "upscale_factor": record["upscale_factor"],

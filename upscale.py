@@ -142,7 +142,7 @@ def wanted_factor(height: int, width: int, settings) -> float:
 class Found:
     """What the command line's files, folders and patterns are."""
 
-    # Each with the folder that its output belongs into, within that of all outputs
+    # Pairs of a file and the folder for its output, the latter relative to that of all outputs
     images: list[tuple[Path, Path]] = field(default_factory=list)
     # Passed over: other files by suffix, folders in folders, outputs of an earlier run
     other_kinds: Counter = field(default_factory=Counter)
@@ -177,7 +177,7 @@ class Found:
 def find_images(settings, output: Path) -> Found:
     found = Found()
     for item in settings.inputs:
-        # What exists is no pattern, for example "photo[1].jpg"
+        # A file that exists is meant itself, though its name reads as a pattern: photo[1].jpg
         names = [] if os.path.exists(item) else sorted(glob.glob(item, recursive=True))
         for path in map(Path, names or [item]):
             if path.is_dir():
@@ -185,7 +185,7 @@ def find_images(settings, output: Path) -> Found:
             elif names:
                 found.add(path, Path())
             else:
-                # Named by hand: whatever it is, or is not, reading it will say so
+                # Named by hand: it is tried whatever its suffix, and reading says what is wrong
                 found.images.append((path, Path()))
     leave_out_earlier_outputs(found, ending(settings))
     return found
@@ -205,6 +205,7 @@ def search_folder(top: Path, found: Found, recursive: bool, output: Path):
         for name in files:
             found.add(here / name, inside)
         # os.walk goes on with the folders that are left in its list
+        # It would not follow links, which count as folders passed over
         entered = [name for name in folders if recursive and not (here / name).is_symlink()]
         found.folders += len(folders) - len(entered)
         folders[:] = entered
@@ -274,7 +275,7 @@ class Networks:
             network = self.load(0)
             self.scales = [network.upscale_factor or settings.upscale_factor]
             self.loaded = {self.scales[0]: network}
-        # What is missing or wrong shows before anything is read
+        # Loaded now, so that what is missing or wrong shows before any image is read
         if not settings.outsize:
             for scale in self.steps(settings.outscale or settings.upscale_factor):
                 self[scale]
@@ -313,7 +314,8 @@ class Networks:
         combination that exceeds it least; none where nothing is to be enlarged."""
         if factor <= 1:
             return []
-        # Each network adds errors of its own: first of all, few of them
+        # Each network adds errors of its own, so no more of them than suffice. To enlarge by 5,
+        # these are two, and of all pairs 3 · 2 exceeds 5 least
         count = 1
         while max(self.scales) ** count < factor:
             count += 1
@@ -347,6 +349,7 @@ def enlarge_file(source: Path, target: Path, networks: Networks, settings):
     factor = wanted_factor(height, width, settings)
     # A box may be so small that a narrow picture would have no pixel across
     size = max(1, round(height * factor)), max(1, round(width * factor))
+    # An output that its format cannot hold is refused before the networks have worked for it
     image_io.check_format(target, (*size, *image.shape[2:]))
     if target.suffix in (".jpg", ".jpeg") and image.shape[2:] == (4,):
         tqdm.write(f"{source}: JPEG keeps no transparency; --ext png does")
@@ -356,6 +359,7 @@ def enlarge_file(source: Path, target: Path, networks: Networks, settings):
     steps = networks.steps(factor)
     networks.say(factor, steps)
     for scale in steps:
+        # The result has the image's type: between two networks it is rounded, as in a file
         enlarged = upscale(enlarged, scale, networks[scale], settings.self_ensemble, progress=True)
     if enlarged.shape[:2] != size:
         enlarged = resize_to(enlarged, *size)

@@ -108,12 +108,14 @@ def validate_file(settings, team: Team) -> int:
     sliders, tables, unreadable = {}, "", 0
     for set_name, images in sets.items():
         results[set_name], drawn = measure_set(task, set_name, images, team, folder / set_name)
+        # Two sets may have images of the same name
         sliders |= {(set_name, name): html for name, html in drawn.items()}
         head, rows = records.image_table(f"{set_name} x{task.upscale_factor}", results[set_name])
         tables += pictures.table(head, rows)
         # Each table is printed as soon as its set is done
         team.say(records.aligned(head, rows))
         unreadable += say_left_out(set_name, results[set_name], task.upscale_factor, team)
+    # Every process has the whole result by now; process 0 alone writes it
     if team.rank:
         return unreadable
 
@@ -157,12 +159,13 @@ def measure_set(task: Task, set_name: str, images: dict, team: Team, folder=None
         {name: HTML of the report's slider}.
     Raises UserError if not one image can be read.
     """
+    # The processes take turns through the list, so that each image is measured once
     mine = list(images.items())[team.rank :: team.world]
     unreadable, sliders = {}, {}
-    # None: shown on a terminal, but not in a file
+    # tqdm's None: a bar on a terminal, and none where the output goes to a file
     disable = None if team.rank == 0 else True
     with tqdm(total=len(mine), desc=set_name, unit="image", leave=False, disable=disable) as bar:
-
+        # Called by `evaluate` after each image, whose pictures it does not keep
         def visit(name, scores, shown):
             if folder:
                 sliders[name] = draw(folder, name, scores, shown)
@@ -186,6 +189,7 @@ def measure_set(task: Task, set_name: str, images: dict, team: Team, folder=None
         result = merge(results, images)
         unreadable = {name: why for part in errors for name, why in part.items()}
         sliders = {name: html for part in shown for name, html in part.items()}
+    # With nothing measured there are no means to report
     if images and len(unreadable) == len(images):
         raise UserError(next(iter(unreadable.values())))
     return result | {"unreadable": unreadable}, sliders
@@ -229,7 +233,7 @@ def validate_folder(settings, team: Team) -> int:
     """Measure every file of a folder, each at its own scale: one table, results_dir/<name>.csv, and
     in results_dir/<name>/ a record of each.
 
-    Returns how many files hold no SRCNN, and images could not be read.
+    Returns how many files hold no SRCNN and how many images could not be read, together.
     """
     source = Path(settings.model_path)
     # Hidden files, such as .gitignore or .DS_Store, are nobody's weights
@@ -250,6 +254,7 @@ def validate_folder(settings, team: Team) -> int:
     for name, path in files.items():
         # Other files may lie beside the weights: they are named, and the rest goes on
         try:
+            # 0: at the scale that the file itself names
             task = load_task(path, 0, settings, team.device)
         except (UserError, OSError) as error:
             team.say(f"left out: {error}", sys.stderr)
@@ -260,6 +265,7 @@ def validate_folder(settings, team: Team) -> int:
             results[set_name], _ = measure_set(task, set_name, images, team)
             left_out += say_left_out(set_name, results[set_name], task.upscale_factor, team)
         record = task.record(str(path), results)
+        # What train.py noted in the file: PSNR on training images that it had held out
         held_out = task.network.facts.get("psnr_holdout")
         for row in records.weights_rows(name, record, held_out):
             rows.append(row)
@@ -281,13 +287,14 @@ def validate_folder(settings, team: Team) -> int:
 def find_sets(settings, team: Team) -> dict[str, dict[str, Path]]:
     """{set: {image name: file}} of test_sets.
 
-    Nobody has asked for Set5 and Set14 by leaving test_sets as it comes: where they are not there,
-    the sample photographs do. Raises UserError for a set that is asked for and not there, or
-    that has no images.
+    A user who left test_sets as it comes has not asked for Set5 and Set14. So whichever of them is
+    not there is left out, and without both the sample photographs take their place. Raises
+    UserError for a set that the user has named and that is not there, or that has no images.
     """
     asked_for = "test_sets" in settings.by_hand
     sets, lacking = {}, []
     for item in settings.test_sets:
+        # A folder's last name is what its set is called in tables, and its results' folder
         name = Path(item).expanduser().resolve().name
         if name in sets:
             raise UserError(
@@ -313,12 +320,14 @@ def find_sets(settings, team: Team) -> dict[str, dict[str, Path]]:
 
 def unique_names(paths: list[Path]) -> dict[str, Path]:
     """{name: file}: the file's name without its ending, unless two have the same."""
+    # Results are written under these names: those of a.png must not replace those of a.bmp
     stems = [path.stem for path in paths]
     return {p.stem if stems.count(p.stem) == 1 else p.name: p for p in paths}
 
 
 def say_left_out(set_name: str, result: dict, upscale_factor: int, team: Team) -> int:
     """Name the images that were not measured; return how many of them were damaged."""
+    # A small image is not counted, because nothing is wrong with its file
     for name in result["too_small"]:
         team.say(f"{set_name}/{name}: left out, too small to measure at x{upscale_factor}")
     for why in result["unreadable"].values():

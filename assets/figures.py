@@ -125,6 +125,7 @@ def training_log(name: str) -> list[dict]:
 def filters():
     """The first layer, as in figure 5 of the paper, and what of it the network's input can meet."""
     network = SRCNN.from_pretrained(SCALE)
+    # What the network gets: lr of each photograph, 1×1×H×W
     images = [test_pair(training_image(path, 1), SCALE)[0] for path in sample_images("test")]
     # n1 filters of 9×9 on one channel
     weights = network.features[0].weight[:, 0]
@@ -209,6 +210,7 @@ def draw_stack(axes, maps: Tensor, left: float, shift: float, shown: int = 5) ->
         x, y = left + j * shift, j * shift
         # Not the maximum: a few bright pixels would make the others black
         brightest = picture.quantile(0.98)
+        # Deeper in the stack is further back, and each frame lies just before its map
         place = (x, x + 1, y, y + 1)
         axes.imshow(picture, cmap="gray", extent=place, zorder=-2 * j, vmax=brightest)
         axes.add_patch(Rectangle((x, y), 1, 1, fill=False, linewidth=1, zorder=-2 * j + 1))

@@ -52,7 +52,8 @@ def read_record(path) -> dict:
 
 def results_table(records: list[dict]) -> str:
     """The table as Markdown. Raises UserError where two records disagree about one figure."""
-    scores = {}  # {set: {row: {scale: (PSNR, SSIM)}}}
+    # {set: {row: {scale: (PSNR, SSIM)}}}
+    scores = {}
     for record in records:
         if record["protocol"] != "y":
             continue
@@ -61,7 +62,8 @@ def results_table(records: list[dict]) -> str:
         rows = {"bicubic": "bicubic", "srcnn": f"ours, {network}", "srcnn+": f"ours, {network}+"}
         for set_name, result in record["sets"].items():
             for kind in rows.keys() & result.keys():
-                if result[kind]["psnr"] is None:  # no image was measured
+                # null: no image of the set was measured
+                if result[kind]["psnr"] is None:
                     continue
                 row = scores.setdefault(set_name, {}).setdefault(rows[kind], {})
                 score = result[kind]["psnr"], result[kind]["ssim"]

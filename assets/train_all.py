@@ -134,6 +134,7 @@ def make(name: str):
     if last.exists():
         # Of two --resume the last one counts: the run's own state, not what it began from
         words += ["--resume", str(last)]
+    # Later runs may begin from this one, so that they cannot go on without it
     status = subprocess.run([sys.executable, str(SCRIPT), *words]).returncode
     if status:
         sys.exit(status)

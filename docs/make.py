@@ -32,6 +32,7 @@ def main():
 
 
 def save_model(network, scale: int, name: str):
+    # The names that docs/worker.js asks for
     path = DOCS / "models" / f"{name}.onnx"
     with replace_file(path) as temporary, temporary.open("wb") as file:
         export_onnx_image(network, scale, file)
@@ -45,6 +46,7 @@ def make_sample():
     photograph = modcrop(read_image(path)[SAMPLE_PART], SAMPLE_SCALE)
     small = imresize(photograph, 1 / SAMPLE_SCALE)
     write_image(DOCS / "sample.png", small)
+    # None: the network that ships for this scale, 9-1-5
     for name, network in (("bicubic", "bicubic"), ("srcnn", None)):
         large = upscale(small, SAMPLE_SCALE, network)
         write_image(DOCS / f"sample_{name}.webp", large)
