@@ -111,7 +111,8 @@ def medians(repeats: int, clock, **functions) -> list[float]:
 def inference(quick):
     """The network alone: eager, compiled and exported, against predict, on a machine that is quiet."""
     rows, side, cores = [], 128 if quick else 1024, torch.get_num_threads()
-    for kernel_sizes, targets in (((9, 1, 5), ("1.3x", "1.15x")), ((9, 5, 5), ("1.8x", "1.8x"))):
+    networks = (((9, 1, 5), ("1.3x", "1.15x")), ((9, 5, 5), ("1.8x", "1.8x")))
+    for kernel_sizes, targets in networks[: 1 if quick else 2]:
         for threads, target in zip(sorted({1, cores}), targets):
             name = f"{'-'.join(map(str, kernel_sizes))}, {side}×{side}"
             rows += against(name, kernel_sizes, side, threads, target, 1 if quick else 4)
