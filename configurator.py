@@ -1,8 +1,8 @@
 """The settings of a run: config.py's block with the command line on top, checked.
 
-Apart from config.py, so that people who edit that meet settings alone. Here `config` is what
-stands in that file, as a dict (its globals). Needs the standard library alone, so that --help and
-mistakes are answered at once.
+This is a file of its own so that people who edit config.py meet settings alone. Here `config` is
+what stands in that file, as a dict (its globals). Needs the standard library alone, so that --help
+and mistakes are answered at once.
 """
 
 import argparse

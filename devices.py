@@ -38,7 +38,7 @@ REMEDIES = {
         "port {port} is in use; choose another with torchrun --master_port, or use --standalone"
     ),
 }
-# What it says when another process ended or cannot be reached
+# What torch says when another process ended or cannot be reached
 LOST = (
     *("closed", "reset", "broken pipe", "timed out", "timeout", "refused", "unreachable"),
     *("failed to recv", "failed to connect", "remote process", "no route to host", "handshake"),
@@ -79,6 +79,7 @@ def probe(name: str):
     only."""
     try:
         x = torch.ones(1, device=name)
+        # .item() waits for the result: what goes wrong on a GPU may show only then
         x.add(1).item()
         return x.device, ""
     except (RuntimeError, AssertionError, ImportError) as error:
@@ -117,7 +118,8 @@ def processes(name: str = "auto"):
             join(rank, world, device)
         yield rank, world, device
     except Exception as error:
-        # The others would hear of it before it is said here, and report that they lost this process
+        # The group is not left: the others would notice, and report that they lost this process
+        # before its error is said here
         leave = False
         line = explain(error, rank, device)
         if line is None:
@@ -141,6 +143,7 @@ def join(rank: int, world: int, device: torch.device):
             f"device={device.type}: torch has nothing here to join {world} processes with; "
             "start one, or set device=cpu"
         )
+    # With its GPU named, NCCL connects the processes now, and what it lacks shows here
     own = {"device_id": device} if backend != "gloo" else {}
     began = time.monotonic()
     try:
@@ -148,7 +151,7 @@ def join(rank: int, world: int, device: torch.device):
         # A second group, since `wait_for_all` must not give up after TIMEOUT as a step does
         _patient[:] = [distributed.new_group(backend="gloo", timeout=PATIENCE)]
     except RuntimeError as error:
-        # Sooner than after TIMEOUT, they had come, and one of them has ended since
+        # An error before TIMEOUT means that the others had come, and that one has ended since
         waited = time.monotonic() - began > 0.9 * TIMEOUT.total_seconds()
         if waited and "lost the others" in (explain(error, rank, device) or ""):
             place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -168,6 +171,7 @@ def wait_for_all():
 
 def explain(error: Exception, rank: int = 0, device="") -> str | None:
     """One line for an error of torch's that a user can do something about; None for any other."""
+    # What Python raises where torch would say the same
     if isinstance(error, MemoryError):
         error = RuntimeError("out of memory")
     if not isinstance(error, RuntimeError):
@@ -200,6 +204,7 @@ def exact_float32():
     except RuntimeError:
         # The newer flags were set, and these cannot be read any more
         before = [True, True]
+    # The flag for matrix products: torch has it off unless somebody asks, that for convolutions on
     asked_for = before[1]
     try:
         if not asked_for:
@@ -252,6 +257,7 @@ def free_memory(device) -> int:
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     try:
+        # Not MemFree: Linux fills free memory with copies of files, and gives these up when asked
         lines = Path("/proc/meminfo").read_text().splitlines()
         available = [int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line][0]
     except (OSError, IndexError):
@@ -268,6 +274,7 @@ def free_memory(device) -> int:
 def control_group(old: bool) -> Path:
     """The folder in which Linux says what memory this process's control group may use."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
+        # Such as 4:memory:/job, and in version 2, which has one group for all, 0::/job
         _, kinds, path = line.split(":", 2)
         if ("memory" in kinds.split(",")) if old else not kinds:
             return Path("/sys/fs/cgroup", "memory" if old else "", path.lstrip("/"))
@@ -281,6 +288,7 @@ def device_name(device) -> str:
         return getattr(torch, device.type).get_device_name(device)
     if device.type == "mps":
         return "Apple GPU"
+    # Python's own answer is often "x86_64"; Linux knows the model
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, IndexError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -31,7 +31,7 @@ def download(address: str, limit: int) -> Path:
     if path.is_file():
         return path
     # Not torch.hub.download_url_to_file, which takes files of any size and follows a redirect to
-    # anywhere. All of it into memory, which limit bounds: nothing half-written is ever found
+    # anywhere. The file is read into memory, no more than limit, and written when it is complete
     try:
         opener = urllib.request.build_opener(Redirects)
         request = urllib.request.Request(address, headers={"User-Agent": "srcnn-pytorch"})
@@ -67,8 +67,10 @@ def place_of(address: str) -> Path:
 
 
 def check(address: str):
-    """Encrypted ones only, so that nobody on the way changes the file; except on this machine."""
-    # What goes to this machine itself passes nobody: the tests' server is there
+    """Raise UserError for an address that is not encrypted: anybody between could change the file.
+
+    Addresses on this machine are taken: the tests have a server there.
+    """
     parts = urlsplit(address)
     if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1"):
         raise UserError(

@@ -291,7 +291,7 @@ def _upright(image: np.ndarray, turn: int) -> np.ndarray:
 def _described(picture) -> tuple[int, dict]:
     """EXIF orientation and metadata of a Pillow image, which stays as it is."""
     turn, metadata = 1, {"icc_profile": picture.info.get("icc_profile")}
-    # Broken EXIF data are no reason to refuse a picture; nor is a resolution that is none
+    # Broken EXIF data are no reason to refuse a picture, and neither is a senseless resolution
     with contextlib.suppress(Exception):
         exif = picture.getexif()
         turn = exif.get(ORIENTATION, 1)

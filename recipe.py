@@ -18,8 +18,8 @@ from soap import SOAP
 
 # Adam's first steps are as long as later ones, while its averages know a few gradients only
 WARMUP_STEPS = 100
-# Single batches make the weights wander around where they are bound. Their average over the last
-# thousand steps is closer to it, so this is what is measured and kept
+# Single batches make the weights wander around the point that they approach. Their average over
+# the last thousand steps or so is closer to it, and is what is measured and kept
 EMA_DECAY = 0.999
 # Added to each crop's MSE before the logarithm, so that a crop which is restored perfectly does not
 # count without limit: 47 dB

@@ -35,16 +35,17 @@ class Stop:
     def __init__(self, quiet: bool):
         self.quiet, self.number, self.count, self.last = quiet, 0, 0, -math.inf
         for number in (signal.SIGINT, signal.SIGTERM, HANGUP):
-            # nohup lets SIGHUP be ignored: so it stays
+            # Under nohup SIGHUP is ignored, and stays so
             if number and not (number == HANGUP and signal.getsignal(number) == signal.SIG_IGN):
                 signal.signal(number, self)
 
     def __call__(self, number, frame):
         if number == HANGUP:
-            # Nobody reads on, and writing to the terminal that was would fail
+            # The terminal is gone, and writing to it would fail
             for stream in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-        # torchrun passes on what the terminal has sent to its processes already
+        # Within a second it is the same one: what the terminal sends to all processes, torchrun
+        # passes on to them once more
         if time.monotonic() - self.last < 1:
             return
         self.last, self.number, self.count = time.monotonic(), number, self.count + 1
@@ -52,7 +53,7 @@ class Stop:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         elif not self.quiet:
-            # Past Python's buffers, which this may have come in the midst of
+            # Not by print: the signal may have come while Python's own buffer was being written
             os.write(2, f"\nstopping: {self.SAYS[self.count - 1]}\n".encode())
 
     def between_images(self, *_):

@@ -78,7 +78,8 @@ class SOAP(torch.optim.Optimizer):
             state["step"] = 0
             state["mean"], state["square"] = grad.new_zeros(grad.shape), grad.new_zeros(grad.shape)
             state["covariances"] = [_covariance(grad, axis) for axis in _long_axes(grad)]
-            # eigh raises on NaN; training looks at its loss from time to time, and must get there
+            # eigh raises on NaN. With zeros in its place training goes on to its next look at the
+            # loss, which says what is wrong
             finite = [c.nan_to_num(0, 0, 0) for c in state["covariances"]]
             # eigh's eigenvalues rise; the bases have the largest first
             state["bases"] = [_decompose(torch.linalg.eigh, c)[1].flip(1) for c in finite]

@@ -14,7 +14,7 @@ def check(positional=None):
     Args:
         positional: as for `config.run`.
     """
-    # Ignored in the background of a shell script, Ctrl-C stays so
+    # In the background of a shell script Ctrl-C is ignored, and stays so
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_quietly)
     # Here, and not above: config.py is written by hand, and Python may refuse it

@@ -84,9 +84,9 @@ class Run:
 
     @property
     def bf16(self) -> bool:
-        precision, recipe = self.settings.precision, self.settings.recipe
+        precision = self.settings.precision
         if precision == "auto":
-            return recipe != "paper" and quick_bf16(self.device)
+            return self.settings.recipe != "paper" and quick_bf16(self.device)
         return precision == "bf16"
 
     @property
@@ -122,7 +122,8 @@ def main(settings):
             for left in run.folder.glob("*.tmp-*"):
                 left.unlink()
             describe(run, crops, holdout)
-        # By default cuDNN adds gradients up in any order; so a resumed run repeats its steps
+        # By default cuDNN may add gradients up in any order; in a fixed order a resumed run repeats
+        # its steps
         torch.backends.cudnn.deterministic = True
         if device.type == "cpu":
             keep_memory()
@@ -141,6 +142,7 @@ def main(settings):
 
 def train(run, crops, sets, stop, log):
     """Step after step; every so often look at the loss, and save and measure what there is."""
+    # Longer than a screen, because a step and what follows it are clearest in one piece
     settings, device, optimizer = run.settings, run.device, run.optimizer
     model, bf16 = wrapped(run), run.bf16
     batches = make_batches(crops, run.step, settings, device)
@@ -159,7 +161,7 @@ def train(run, crops, sets, stop, log):
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate_at(run.step, settings) * group.get("factor", 1)
         if bf16:
-            # By the step, so that a resumed run repeats it
+            # Seeded by the step, so that a resumed run rounds as the first one did
             recipe.seed_dithering(device, (settings.seed + run.step) % 2**63)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             # .to sets the strides in any case; with one channel both layouts are the same memory,
@@ -195,7 +197,8 @@ def train(run, crops, sets, stop, log):
                 # Saved first: measuring takes its time, and a second signal may end it
                 save_last(run)
                 measure(run, sets, stop, log)
-            # In the next step the others would wait two minutes for process 0, and give it up
+            # Without this, the others would wait for process 0 in their next step, and after two
+            # minutes take it for lost
             wait_for_all()
         if stopping:
             break
@@ -344,7 +347,7 @@ def save_last(run):
             f"{last}: another run has written it since this one began, and keeps it; "
             "give this one another name by --exp_name"
         )
-    # The average is the file's network; to go on takes the weights that it is of as well
+    # The file's network is the average of the weights. Going on needs the weights themselves too
     state = {
         **{name: getattr(run, name) for name in ("step", "best", "seconds", "loss", "history")},
         "network": run.network.state_dict(),

@@ -266,7 +266,8 @@ class Machine(pickle._Unpickler):
                 target._metadata = state["_metadata"]
 
     def put(self):
-        """Keep an object under a number; huge ones of equal hashes would be slow."""
+        """Keep an object under a number. Huge numbers can be made to have equal hashes, which would
+        make the memo slow, so only small ones are taken."""
         number = int(self.readline())
         if not 0 <= number < 2**32:
             raise ValueError("a large number in the memo")

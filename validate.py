@@ -185,10 +185,10 @@ def measure_set(task: Task, set_name: str, images: dict, team: Team, folder=None
         wait_for_all()
         parts = [None] * team.world
         distributed.all_gather_object(parts, (result, unreadable, sliders))
-        results, errors, shown = zip(*parts)
+        results, errors, drawn = zip(*parts)
         result = merge(results, images)
         unreadable = {name: why for part in errors for name, why in part.items()}
-        sliders = {name: html for part in shown for name, html in part.items()}
+        sliders = {name: html for part in drawn for name, html in part.items()}
     # With nothing measured there are no means to report
     if images and len(unreadable) == len(images):
         raise UserError(next(iter(unreadable.values())))

@@ -1,7 +1,7 @@
 """Anybody's file to an SRCNN's weights and what it says of them, and back.
 
-This room knows whose layouts there are. The bytes are read in the two below: unpickle.py for
-files by torch, matfile.py for MATLAB's. Nothing that a file holds is imported, called or run.
+This room knows the layouts of other projects. The bytes are read in two rooms below: unpickle.py
+for files by torch, matfile.py for MATLAB's. Nothing that a file holds is imported, called or run.
 """
 
 import io
@@ -98,7 +98,8 @@ def find_weights(settings) -> Source:
         )
         return Source(str(best), "run", best.parent.name, told)
     path = _near(shipped_weights(settings.upscale_factor, settings.kernel_sizes, settings.channels))
-    # Who has trained may not expect those that ship, so the first line says how to get the others
+    # A user who has trained may not expect the weights that ship: the first line says how to get
+    # those of the run
     if best.is_file():
         hint = f"your run {best} is used without --model_path"
     elif (last := best.with_name("last.pth")).is_file():
