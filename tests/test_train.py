@@ -569,6 +569,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_needs_torch_numpy_and_tqdm_alone(data, tmp_path):
     """With everything else blocked: all modules import, doing nothing by that, and train.py trains."""
     run = subprocess.run(
@@ -590,6 +591,7 @@ def compile_in_this_process():
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # helpers would load torch first
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler: apt-get install g++")
 def test_compiled(start, tmp_path):
     """The compiled network takes the same steps."""
