@@ -62,8 +62,9 @@ def predict(
     exact = torch.promote_types(dtype, torch.float32)
     sr = torch.empty(len(lr), network.channels, *sizes[-1], dtype=exact, device=device)
 
+    # On any thread: tiles do not share a pixel of the result
     @torch.inference_mode()
-    def restore(tile: _Tile):
+    def fill(tile: _Tile):
         top, bottom, left, right = tile.box
         restored = _restore_tile(there[tile.images], tile.box, layers, sizes, network.padding_mode)
         sr[tile.images, :, top:bottom, left:right] = restored
@@ -73,10 +74,10 @@ def predict(
         threads = torch.get_num_threads()
         pixels = TILE_BYTES // (network.widths[0] * exact.itemsize)
         tiles = _tiles(sr.shape, pixels, threads)
-        in_threads(threads, [functools.partial(restore, tile) for tile in tiles])
+        in_threads(threads, [functools.partial(fill, tile) for tile in tiles])
     else:
         with exact_float32():
-            _one_by_one(restore, _tiles(sr.shape, _pixels_on_gpu(network, device)))
+            _one_by_one(fill, _tiles(sr.shape, _pixels_on_gpu(network, device)))
     # To lr's type as well as to its device
     return sr.to(lr)
 
@@ -195,11 +196,11 @@ def _pixels_on_gpu(network: SRCNN, device) -> int:
     return pixels
 
 
-def _one_by_one(restore, tiles: list[_Tile]):
-    """Call restore for each tile; where one does not fit the memory, halve it and the others."""
+def _one_by_one(fill, tiles: list[_Tile]):
+    """Call fill for each tile; where one does not fit the memory, halve it and the others."""
     while tiles:
         try:
-            restore(tiles[-1])
+            fill(tiles[-1])
             tiles.pop()
         except torch.OutOfMemoryError:
             if tiles[-1].box[1] - tiles[-1].box[0] < 2:

@@ -99,6 +99,7 @@ class SRCNN(nn.Module):
                 input.
         Raises what `load_checkpoint` raises, and ValueError where no such weights ship.
         """
+        # A number is a scale; "3" would be a file
         if not isinstance(path_or_scale, (str, os.PathLike)):
             path_or_scale = shipped_weights(path_or_scale, kernel_sizes or (9, 1, 5), channels)
         return cls.from_checkpoint(load_checkpoint(path_or_scale, interpolation))

@@ -45,10 +45,11 @@ def detail(a: np.ndarray, b: np.ndarray, side: int = 0) -> tuple[slice, slice]:
         of_columns = difference.reshape(len(difference), width, -1).sum((0, 2))
         blocks[i] = np.add.reduceat(of_columns, columns)
 
-    # Sums over all windows at once, from a table of sums above and to the left (Viola, Jones 2001)
+    # Sums over all windows at once, from the "integral image" of Viola and Jones (2001): each value
+    # is the sum of all blocks above and to the left
     window = side // block
-    table = np.pad(blocks.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    below, above = table[window:], table[:-window]
+    integral = np.pad(blocks.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    below, above = integral[window:], integral[:-window]
     sums = below[:, window:] - above[:, window:] - below[:, :-window] + above[:, :-window]
     top, left = np.unravel_index(sums.argmax(), sums.shape)
     top, left = min(top * block, height - side), min(left * block, width - side)

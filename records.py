@@ -77,6 +77,7 @@ def _about_others(table: Path, folder: Path) -> bool:
 
 def write_record(record: dict, path: Path):
     """As JSON, whole or not at all."""
+    # By default json would write NaN and Infinity, which other languages' readers refuse
     write_file(json.dumps(_finite(record), indent=1, allow_nan=False), path)
 
 

@@ -237,9 +237,9 @@ def begin(settings, device, rank=0, world=1) -> Run:
     return run
 
 
-def changes(facts, settings) -> list[str]:
-    """What the settings change of a run, by the facts in its file: "steps was 8, is 12"."""
-    before, now, found = facts.get("settings"), plain(settings), []
+def changes(said, settings) -> list[str]:
+    """What the settings change of a run, by the facts that its file has: "steps was 8, is 12"."""
+    before, now, found = said.get("settings"), plain(settings), []
     for name in DECISIVE if isinstance(before, dict) else ():
         # The file may come from anywhere: of it only short and plain values are shown
         with contextlib.suppress(ValueError, RecursionError):
@@ -283,9 +283,9 @@ def wrapped(run):
     return torch.compile(network) if run.settings.compile else network
 
 
-def make_batches(crops, start, settings, device):
-    """Batches (lr, hr) on the device, from step `start` on."""
-    steps = range(start, settings.steps)
+def make_batches(crops, first, settings, device):
+    """Batches (lr, hr) on the device, from step `first` on."""
+    steps = range(first, settings.steps)
     if isinstance(crops, StreamedCrops):
         # Each item is a whole batch, so the sampler is the list of steps
         crops = DataLoader(

@@ -288,7 +288,7 @@ def _python(name: str):
 def _bounded(name: str, width: int):
     """Python's function for a text or number, whose length stands in front in ``width`` bytes;
     long ones are passed over."""
-    load = _python(name)
+    original = _python(name)
 
     def bounded(machine):
         size = int.from_bytes(machine.file.read(width), "little")
@@ -298,7 +298,7 @@ def _bounded(name: str, width: int):
             machine.append(Opaque("a long text"))
             return
         machine.file.seek(-width, 1)
-        load(machine)
+        original(machine)
         # Of huge numbers even printing takes long
         number = machine.stack[-1]
         if type(number) is int and number.bit_length() > MAX_BITS:

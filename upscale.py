@@ -165,8 +165,8 @@ class Found:
             kinds = (kind.removeprefix(".").upper() or "no suffix" for kind in self.other_kinds)
             parts.append(f"{self.other_kinds.total()}: {', '.join(kinds)}")
         if self.folders:
-            kind = "subfolder" if self.folders == 1 else "subfolders"
-            parts.append(f"{self.folders} {kind} (--recursive)")
+            word = "subfolder" if self.folders == 1 else "subfolders"
+            parts.append(f"{self.folders} {word} (--recursive)")
         if self.earlier:
             parts.append(f"{self.earlier} made from the others by an earlier run")
         if {".heic", ".heif"} & set(self.other_kinds):

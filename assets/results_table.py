@@ -91,7 +91,7 @@ def results_table(records: list[dict]) -> str:
         }
         # Bicubic, then what is published, then ours by size, each followed by its "+"
         for label in sorted(
-            by_row, key=lambda row: (row != "bicubic", row.startswith("ours"), row)
+            by_row, key=lambda name: (name != "bicubic", name.startswith("ours"), name)
         ):
             cells = [cell(by_row[label].get(scale), best.get(scale)) for scale in SCALES]
             first = label == "bicubic"
