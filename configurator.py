@@ -143,12 +143,17 @@ def load(config: dict, mode=None, argv=None, positional=None) -> Settings:
     """
     source = Path(config["__file__"]).read_text(encoding="utf-8")
     check_block(source)
-    words = _words(sys.argv[1:] if argv is None else argv, positional)
+    argv, named = sys.argv[1:] if argv is None else argv, []
+    if positional and "--" in argv:
+        # By custom: what follows are files, even those that begin with a dash
+        cut = argv.index("--")
+        argv, named = argv[:cut], argv[cut + 1 :]
+    words = _words(argv, positional)
     parser = _parser(config, comments_of(source), positional)
     # Files may stand between settings; what is unknown gets an answer of our own
     parsed, unknown = parser.parse_known_intermixed_args(words)
     if unknown:
-        raise UserError(_unknown(unknown[0].split("=")[0]))
+        raise UserError(_unknown(unknown[0].split("=")[0], "--"))
     given, recipes = vars(parsed), config["RECIPES"]
     # None stands for the recipe's value, the device's, or upscale_factor
     may_be_none = {*recipes["fast"], "max_device_gb", "outscale"}
@@ -163,7 +168,7 @@ def load(config: dict, mode=None, argv=None, positional=None) -> Settings:
     changed = {name for name in AS_SHIPPED if getattr(settings, name) != AS_SHIPPED[name]}
     settings.by_hand = changed | (AS_SHIPPED.keys() & given.keys())
     if positional:
-        setattr(settings, positional, given[positional])
+        setattr(settings, positional, given[positional] + named)
     _check_values(settings, recipes)
     return _complete(settings, recipes, mode)
 
@@ -179,6 +184,8 @@ def run(config: dict, main, mode=None, positional=None):
     except (UserError, OSError) as error:
         message = " ".join(str(error).split())
     except KeyboardInterrupt:
+        # torch takes a while to end: a second Ctrl-C would have it print tracebacks
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     # Most errors occur on every process and are to be said once, by process 0. The others wait here
@@ -344,8 +351,10 @@ def comments_of(source: str) -> dict:
     return dict(re.findall(r"^(\w+): .* = .*?  # (.*)$", source, re.MULTILINE))
 
 
-def _unknown(word: str) -> str:
-    """The complaint about a name that is no setting."""
+def _unknown(word: str, dashes: str = "") -> str:
+    """The complaint about a name that is no setting; dashes: what its right name begins with."""
+    if dashes and os.path.exists(word) and word.startswith("-"):
+        return f"unknown setting {word}: if the file is meant, write ./{word}"
     name = word.lstrip("-")
     # Other tools name their input by an option
     if name in ("i", "input", "inputs", "image", "image_file"):
@@ -356,7 +365,7 @@ def _unknown(word: str) -> str:
     meant += difflib.get_close_matches(name, TYPES, 1)
     if not meant:
         return f"unknown setting {word}: see --help, or leave it out"
-    return f"unknown setting {word}: did you mean {'--' if word.startswith('-') else ''}{meant[0]}?"
+    return f"unknown setting {word}: did you mean {dashes}{meant[0]}?"
 
 
 def _from_command_line(name: str, words):

@@ -51,6 +51,8 @@ def main(settings):
     checkpoint = load_checkpoint(source.path, settings.interpolation)
     network = SRCNN.from_checkpoint(checkpoint)
     output = Path(settings.output or Path(settings.results_dir) / (source.name + SUFFIXES[layout]))
+    if output.is_dir():
+        raise UserError(f"{output}: a folder; name a file in it")
     if output.exists() and not settings.overwrite:
         raise UserError(f"{output}: exists; give another output, or --overwrite")
 

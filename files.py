@@ -53,7 +53,9 @@ def make_folder(path):
 
 def write_file(content, path):
     """Write text (as UTF-8) or bytes, whole or not at all."""
-    content = content.encode() if isinstance(content, str) else content
+    if isinstance(content, str):
+        # A name of a file that is no UTF-8, as old archives have them, keeps its bytes
+        content = content.encode(errors="surrogateescape")
     with replace_file(path) as temporary:
         temporary.write_bytes(content)
 

@@ -122,6 +122,9 @@ def main(settings):
             for left in run.folder.glob("*.tmp-*"):
                 left.unlink()
             describe(run, crops, holdout)
+            lacking = [name for name in settings.test_sets if Path(name).name not in sets]
+            if lacking and "test_sets" in settings.by_hand:
+                say(f"not prepared, so not measured: {', '.join(lacking)}")
         # By default cuDNN may add gradients up in any order; in a fixed order a resumed run repeats
         # its steps
         torch.backends.cudnn.deterministic = True

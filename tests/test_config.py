@@ -73,6 +73,7 @@ def test_command_line(words, name, value):
         ("--batchsize=8", "unknown setting --batchsize: did you mean --batch_size?"),
         ("--zzz 2", "unknown setting --zzz: see --help"),
         ("stray", "unknown setting stray"),
+        ("steps=6", "unknown setting steps: did you mean --steps?"),
         ("--upscale_factor 0", "upscale_factor=0: must be at least 2"),
         ("--upscale_factor 1", "must be at least 2"),
         ("--upscale_factor -3", "must be at least 2"),
@@ -242,6 +243,15 @@ def test_positional():
         "b.png",
     ]
     assert load(None, [], positional="inputs").inputs == []
+
+
+def test_files_that_begin_with_a_dash(tmp_path, monkeypatch):
+    settings = load(None, ["a.png", "--compare", "--", "-b.png", "--c.png"], positional="inputs")
+    assert settings.inputs == ["a.png", "-b.png", "--c.png"] and settings.compare
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-b.png").touch()
+    with pytest.raises(ValueError, match=r"-b.png: if the file is meant, write \./-b.png"):
+        load(None, ["-b.png"], positional="inputs")
 
 
 @pytest.mark.parametrize(

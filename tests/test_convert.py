@@ -267,6 +267,8 @@ def test_replaces_only_when_told(tmp_path):
         converted(tmp_path, layouts.ours(Y955))
     assert SRCNN.from_pretrained(target).kernel_sizes == (9, 1, 5)
     converted(tmp_path, layouts.ours(Y955), "--overwrite")
+    with pytest.raises(ValueError, match="a folder; name a file in it"):
+        converted(tmp_path, layouts.ours(Y955), "--overwrite", "--output", str(tmp_path))
     assert SRCNN.from_pretrained(target).kernel_sizes == (9, 5, 5)
 
 

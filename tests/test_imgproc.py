@@ -1,5 +1,6 @@
 """imgproc.py against MATLAB's rules, written out here a second time, and against the paper's figures."""
 
+import os
 import struct
 import subprocess
 import sys
@@ -486,6 +487,12 @@ def test_replace_file_leaves_all_or_nothing(tmp_path):
             temporary.write_text("half of the sec")
             raise error
     assert path.read_text() == "first" and list(path.parent.iterdir()) == [path]
+
+
+def test_text_with_a_name_that_is_no_utf8(tmp_path):
+    name = os.fsdecode(b"f\xfcr \xc3\xbc")
+    files.write_file(name, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"f\xfcr \xc3\xbc"
 
 
 def test_sample_images_are_photographs_in_the_wheel():

@@ -42,6 +42,25 @@ def test_ctrl_c_while_torch_is_imported(tmp_path, script):
     assert process.returncode == 130
 
 
+def test_a_second_ctrl_c_while_a_script_ends(tmp_path):
+    code = (
+        "import atexit, sys, time; sys.path.insert(0, sys.argv.pop(1)); import config\n"
+        "atexit.register(lambda: (print('ends', flush=True), time.sleep(60)))\n"
+        "def main(settings): raise KeyboardInterrupt\n"
+        "config.run(main)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, ROOT],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == b"ends\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30) == (b"", b"interrupted\n")
+    assert process.returncode == -signal.SIGINT
+
+
 # ------------------------------------------------------------------------------------- a terminal
 class Terminal:
     """A terminal of 80 columns, of which `begin` is what `before` is for a Run."""

@@ -698,6 +698,12 @@ def test_what_a_resumed_run_says_of_itself(start, tmp_path):
     assert on.wait() == 0 and "goes on at step 8 of 12" in on.output
 
 
+def test_a_misspelt_test_set_is_told(start):
+    run = start("--test_sets", "tinytest", "tinytes", "--steps", 1)
+    assert run.wait() == 0
+    assert "not prepared, so not measured: tinytes\n" in run.output
+
+
 def test_the_last_line_is_a_command_that_measures_the_run(start, run_script, tmp_path):
     run = start("--steps", 4)
     assert run.wait() == 0
