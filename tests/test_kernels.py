@@ -108,6 +108,16 @@ def test_nnpack_where_it_wins_only():
         assert not kernels.nnpack_wins(*case(64, 32, 5, 20, 20)[:2])
 
 
+def test_nnpack_wins_less_in_training(monkeypatch):
+    """With its gradients 3×3 is slower everywhere, and on AVX-512 small images are."""
+    large, small = case(64, 32, 5, 40, 40)[:2], case(64, 32, 5, 25, 25)[:2]
+    assert kernels.nnpack_wins(*large, training=True) == kernels.has_nnpack()
+    assert not kernels.nnpack_wins(*case(64, 32, 3, 40, 40)[:2], training=True)
+    for capability, wins in [("AVX2", kernels.has_nnpack()), ("AVX512", False)]:
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+        assert kernels.nnpack_wins(*small, training=True) == wins
+
+
 def test_threads_compute_alone_and_leave_the_callers_setting(threads):
     seen = kernels.in_threads(threads, [torch.get_num_threads] * 8)
     assert seen == [1] * 8 and torch.get_num_threads() == threads
