@@ -23,9 +23,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
-# OpenMP reads this when torch is imported. By default its threads spin while they wait for each
-# other, which takes the CPU from the threads that convolve (kernels.py), and from other programs
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# OpenMP's threads wait for each other behind every operation, and by default spin meanwhile for a
+# millisecond: time that other programs, and the threads that convolve (kernels.py), need. Those
+# that sleep at once take a quarter longer to train. So they spin for some microseconds, where
+# OpenMP is GNU's, as in PyTorch for Linux, and sleep elsewhere. Read when torch is imported
+if "OMP_WAIT_POLICY" not in os.environ:
+    if sys.platform == "linux":
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    else:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import torch
 from torch import Tensor, distributed, nn

@@ -154,19 +154,22 @@ def test_a_forked_process_has_threads_of_its_own(threads):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-@pytest.mark.parametrize("users", ["", "ACTIVE"])
-def test_training_waits_without_spinning_unless_the_user_says_so(users):
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    environment |= {"OMP_WAIT_POLICY": users} if users else {}
-    environment["OMP_DISPLAY_ENV"] = "true"
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, where PyTorch has GNU's OpenMP")
+@pytest.mark.parametrize(
+    "users, spins",
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "30000000000")],
+)
+def test_training_spins_shortly_unless_the_user_says_otherwise(users, spins):
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {k: v for k, v in os.environ.items() if k not in names} | users
     process = subprocess.run(
-        [sys.executable, "-c", "import train, os; print(os.environ['OMP_WAIT_POLICY'])"],
+        [sys.executable, "-c", "import train, os; print(os.environ.get('GOMP_SPINCOUNT'))"],
         cwd=ROOT,
-        env=environment,
+        env=environment | {"OMP_DISPLAY_ENV": "verbose"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert process.stdout.strip() == (users or "PASSIVE")
-    if "OMP_WAIT_POLICY" in process.stderr:  # GNU's OpenMP says what it took up
-        assert f"OMP_WAIT_POLICY = '{users or 'PASSIVE'}'" in process.stderr
+    assert process.stdout.strip() == ("None" if "OMP_WAIT_POLICY" in users else spins)
+    if "GOMP_SPINCOUNT" in process.stderr:  # GNU's OpenMP says what it took up
+        assert f"GOMP_SPINCOUNT = '{spins}'" in process.stderr
