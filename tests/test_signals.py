@@ -87,6 +87,8 @@ class Terminal:
 
 
 def take_terminal(name):
+    # The tests may have been started by nohup, which every process of theirs then inherits
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.setsid()
     # The first terminal that a session opens is its own
     file = os.open(name, os.O_RDWR)
