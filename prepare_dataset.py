@@ -411,7 +411,8 @@ def in_shards(paths: list[Path], channels: int) -> list[list[Path]]:
 def _sources(paths: list[Path]) -> list:
     """By what a shard knows its files again."""
     # Not by what they hold: to compare that, a large set would have to be read as a whole
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+    stats = [(path.name, path.stat()) for path in paths]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
 def _sources_in(shard: Path):
