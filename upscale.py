@@ -234,9 +234,12 @@ def plan(found: Found, output: Path, is_file: bool, settings) -> list[tuple[Path
         name = target_name(source, settings)
         target = source.with_name(name) if settings.output == "beside" else output / inside / name
         target = output if is_file else target
-        # a.png and a.bmp would both become a_x3.png; a.png and a.jpg have one comparison picture
-        first = taken.setdefault(compared(target) if settings.compare else target, source)
-        if first is source:
+        # a.png and a.bmp would both become a_x3.png; a.png and a.jpg have one comparison picture;
+        # and with another suffix that of one may be the output of the other
+        outputs = [target, compared(target)] if settings.compare else [target]
+        first = next((taken[path] for path in outputs if path in taken), None)
+        if first is None:
+            taken.update(dict.fromkeys(outputs, source))
             jobs.append((source, target))
         elif first.absolute() != source.absolute():
             found.failures.append(

@@ -206,6 +206,13 @@ def test_where_outputs_go_and_what_is_overwritten(
     with pytest.raises(SystemExit):
         run_main("a.png", "a.bmp", *weights, "--output", "two")
     assert "a.bmp: its output two/a_x3.png is that of a.png too" in capsys.readouterr().err
+    # With this ending the second one's output would be the first one's comparison picture
+    image_io.write_image("other/a_compare.png", photograph)
+    ending = ("--suffix", "_compare", "--compare", "true", "--overwrite", "true")
+    with pytest.raises(SystemExit):
+        run_main("a.png", "other/a_compare.png", *weights, *ending, "--output", "three")
+    assert "its output three/a_compare_compare.png is that of a.png" in capsys.readouterr().err
+    assert image_io.read_image("three/a_compare_compare.png").shape[1] > 150
 
 
 @pytest.mark.parametrize(
