@@ -432,8 +432,8 @@ class Log:
     """A bar on a terminal; a line for each measurement there and in files; TensorBoard if it is
     installed."""
 
-    # With the numbers of a million steps it fits 80 columns
-    FORM = "{percentage:3.0f}%|{bar:10}| {n:,}/{total:,} [{elapsed}<{remaining}, {rate_fmt}]"
+    # The bar itself takes what a terminal has left beside the numbers
+    FORM = "{percentage:3.0f}%|{bar}| {n:,}/{total:,} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
     def __init__(self, run):
         quiet = run.rank > 0
@@ -451,6 +451,8 @@ class Log:
             # None: where it is no terminal
             disable=True if quiet else None,
         )
+        if run.history:
+            self.show_psnr(run.history[-1])
         if not quiet:
             with contextlib.suppress(ImportError):
                 from torch.utils.tensorboard import SummaryWriter
@@ -467,11 +469,18 @@ class Log:
             say(f"{rate:,.1f} steps a second, about {left} left")
             self.told = True
 
+    def show_psnr(self, row):
+        """Beside the bar: that of the first set, which is the held-out images where there are."""
+        values = [value for name, value in row.items() if name.startswith("psnr_")]
+        if values:
+            self.bar.set_postfix_str(f"{values[0]:.2f} dB", refresh=False)
+
     def measured(self, row, scores, improved):
         """One line, after one of bicubic to compare with."""
         if scores and not self.compared:
             say(f"bicubic, in dB: {listed(scores, 'bicubic')}")
             self.compared = True
+        self.show_psnr(row)
         best = " (best so far)" if improved else ""
         say(f"step {row['step']:,}, {row['seconds']:,.0f} s: {listed(scores, 'srcnn')}{best}")
         if self.board:

@@ -138,14 +138,14 @@ def ignore_hangup():
 
 
 def test_80_columns(data, terminal, tmp_path):
-    """No line is cut off or wrapped, and the numbers are there."""
+    """No line is cut off or wrapped, and the numbers are there: of the bar, rate and PSNR."""
     options = ["--steps", 600, "--valid_frequency", 300]
     run = Run("train.py", "--data_dir", data, *TINY, *options, cwd=tmp_path, before=terminal.begin)
     shown = finish(run, terminal)
     lines = [line.rstrip() for line in re.split(r"[\r\n]+|\x1b\[\w", shown)]
     bars = [line for line in lines if "%|" in line]
     assert bars and all(line.endswith("]") for line in bars), bars
-    assert re.search(r"\d steps/s\]$", bars[-1]), bars
+    assert re.search(r"\d steps/s, \d\d\.\d\d dB\]$", bars[-1]), bars
     # All but the command, which is in one line and here begins with a long path
     assert all(len(line) <= 80 for line in lines if not line.startswith("measure it")), lines
     said = [line for line in lines if re.match(r"step \d", line)]
@@ -155,5 +155,6 @@ def test_80_columns(data, terminal, tmp_path):
 
 def test_the_bar_of_a_long_run_fits():
     numbers = dict(n=999_999, total=1_000_000, elapsed=40 * 3600, rate=0.5, unit=" steps")
+    numbers["postfix"] = "31.82 dB"
     bar = tqdm.format_meter(bar_format=train.Log.FORM, ncols=80, **numbers)
     assert bar.endswith("]") and len(bar) <= 80, bar
