@@ -32,9 +32,6 @@ def replace_file(path):
         if error.errno and not error.filename:
             error.filename = str(path)
         raise
-    except RuntimeError as error:
-        # torch.save's word for a full disk
-        raise OSError(f"{path}: cannot be written ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -67,7 +64,8 @@ def network_name(kernel_sizes, upscale_factor: int, channels: int) -> str:
 
 
 def save(content, path):
-    """torch.save, whole or not at all: by way of memory, where a full disk does no harm."""
+    """torch.save, whole or not at all: by way of memory, because of a full disk it would say
+    "unexpected pos"."""
     # Not at the top: configurator.py needs this room before --help, which need not wait for torch
     import torch
 

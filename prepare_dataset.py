@@ -41,7 +41,7 @@ from dataset import (
     prepared_folder,
     training_image,
 )
-from files import UserError, replace_file, write_file
+from files import UserError, save, write_file
 from image_io import image_size
 
 # T91, Set5 and Set14, byte for byte as the authors of SRCNN used them: one archive of 30 MB
@@ -390,8 +390,7 @@ def prepare(paths: list[Path], folder: Path, channels: int):
             for image in pool.map(lambda p: training_image(p, channels), group):
                 content["images"].append(image)
                 bar.update()
-            with replace_file(path) as temporary:
-                torch.save(content, temporary)
+            save(content, path)
 
 
 def in_shards(paths: list[Path], channels: int) -> list[list[Path]]:
