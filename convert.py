@@ -25,7 +25,7 @@ import config
 from export import export_onnx, export_onnx_image
 from files import UserError, write_file
 from model import SRCNN
-from weights import find_weights, load_checkpoint, to_layout
+from weights import find_weights, load_checkpoint, not_run, to_layout
 
 SUFFIXES = {
     "ours": "_ours.pth",
@@ -77,10 +77,8 @@ def notes(network: SRCNN, checkpoint: dict, layout: str) -> list[str]:
     """What others' code does differently with these weights, and what it must be told."""
     # Only what could surprise: where the other code does what the weights need, nothing is said
     said, f = [], network.kernel_sizes
-    if checkpoint["passed_over"]:
-        names = checkpoint["passed_over"]
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        said.append(f"passed over in the file, and not run: {', '.join(names[:3])}{more}")
+    if network.passed_over:
+        said.append(not_run(network.passed_over))
     # At the border: 6 pixels for 9-1-5, half of what the three kernels reach together
     if network.padding_mode != PADDING.get(layout, network.padding_mode):
         said.append(

@@ -2,9 +2,10 @@
 
 import hashlib
 import re
+import string
 import urllib.request
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import torch
 
@@ -26,15 +27,17 @@ def download(address: str, limit: int) -> Path:
     Raises ValueError for an address without encryption and for a file of more than ``limit``
     bytes, and OSError if the download fails, in one line each.
     """
-    check(address)
-    path = place_of(address)
-    if path.is_file():
-        return path
     # Not torch.hub.download_url_to_file, which takes files of any size and follows a redirect to
     # anywhere. The file is read into memory, no more than limit, and written when it is complete
     try:
+        check(address)
+        path = place_of(address)
+        if path.is_file():
+            return path
         opener = urllib.request.build_opener(Redirects)
-        request = urllib.request.Request(address, headers={"User-Agent": "srcnn-pytorch"})
+        # Browsers show letters and spaces in addresses that servers want as %C3%A4 and %20
+        quoted = quote(address, safe=string.punctuation)
+        request = urllib.request.Request(quoted, headers={"User-Agent": "srcnn-pytorch"})
         with opener.open(request, timeout=SECONDS) as response:
             # One byte more than allowed tells that there is more
             data = response.read(limit + 1)

@@ -59,7 +59,7 @@ class SRCNN(nn.Module):
 
         Attributes ``upscale_factor`` (0: unknown) and ``interpolation`` ("matlab" or "torch") say
         for which input the weights were made, and ``facts`` what their file tells of their making;
-        `from_pretrained` sets them.
+        `from_pretrained` sets them, and ``passed_over``: names in the file that were not run.
         Raises ValueError for what no SRCNN has.
         """
         # Files and the command line give lists; tuples of the same sizes are equal
@@ -77,6 +77,7 @@ class SRCNN(nn.Module):
         self.channels, self.padding_mode = channels, padding_mode
         # Until `from_checkpoint` has told them
         self.upscale_factor, self.interpolation, self.facts = 0, "matlab", {}
+        self.passed_over = []
 
     def macs_per_pixel(self) -> int:
         """Multiply-accumulates for each output pixel; 8,032 for 9-1-5 (5,184 + 2,048 + 800)."""
@@ -112,6 +113,7 @@ class SRCNN(nn.Module):
         network.load_state_dict(checkpoint["state_dict"])
         for name in ("upscale_factor", "interpolation", "facts"):
             setattr(network, name, checkpoint[name])
+        network.passed_over = checkpoint.get("passed_over", [])
         return network.eval()
 
     def to_checkpoint(self, facts: dict, training: dict | None = None) -> dict:

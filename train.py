@@ -49,7 +49,7 @@ from imgproc import shave
 from kernels import keep_memory
 from model import SRCNN
 from signals import Interrupted, Stop, outlive
-from weights import load_checkpoint
+from weights import load_checkpoint, not_run
 
 # Of a run, in its folder
 FILES = ("best.pth", "last.pth", "metrics.csv")
@@ -517,6 +517,8 @@ def describe(run, crops, holdout):
         say(f"goes on at step {run.step:,} of {settings.steps:,}")
     elif settings.resume:
         say(f"starts at step 0 from the weights of {settings.resume}")
+    if run.average.passed_over:
+        say(f"note: {not_run(run.average.passed_over)}")
     if run.changed:
         say("changed since it began: " + "; ".join(run.changed))
     if run.replaces:

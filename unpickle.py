@@ -32,6 +32,7 @@ MAX_LINE = 2**12  # bytes of a line, in the old text instructions
 MAX_BITS = 128  # of an integer: numpy's random state has as many
 MAX_NAME = 100  # characters of an imported name, and of its module
 MAX_ENTRIES = 10_000  # in an archive
+LEGACY_MARK = 0x1950A86A20F9469CFC6C  # with which files by torch before 1.6 begin
 TOO_MANY = "far more entries than an SRCNN has; give another file"
 
 # torch.FloatStorage holds torch.float, and so on; four are called otherwise
@@ -416,7 +417,12 @@ def _load_legacy(data: bytes):
     # A number that marks the format, its version, the machine it came from, what was saved, and
     # the order in which the storages follow
     machine = Machine(file := Bounded(data), storage)
-    _magic, _protocol, _system, content, keys = (machine.load() for _ in range(5))
+    mark = machine.load()
+    if type(mark) is not int or mark != LEGACY_MARK:
+        raise UserError(
+            "a pickle, but not by torch.save; save the network's state_dict with torch.save"
+        )
+    _protocol, _system, content, keys = (machine.load() for _ in range(4))
     # Texts alone: to compare lists of lists of lists could take forever
     texts = isinstance(keys, list) and all(type(key) is str for key in keys)
     if not texts or sorted(keys) != sorted(storages):

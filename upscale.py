@@ -34,7 +34,7 @@ from files import UserError, make_folder
 from imgproc import resize_to
 from inference import load_network, upscale
 from pictures import comparison, detail
-from weights import find_weights
+from weights import find_weights, not_run
 
 SCALES = (2, 3, 4)  # of the networks that other sizes are made with
 
@@ -305,6 +305,8 @@ class Networks:
         if source.told:
             tqdm.write(source.told)
         network = load_network(source.path, scale, self.settings.interpolation)
+        if network.passed_over:
+            tqdm.write(f"note: {not_run(network.passed_over)}")
         return network.to(self.device)
 
     def __getitem__(self, scale: int):

@@ -30,7 +30,7 @@ from files import UserError, make_folder, write_csv, write_file
 from image_io import read_image, write_image
 from imgproc import eight_bits, to_tensor
 from inference import load_network, predict
-from weights import find_weights
+from weights import find_weights, not_run
 
 
 @dataclass
@@ -94,6 +94,8 @@ def validate_file(settings, team: Team) -> int:
     if source.told:
         team.say(source.told)
     task = load_task(source.path, settings.upscale_factor, settings, team.device)
+    if task.network.passed_over:
+        team.say(f"note: {not_run(task.network.passed_over)}")
     sets = find_sets(settings, team)
     folder = records.results_folder(settings, source, task.network.upscale_factor != 0)
     # Before the work: a folder that cannot be written to shows at once

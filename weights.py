@@ -7,7 +7,6 @@ for files by torch, matfile.py for MATLAB's. Nothing that a file holds is import
 import io
 import math
 import os
-import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -30,8 +29,6 @@ LAYERS = ("features.0", "map.0", "reconstruction")
 PLAIN_LAYERS = ("conv1", "conv2", "conv3")
 # Keys under which people put a state dict beside other things; the first that is there counts
 WRAPPERS = "params_ema params state_dict model_state_dict model_state model net".split()
-# What torch and others put in front of each name, for example DataParallel "module."
-PREFIXES = re.compile(r"((module|_orig_mod|generator|model|net)\.)*")
 # What weights were made for, by layout: what the convolutions see beyond the border, and how
 # the input is enlarged. A file can say otherwise, and an upscale_factor, under these names
 MADE_FOR = {
@@ -149,8 +146,9 @@ def load_checkpoint(path, interpolation: str = "auto") -> dict:
 
     A file may say ``padding_mode``, ``interpolation`` and ``upscale_factor`` itself, beside the
     weights or in a state dict's ``_metadata``, as convert.py's do: that wins over the table. State
-    dicts may lie within each other under the keys `WRAPPERS`, or be a TorchScript archive, and
-    names may begin with `PREFIXES`, repeatedly. The architecture follows from the shapes.
+    dicts may lie within each other under the keys `WRAPPERS`, or any other if one alone has the
+    layers, or be a TorchScript archive, and all names may begin with the same prefix. The
+    architecture follows from the shapes.
 
     Args:
         path: a file, or an https:// address, downloaded once into torch.hub's folder.
@@ -235,7 +233,8 @@ def _read(data: bytes) -> tuple[dict, dict, list[str]]:
     # torch.save's archive is a zip file; before torch 1.6 it was a row of pickles
     if not data.startswith((b"PK", b"\x80")):
         raise UserError(
-            f"neither a PyTorch checkpoint nor a MATLAB file (it begins with {data[:12]!r})"
+            f"neither a PyTorch checkpoint nor a MATLAB file (it begins with {data[:32]!r}); "
+            "give a file by torch.save, or the authors' .mat"
         )
     content, passed_over = unpickle.load(data)
     # What an outer dict says counts more than what lies within it
@@ -248,10 +247,16 @@ def _read(data: bytes) -> tuple[dict, dict, list[str]]:
         said = {**getattr(content, "_metadata", {}), **content, **said}
         # A dict of weights is often the value of one of these keys, and sometimes that of another
         inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), dict)]
+        if not inner and _prefix(content) is None:
+            # Under a name of its own ("ema", "netG"), unless it would take a guess which. By id,
+            # because a file can have the same large dict in it very often
+            dicts = {id(value): value for value in content.values() if isinstance(value, dict)}
+            found = [value for value in dicts.values() if _prefix(value) is not None]
+            inner = found if len(found) == 1 else []
         if not inner:
             return said, content, passed_over
         content = inner[0]
-    found = "nothing" if isinstance(content, unpickle.Opaque) else f"a {type(content).__name__}"
+    found = "an object" if isinstance(content, unpickle.Opaque) else f"a {type(content).__name__}"
     raise UserError(f"holds {found}; expected an SRCNN's state dict{_would_run(passed_over)}")
 
 
@@ -263,19 +268,34 @@ def _would_run(passed_over: list[str]) -> str:
     return f"; it would run {names}, which is not done: if you trust it, save its state_dict alone"
 
 
+def _prefix(entries: dict) -> str | None:
+    """What torch and others put before all names of a state dict, such as DataParallel "module."
+    or Lightning "net.", read off the first layer's; None where there is no first layer."""
+    first = f"{LAYERS[0]}.weight", f"{PLAIN_LAYERS[0]}.weight"
+    for name in entries:
+        if isinstance(name, str) and name.endswith(first):
+            prefix = name.removesuffix(first[0]).removesuffix(first[1])
+            if prefix[-1:] in ("", "."):
+                return prefix
+    return None
+
+
 def _find_layers(said: dict, entries: dict) -> tuple[dict, str]:
     """The state dict under our names, float32, and the layout of the file it came from."""
     # Their names without "module." and the like, to the names as they stand in the file
-    names = {PREFIXES.sub("", name, 1): name for name in entries if isinstance(name, str)}
+    prefix = _prefix(entries) or ""
+    names = {name.removeprefix(prefix): name for name in entries if isinstance(name, str)}
     layers = PLAIN_LAYERS if "conv1.weight" in names else LAYERS
     expected = {
         f"{theirs}.{kind}": f"{ours}.{kind}"
         for theirs, ours in zip(layers, LAYERS)
         for kind in ("weight", "bias")
     }
-    # Numbers and texts beside the weights are fine, a seventh tensor is another network's
-    tensors = [name for name, value in entries.items() if isinstance(value, Tensor)]
-    if not set(expected) <= set(names) or len(tensors) > len(expected):
+    # Beside the weights, numbers, texts and tensors of integers are fine (AveragedModel counts in
+    # one); a seventh of real numbers is another network's
+    tensors = [value for value in entries.values() if isinstance(value, Tensor)]
+    real = sum(tensor.is_floating_point() for tensor in tensors)
+    if not set(expected) <= set(names) or real > len(expected):
         some = ", ".join(map(_shown, list(entries)[:3]))
         raise UserError(
             f"another network: {len(entries)} entries ({some}, ...); "
@@ -357,6 +377,12 @@ def _shown(text) -> str:
     if isinstance(text, (str, int, torch.dtype)):
         return ascii(str(text))[1:-1][:60]
     return type(text).__name__
+
+
+def not_run(passed_over: list[str]) -> str:
+    """What scripts say of the names that `load_checkpoint` passed over in a file."""
+    more = f" and {len(passed_over) - 3} more" if len(passed_over) > 3 else ""
+    return f"passed over in the file, and not run: {', '.join(passed_over[:3])}{more}"
 
 
 # ---------------------------------------------------------------------- the authors' MATLAB files

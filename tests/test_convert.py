@@ -3,6 +3,7 @@
 import importlib.util
 
 import layouts
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, error_line
@@ -10,6 +11,9 @@ from layouts import convolve, random_layers, torch_bytes
 
 import config
 import convert
+import image_io
+import upscale
+import validate
 import weights
 from imgproc import upsample
 from model import SRCNN
@@ -55,6 +59,7 @@ def test_converted_and_loaded_again_is_the_same_network(source, layout, tmp_path
     before, after = SRCNN.from_pretrained(tmp_path / "source"), SRCNN.from_pretrained(target)
     for name in layouts.MEANT:
         assert getattr(before, name) == getattr(after, name), name
+    assert all(map(torch.equal, before.parameters(), after.parameters()))
     x = torch.rand(1, after.channels, 19, 23)
     torch.testing.assert_close(after(x), convolve(layers, x, padding), atol=1e-5, rtol=0)
 
@@ -183,6 +188,20 @@ def test_what_was_passed_over_is_said(tmp_path, capsys):
     note = capsys.readouterr().out.splitlines()[-1]
     assert note.startswith("note: passed over in the file, and not run: ") and "more" in note
     assert load_checkpoint(tmp_path / "new.pth")["passed_over"] == []
+    # By the other scripts that read it, too (train.py: test_weights_of_others_start_at_step_0)
+    image = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
+    image_io.write_image(tmp_path / "set" / "a.png", image)
+    upscale.main(
+        config.load(
+            None,
+            [str(tmp_path / "set"), *settings[:2], "--output", str(tmp_path / "large")],
+            positional="inputs",
+        )
+    )
+    assert note in capsys.readouterr().out.splitlines()
+    measured = ["--test_sets", str(tmp_path / "set"), "--results_dir", str(tmp_path)]
+    validate.main(config.load("valid", [*settings[:2], *measured]))
+    assert note in capsys.readouterr().out.splitlines()
 
 
 def test_interpolation_by_hand(tmp_path):

@@ -1,5 +1,6 @@
 """Training: faults, resuming, and the recipes' arithmetic."""
 
+import argparse
 import csv
 import json
 import math
@@ -334,8 +335,11 @@ def test_weights_of_others_start_at_step_0(start, tmp_path):
     names = {"features.0": "conv1", "map.0": "conv2", "reconstruction": "conv3"}
     torch.save(
         {
-            f"generator.{names[k.rsplit('.', 1)[0]]}.{k.rsplit('.', 1)[1]}": v
-            for k, v in network.state_dict().items()
+            "arguments": argparse.Namespace(lr=1e-4),
+            **{
+                f"generator.{names[k.rsplit('.', 1)[0]]}.{k.rsplit('.', 1)[1]}": v
+                for k, v in network.state_dict().items()
+            },
         },
         tmp_path / "foreign.pth",
     )
@@ -351,6 +355,7 @@ def test_weights_of_others_start_at_step_0(start, tmp_path):
         1e-9,
     )
     assert run.wait() == 0, run.output
+    assert "note: passed over in the file, and not run: argparse.Namespace\n" in run.output
     last = load_checkpoint(tmp_path / f"results/{NAME}_paper/last.pth")
     assert last["training"]["step"] == 1 and last["upscale_factor"] == 3
     assert (last["padding_mode"], last["interpolation"]) == (

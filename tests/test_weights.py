@@ -125,6 +125,20 @@ KINDS = {  # name: (content of the file, layers, padding, interpolation, layout)
         "matlab",
         "lornatang",
     ),
+    "any prefix": (
+        {"state_dict": state_dict(Y955, OURS, "ema.srcnn.")},
+        Y955,
+        "zeros",
+        "matlab",
+        "lornatang",
+    ),
+    "a key of its own": (
+        {"netG": state_dict(Y955, PLAIN), "optimizers": {"G": {"state": {}}}, "epoch": 3},
+        Y955,
+        "zeros",
+        "matlab",
+        "yjn870",
+    ),
     "mmagic wrapped": (
         {"meta": {}, "state_dict": state_dict(RGB955, PLAIN, "module.generator.")},
         RGB955,
@@ -184,6 +198,7 @@ def test_real_modules_wrapped_by_torch(tmp_path):
         nn.DataParallel(network),
         torch.compile(network),
         Parallel(torch.compile(Parallel(network))),
+        torch.optim.swa_utils.AveragedModel(network),  # which counts in a seventh tensor
     ):
         loaded = SRCNN.from_pretrained(write(tmp_path, wrapped.state_dict()))
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), network.parameters()))
@@ -312,6 +327,10 @@ OTHERS = {
         "another network: 12 entries",
     ),
     "both names": ({**state_dict(Y915), **state_dict(Y915, PLAIN)}, "another network"),
+    "two under keys of their own": (
+        {"raw": state_dict(Y915), "averaged": state_dict(Y955)},
+        "another network: 2 entries (raw, averaged",
+    ),
     "nothing": ({}, "another network: 0 entries"),
     "a list": ([1, 2], "holds a list"),
     "a tensor": (torch.zeros(3), "holds a Tensor"),
@@ -581,6 +600,12 @@ def test_torchscript_without_parameters_is_told(tmp_path):
     )
 
 
+def test_pickles_not_by_torch(tmp_path):
+    refused(write(tmp_path, pickle.dumps({"epoch": 3})), "a pickle, but not by torch.save")
+    network = torch_bytes({"model": Parallel(nn.Linear(1, 1))}, legacy=True)
+    refused(write(tmp_path, network), "would run test_weights.Parallel", "save its state_dict")
+
+
 def test_other_zip_archives(tmp_path):
     data = zipped({"weights.pth": torch_bytes(state_dict(Y915))}, zipfile.ZIP_STORED)
     refused(write(tmp_path, data), "not by torch.save", "unpack it")
@@ -692,6 +717,11 @@ def test_weights_from_an_address(server, tmp_path):
     assert all(re.fullmatch(r"best-[0-9a-f]{8}\.pth", name) for name in cached(tmp_path))
 
 
+def test_an_address_as_browsers_show_it(server, tmp_path):
+    address = server("/%C3%A4%20b.pth?a=1&b=%2F", torch_bytes(state_dict(Y915)))
+    assert load_checkpoint(address.replace("%C3%A4%20", "ä "))["kernel_sizes"] == (9, 1, 5)
+
+
 def test_addresses_that_give_no_weights(server, tmp_path, monkeypatch):
     """One line that names the address; nothing stays that would be taken for the file later."""
     page = server("/page", b"<!DOCTYPE html>")
@@ -706,6 +736,7 @@ def test_addresses_that_give_no_weights(server, tmp_path, monkeypatch):
     refused_address(away, ValueError, "not encrypted; give its https:// address")
     refused_address("http://example.com/a.pth", ValueError, "not encrypted", name="example.com")
     refused_address("https://127.0.0.1:1/a.pth", OSError, "cannot be downloaded")
+    refused_address("https://[127.0.0.1/a.pth", OSError, "cannot be downloaded")
     assert cached(tmp_path) == []
 
 
@@ -775,6 +806,17 @@ MORE_EXHAUSTING = {  # what Python's own reader would do, and ours must not
         (b"X\xff\xff\0\0" + b"a" * 0xFFFB + b"\xf0\x9f\x98\x80") * 1000
     ),
     "tuples of each other twice, as a key": op(b"})", b"2\x86" * 100, b"Ns"),
+    "a large dict under many keys": op(
+        b"}("
+        + b"".join(b"M" + struct.pack("<H", k) + b"N" for k in range(60_000))
+        + b"uq\0"
+        + b"0",
+        b"}(" + b"".join(b"M" + struct.pack("<H", k) + b"h\0" for k in range(60_000)) + b"u",
+    ),
+    "a long name in many dicts": op(
+        b"X\0\xff\0\0" + b"." * (0xFF00 - 12) + b"conv1.weightq\0" + b"0",
+        b"}(" + b"".join(b"M" + struct.pack("<H", k) + b"}h\0Ns" for k in range(60_000)) + b"u",
+    ),
     "a state of a large dict, many times": op(
         b"ccollections\nOrderedDict\n)R}(",
         b"".join(b"M" + struct.pack("<H", k) + b"N" for k in range(60_000)),
