@@ -28,8 +28,8 @@ def replace_file(path):
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        # A full disk shows in write(), which knows no name
-        if error.errno and not error.filename:
+        # A full disk shows in write(), which knows no name; and temporary means nothing to a user
+        if error.errno and str(error.filename or temporary) == str(temporary):
             error.filename = str(path)
         raise
     finally:

@@ -489,6 +489,13 @@ def test_replace_file_leaves_all_or_nothing(tmp_path):
     assert path.read_text() == "first" and list(path.parent.iterdir()) == [path]
 
 
+def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path):
+    with pytest.raises(FileNotFoundError) as raised, files.replace_file(tmp_path / "a/b") as path:
+        path.parent.rmdir()
+        path.write_text("half")
+    assert raised.value.filename == str(tmp_path / "a/b")
+
+
 def test_text_with_a_name_that_is_no_utf8(tmp_path):
     name = os.fsdecode(b"f\xfcr \xc3\xbc")
     files.write_file(name, tmp_path / "file")
