@@ -31,6 +31,7 @@ LONGEST_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}  # more does n
 JPEG_QUALITY = 95
 # EXIF tags by number. Two of them lead to further groups of tags.
 ORIENTATION, EXIF_PART, GPS_PART, BITS_PER_SAMPLE = 0x0112, 0x8769, 0x8825, 258
+PHOTOMETRIC, PLANAR = 262, 284  # TIFF: whether 0 is white (0), whether channels lie apart (2)
 INTEROPERABILITY = 0xA005  # a group within the EXIF part; cameras name AdobeRGB there
 # What no longer holds once an image is upright and larger: turn, width and height, twice
 STALE = {ORIENTATION, 256, 257, 0xA002, 0xA003}
@@ -83,8 +84,8 @@ def readable_suffixes() -> tuple[str, ...]:
 
 
 def known_suffixes() -> set[str]:
-    """The suffixes of all kinds of images that Pillow has heard of."""
-    return {".heic", ".heif", ".avif", *_pillow().registered_extensions()}
+    """The suffixes of all kinds of images that Pillow has heard of, and JPEG XL's."""
+    return {".heic", ".heif", ".avif", ".jxl", *_pillow().registered_extensions()}
 
 
 # -------------------------------------------------------------------------------------- reading
@@ -112,6 +113,12 @@ def read_photo(path) -> tuple[np.ndarray, dict]:
     ("dpi", two numbers), as far as it has them."""
     with _opened(path) as picture:
         deep, tiff = _more_than_8_bits(picture), picture.format == "TIFF"
+        tags = picture.tag_v2 if tiff else {}
+        # OpenCV leaves most of such an image undefined, and does not say so
+        if deep and tags.get(PLANAR) == 2 and len(tags[BITS_PER_SAMPLE]) > 1:
+            raise UserError(
+                "16 bits, one channel after the other; save it with channels interleaved"
+            )
         if not deep:
             # libtiff, which Pillow decodes TIFF files with, prints complaints
             with _stderr_closed() if tiff else contextlib.nullcontext():
@@ -125,6 +132,9 @@ def read_photo(path) -> tuple[np.ndarray, dict]:
         image = _read_deep(path)
         # OpenCV has turned a TIFF file already
         turn = 1 if tiff else turn
+        # Nor does it mind that in some scans 0 is white
+        if tags.get(PHOTOMETRIC) == 0:
+            np.invert(image, out=image)
     image = _upright(image, turn)
     return image, _fitting(metadata, image)
 
@@ -189,7 +199,7 @@ def _reason(error: Exception, path) -> str:
         return "HEIC files need one package more: pip install pillow-heif"
     if suffix == ".avif" and suffix not in readable_suffixes():
         return "AVIF files need a newer Pillow: pip install --upgrade pillow"
-    return "not a PNG, JPEG, TIFF, WebP or other known image; replace or remove it"
+    return "not a PNG, JPEG, WebP, TIFF (8 or 16 bits) or other known image; replace or remove it"
 
 
 def _more_than_8_bits(picture) -> bool:
@@ -296,9 +306,10 @@ def _described(picture) -> tuple[int, dict]:
         exif = picture.getexif()
         turn = exif.get(ORIENTATION, 1)
         metadata["exif"] = _still_true(exif, only_describing=picture.format == "TIFF")
+    # Pillow gives 1 dot an inch to a TIFF file that has none
     with contextlib.suppress(TypeError, ValueError):
         x, y = (round(float(dpi), 2) for dpi in picture.info.get("dpi"))
-        metadata["dpi"] = (x, y) if 1 <= min(x, y) and max(x, y) < 2**16 else None
+        metadata["dpi"] = (x, y) if 1 < min(x, y) and max(x, y) < 2**16 else None
     return turn, metadata
 
 

@@ -111,6 +111,20 @@ def test_palettes_and_single_bits(tmp_path, photograph):
     np.testing.assert_array_equal(image_io.read_image(tmp_path / "bits.png"), bits * np.uint8(255))
 
 
+def test_deep_tiff_files_of_rare_kinds(tmp_path, photograph):
+    """Zero as white is turned; channels one after the other, which OpenCV reads wrongly, refused."""
+    tifffile = pytest.importorskip("tifffile")
+    deep = photograph.astype(np.uint16) * 257
+    tifffile.imwrite(tmp_path / "scan.tif", ~deep[..., 0], photometric="miniswhite")
+    image, metadata = image_io.read_photo(tmp_path / "scan.tif")
+    assert (image == deep[..., 0]).all()
+    assert "dpi" not in metadata  # it names none; Pillow says 1
+    apart = np.ascontiguousarray(np.moveaxis(deep, 2, 0))
+    tifffile.imwrite(tmp_path / "a.tif", apart, photometric="rgb", planarconfig="separate")
+    with pytest.raises(ValueError, match=r"a\.tif: .*interleaved"):
+        image_io.read_image(tmp_path / "a.tif")
+
+
 def test_cmyk(tmp_path, photograph):
     Image.fromarray(photograph).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
     result = image_io.read_image(tmp_path / "a.jpg")
