@@ -18,6 +18,7 @@ import itertools
 import math
 import os
 import re
+import signal
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -147,6 +148,7 @@ class Found:
     # Passed over: other files by suffix, folders in folders, outputs of an earlier run
     other_kinds: Counter = field(default_factory=Counter)
     folders: int = 0
+    why: str = "--recursive"  # the folders in folders are not entered
     earlier: int = 0
     failures: list[str] = field(default_factory=list)
     readable: tuple[str, ...] = field(default_factory=image_io.readable_suffixes)
@@ -166,7 +168,7 @@ class Found:
             parts.append(f"{self.other_kinds.total()}: {', '.join(kinds)}")
         if self.folders:
             word = "subfolder" if self.folders == 1 else "subfolders"
-            parts.append(f"{self.folders} {word} (--recursive)")
+            parts.append(f"{self.folders} {word} ({self.why})")
         if self.earlier:
             parts.append(f"{self.earlier} made from the others by an earlier run")
         if {".heic", ".heif"} & set(self.other_kinds):
@@ -175,7 +177,7 @@ class Found:
 
 
 def find_images(settings, output: Path) -> Found:
-    found = Found()
+    found = Found(why="links" if settings.recursive else "--recursive")
     for item in settings.inputs:
         # A file that exists is meant itself, though its name reads as a pattern: photo[1].jpg
         names = [] if os.path.exists(item) else sorted(glob.glob(item, recursive=True))
@@ -245,7 +247,11 @@ def plan(found: Found, output: Path, is_file: bool, settings) -> list[tuple[Path
             found.failures.append(
                 f"{source}: its output {target} is that of {first} too; enlarge it separately"
             )
-    return jobs
+    # A second run with --output . meets the outputs of the first, where its own will be
+    makers = {path.resolve(): source for path, source in taken.items()}
+    kept = [job for job in jobs if makers.get(job[0].resolve(), job[0]) == job[0]]
+    found.earlier += len(jobs) - len(kept)
+    return kept
 
 
 def target_name(source: Path, settings) -> str:
@@ -356,7 +362,7 @@ def enlarge_file(source: Path, target: Path, networks: Networks, settings):
     size = max(1, round(height * factor)), max(1, round(width * factor))
     # An output that its format cannot hold is refused before the networks have worked for it
     image_io.check_format(target, (*size, *image.shape[2:]))
-    if target.suffix in (".jpg", ".jpeg") and image.shape[2:] == (4,):
+    if target.suffix.lower() in (".jpg", ".jpeg") and image.shape[2:] == (4,):
         tqdm.write(f"{source}: JPEG keeps no transparency; --ext png does")
 
     # By networks to at least the size, and by bicubic, which suppresses aliasing, down to it
@@ -370,10 +376,10 @@ def enlarge_file(source: Path, target: Path, networks: Networks, settings):
         enlarged = resize_to(enlarged, *size)
     image_io.write_image(target, enlarged, metadata)
     if settings.compare:
-        write_comparison(compared(target), image, enlarged)
+        write_comparison(compared(target), image, enlarged, metadata.get("icc_profile"))
 
 
-def write_comparison(path: Path, image: np.ndarray, enlarged: np.ndarray):
+def write_comparison(path: Path, image: np.ndarray, enlarged: np.ndarray, profile):
     """Bicubic beside SRCNN, whole and in detail, without alpha."""
     small, large = (
         picture[..., :3] if picture.ndim == 3 else picture for picture in (image, enlarged)
@@ -381,8 +387,10 @@ def write_comparison(path: Path, image: np.ndarray, enlarged: np.ndarray):
     # Drawn beside each other, both must be of the result's size
     pair = resize_to(small, *large.shape[:2]), np.ascontiguousarray(large)
     drawn = comparison(list(zip(("bicubic", "SRCNN"), pair)), detail(*pair))
-    image_io.write_image(path, drawn)
+    image_io.write_image(path, drawn, {"icc_profile": profile})
 
 
 if __name__ == "__main__":
+    # `kill` and Slurm end it as Ctrl-C does, which leaves no half-written file
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.run(main, positional="inputs")

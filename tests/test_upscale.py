@@ -1,4 +1,7 @@
 import io
+import os
+import signal
+import time
 
 import cv2
 import numpy as np
@@ -294,7 +297,9 @@ def test_colours_look_as_in_the_photograph(identity_file, tmp_path, monkeypatch,
     exif = picture.getexif()
     exif[271], exif[274] = "Maker", 1
     picture.save("a.jpg", quality=95, icc_profile=profile, exif=exif, dpi=(240, 240))
-    run_main("a.jpg", "--model_path", identity_file)
+    run_main("a.jpg", "--model_path", identity_file, "--compare")
+    with Image.open("results/upscaled/a_x3_compare.png") as compared:
+        assert compared.info["icc_profile"] == profile
     shown = seen_in_srgb("results/upscaled/a_x3.jpg").reshape(40, 3, 48, 3, 3).mean((1, 3))
     assert np.abs(shown - seen_in_srgb("a.jpg")).mean() < 2
     with Image.open("results/upscaled/a_x3.jpg") as result:
@@ -363,6 +368,23 @@ def test_folders_in_folders_and_what_is_passed_over(
     }
 
 
+def test_a_folder_that_is_read_and_written(
+    identity_file, tmp_path, photograph, monkeypatch, capsys
+):
+    """Its second run meets the first one's pictures, and enlarges none of them; links are told."""
+    image_io.write_image(tmp_path / "in/sub/a.png", photograph)
+    (tmp_path / "in/link").symlink_to("sub")
+    monkeypatch.chdir(tmp_path / "in")
+    for told in ("", "; 2 made from the others by an earlier run\n"):
+        options = ("--recursive", "--compare", "--overwrite", "--output", ".")
+        run_main(".", "--model_path", identity_file, *options)
+        said = capsys.readouterr().out
+        assert "1 enlarged x3, 0 failed" in said and told in said, said
+        assert "skipped 1 subfolder (links)" in said
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")}
+    assert names == {f"in/{name}.png" for name in ("sub/a", "in/sub/a_x3", "in/sub/a_x3_compare")}
+
+
 def test_animations_fail_by_name_and_the_others_go_on(
     identity_file, tmp_path, photograph, monkeypatch, capsys
 ):
@@ -377,6 +399,15 @@ def test_animations_fail_by_name_and_the_others_go_on(
     assert "failed: a.gif: an animation (GIF, 2 pictures)" in told.err
     assert "1 enlarged x3, 1 failed" in told.out
     assert (tmp_path / "results/upscaled/b_x3.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["b.jpg", "b.JPG"])
+def test_lost_transparency_is_told(identity_file, tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    image_io.write_image("a.png", random_image((4, 5, 4)))
+    run_main("a.png", "--model_path", identity_file, "--output", name)
+    assert "a.png: JPEG keeps no transparency; --ext png does" in capsys.readouterr().out
+    assert image_io.read_image(name).shape == (12, 15, 3)
 
 
 # ------------------------------------------------------------------------------------- any size
@@ -422,6 +453,7 @@ def test_any_size_by_one_network_of_the_users(identity_file, tmp_path, photograp
     "arguments, message",
     [
         (["a.png", "--output", "x/y.gif"], r"\.gif files cannot be written"),
+        (["a.png", "--output", "y.jxl"], r"\.jxl files cannot be written"),
         (["a.png", "--output", "y.tif", "--ext", "png"], "two formats"),
         (["a.png", "--ext", "gif"], "ext='gif': one of auto, png, jpg"),
         (["a.png", "--suffix", "x/y"], "suffix='x/y'"),
@@ -480,6 +512,24 @@ def test_ctrl_c_leaves_nothing_half_written(
         run_main("a.png", "b.png", "c.png", "--model_path", identity_file, "--output", "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_x3.png"]
     assert "1 enlarged x3, 0 failed; see out" in capsys.readouterr().out
+
+
+def terminated_while_writing():
+    def compressed(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)
+
+    image_io._compressed = compressed
+
+
+def test_kill_leaves_nothing_half_written(run_script, identity_file, tmp_path, photograph):
+    image_io.write_image(tmp_path / "a.png", photograph)
+    done = run_script(
+        *("upscale.py", "a.png", "--model_path", identity_file, "--output", "out"),
+        before=terminated_while_writing,
+    )
+    assert done.returncode == 130 and "0 enlarged x3, 0 failed" in done.stdout
+    assert "Traceback" not in done.stderr and not list((tmp_path / "out").iterdir())
 
 
 def test_the_users_own_run_comes_first(identity_file, tmp_path, photograph, monkeypatch, capsys):
