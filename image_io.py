@@ -135,6 +135,9 @@ def read_photo(path) -> tuple[np.ndarray, dict]:
         # Nor does it mind that in some scans 0 is white
         if tags.get(PHOTOMETRIC) == 0:
             np.invert(image, out=image)
+        # A selection that Photoshop saved is a fourth channel, but no alpha
+        if tiff and picture.mode == "RGB":
+            image = image[..., :3]
     image = _upright(image, turn)
     return image, _fitting(metadata, image)
 

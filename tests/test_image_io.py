@@ -112,13 +112,16 @@ def test_palettes_and_single_bits(tmp_path, photograph):
 
 
 def test_deep_tiff_files_of_rare_kinds(tmp_path, photograph):
-    """Zero as white is turned; channels one after the other, which OpenCV reads wrongly, refused."""
+    """Zero as white is turned, a selection is no alpha; what OpenCV reads wrongly is refused."""
     tifffile = pytest.importorskip("tifffile")
     deep = photograph.astype(np.uint16) * 257
     tifffile.imwrite(tmp_path / "scan.tif", ~deep[..., 0], photometric="miniswhite")
     image, metadata = image_io.read_photo(tmp_path / "scan.tif")
     assert (image == deep[..., 0]).all()
     assert "dpi" not in metadata  # it names none; Pillow says 1
+    saved = {"photometric": "rgb", "extrasamples": ["unspecified"]}
+    tifffile.imwrite(tmp_path / "selection.tif", np.dstack([deep, deep[..., 0]]), **saved)
+    assert (image_io.read_image(tmp_path / "selection.tif") == deep).all()
     apart = np.ascontiguousarray(np.moveaxis(deep, 2, 0))
     tifffile.imwrite(tmp_path / "a.tif", apart, photometric="rgb", planarconfig="separate")
     with pytest.raises(ValueError, match=r"a\.tif: .*interleaved"):
