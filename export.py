@@ -3,17 +3,17 @@
 Both need two more packages: pip install onnx onnxscript.
 """
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from files import UserError
-from imgproc import rgb2y, upsample
+from imgproc import BLACK, WHITE, T, upsample
 from model import SRCNN
 
-OPSET = 18  # of ONNX: what runtimes have understood since 2023, those in browsers included
-RGB_OF_Y = 255 / 219  # what a change of MATLAB's Y adds to each of R, G and B
+# Of ONNX: what runtimes have understood since 2023, those in browsers included
+OPSET = 18
+IR_VERSION = 8  # of the file: opset 18 asks for no newer one, and older runtimes refuse newer ones
 
 
 def export_onnx(network: SRCNN, file):
@@ -25,7 +25,8 @@ def export_onnx(network: SRCNN, file):
     """
     # Sizes that differ, and none of them 1, which the exporter would take for constants
     example = torch.rand(2, network.channels, 40, 48)
-    file.write(_graph(network, example, "upscaled"))
+    purpose = f"{network.interpolation} bicubic's N×{network.channels}×H×W in [0, 1], to restored"
+    file.write(_graph(network, example, "upscaled", purpose))
 
 
 def export_onnx_image(network: SRCNN | str, upscale_factor: int, file):
@@ -51,10 +52,12 @@ def export_onnx_image(network: SRCNN | str, upscale_factor: int, file):
                 "padding_mode='valid' makes the picture smaller: "
                 "layout onnx-image needs weights for replicate or zeros padding"
             )
-    file.write(_graph(WholeOperation(network, upscale_factor), torch.rand(2, 3, 20, 24), "image"))
+    purpose = f"N×3×h×w RGB in [0, 1], enlarged {upscale_factor} times"
+    operation = WholeOperation(network, upscale_factor)
+    file.write(_graph(operation, torch.rand(2, 3, 20, 24), "image", purpose))
 
 
-def _graph(module: nn.Module, example: Tensor, input_name: str) -> bytes:
+def _graph(module: nn.Module, example: Tensor, input_name: str, purpose: str) -> bytes:
     try:
         import onnxscript  # noqa: F401  (torch's exporter needs it, and brings onnx)
     except ImportError:
@@ -75,6 +78,7 @@ def _graph(module: nn.Module, example: Tensor, input_name: str) -> bytes:
     for part in (graph.graph, *graph.graph.node, *graph.graph.value_info, *graph.graph.initializer):
         del part.metadata_props[:]
         part.doc_string = ""
+    graph.ir_version, graph.doc_string = IR_VERSION, purpose
     return graph.SerializeToString()
 
 
@@ -129,9 +133,8 @@ class WholeOperation(nn.Module):
         self.network = None if network == "bicubic" else network
         interpolation = "matlab" if network == "bicubic" else network.interpolation
         self.bicubic = Bicubic(upscale_factor, interpolation, 3)
-        # MATLAB's Y is a weighted sum of R, G and B plus an offset: that of black
-        self.offset = float(rgb2y(np.zeros((1, 1, 3)))[0, 0])
-        weights = torch.from_numpy(rgb2y(np.eye(3)[None]) - self.offset)
+        # MATLAB's Y is a weighted sum of R, G and B, and what black has
+        weights = torch.from_numpy(T[0] / 255)
         self.register_buffer("y_of_rgb", weights.float().view(1, 3, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
@@ -140,7 +143,7 @@ class WholeOperation(nn.Module):
             return rgb.clamp(0, 1)
         if self.network.channels == 3:
             return self.network(rgb).clamp(0, 1)
-        y = F.conv2d(rgb, self.y_of_rgb) + self.offset
+        y = F.conv2d(rgb, self.y_of_rgb) + BLACK
         # Cb and Cr stay those of bicubic. YCbCr to RGB is linear, so that going back to RGB adds
         # the same to R, G and B: the change of Y, stretched from its 219 levels to 255
-        return (rgb + RGB_OF_Y * (self.network(y) - y)).clamp(0, 1)
+        return (rgb + 1 / (WHITE - BLACK) * (self.network(y) - y)).clamp(0, 1)

@@ -198,6 +198,7 @@ def upsample(x: Tensor, scale: int, interpolation: str = "matlab") -> Tensor:
 # [Y Cb Cr] = T @ [R G B] + OFFSET, with Y in 16 .. 235, Cb and Cr in 16 .. 240
 T = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]])
 OFFSET = np.array([16.0, 128.0, 128.0])
+BLACK, WHITE = 16 / 255, 235 / 255  # their Y
 
 
 def rgb2ycbcr(rgb):

@@ -62,6 +62,18 @@ def test_same_kind_of_array_comes_back(shape, dtype):
     assert np.abs(result - bicubic).max() <= (0.001 if peak == 1 else 0.51)
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_gray_comes_out_as_its_colours_would(photograph, channels):
+    """A gray file, and the same photograph saved as RGB, which the graph for other runtimes gets."""
+    gray = photograph[..., :channels]
+    colour = np.dstack([gray[..., [0, 0, 0]], gray[..., 1:]])
+    expected = inference.upscale(colour, 2)
+    # The colours of MATLAB's ycbcr2rgb are equal but for rounding
+    difference = inference.upscale(gray, 2)[..., 0].astype(int) - expected[..., 0]
+    assert np.abs(difference).max() <= 1
+    assert np.abs(expected - inference.upscale(colour, 2, "bicubic").astype(int)).max() > 8
+
+
 def test_luminance_by_the_network_chroma_and_alpha_by_bicubic(photograph):
     network, image = random_network(), np.dstack([photograph, photograph[::-1, :, 0]])
     result = inference.upscale(image, 3, network)
