@@ -1,4 +1,6 @@
 // The page: which picture, how, and the two results under a slider. The work itself is worker.js.
+// No module: from disk browsers refuse those, and the page could not even say why it does not run.
+"use strict";
 
 const SHOWN = 4096; // the comparison's longest side in pixels of the result: browsers' canvases end somewhere
 const $ = id => document.getElementById(id);
@@ -17,7 +19,7 @@ async function enlarge() {
   try {
     const blob = await source.blob();
     const bitmap = await createImageBitmap(blob, {imageOrientation: "from-image", premultiplyAlpha: "none"}).catch(() => {
-      throw new Error(`${source.name}: this browser cannot open it. JPEG, PNG and WebP work everywhere; HEIC only in Safari.`);
+      throw new Error(`${source.name}: this browser cannot open it. It may be damaged; JPEG, PNG and WebP work everywhere, HEIC only in Safari.`);
     });
     if (id !== job) return bitmap.close();
     const shown = middle(bitmap, scale);
@@ -35,7 +37,7 @@ function start() {
   if (!worker) {
     worker = new Worker("worker.js", {type: "module"});
     worker.onmessage = ({data}) => data.id === job && receive[data.type](data);
-    worker.onerror = event => fail(event.message || "This browser cannot run the page's program; a newer one can.");
+    worker.onerror = event => receive.error({message: event.message || "This browser cannot run the page's program; a newer one can."});
   }
   return worker;
 }
@@ -58,7 +60,11 @@ const receive = {
     $("save").hidden = false;
     say(`Done in ${duration(seconds)}: a PNG of ${(blob.size / 1e6).toFixed(1)} MB.`);
   },
-  error: ({message}) => fail(message),
+  error({message}) {
+    worker.terminate(); // whatever state it is in, and however much memory it holds: the next picture gets a new one
+    worker = undefined;
+    fail(message);
+  },
 };
 
 function stop() {
@@ -131,7 +137,8 @@ async function begin(bitmap, {x, y, width, height}, scale) {
 
 function take(file) {
   if (!file) return;
-  if (!file.type.startsWith("image/")) return fail(`${file.name}: no picture.`);
+  // What is there stays. No type: a name that the system does not know, which says nothing
+  if (file.type && !file.type.startsWith("image/")) return say(`${file.name} is not a picture.`, true);
   source = {name: file.name || "pasted.png", blob: () => Promise.resolve(file)};
   fresh = false;
   enlarge();
@@ -156,7 +163,7 @@ document.addEventListener("drop", event => {
   event.preventDefault();
   document.body.classList.remove("over");
   if (event.dataTransfer.files.length) take(event.dataTransfer.files[0]);
-  else fail("That was a link, not a file: save the picture first, or copy and paste it.");
+  else say("That was a link, not a file: save the picture first, or copy and paste it.", true);
 });
 document.querySelector("form").addEventListener("change", event => {
   if (event.target.type === "radio") enlarge();
@@ -279,7 +286,7 @@ for (const kind of ["bicubic", "srcnn"]) {
   });
 }
 if (location.protocol === "file:") {
-  fail("From disk, browsers do not let a page load its models. Run: python -m http.server -d docs, then open http://localhost:8000");
+  say("From disk, browsers do not let a page load its models. Run: python -m http.server -d docs, then open http://localhost:8000", true);
 } else if (!window.OffscreenCanvas || !window.CompressionStream) {
-  fail("This browser is too old for this page: it needs Chrome 111, Firefox 115, Safari 16.4 or newer.");
+  say("This browser is too old for this page: it needs Chrome 111, Firefox 115, Safari 16.4 or newer.", true);
 }

@@ -46,11 +46,10 @@ async function enlarge(data) {
   try {
     await enlargeBy(provider, data);
   } catch (error) {
-    if (provider !== "webgpu" || data.id !== job) throw error;
+    if (provider !== "webgpu" || data.id !== job) throw new Error(`This picture could not be enlarged (${error.message || error}). If memory is short, a smaller one may do.`);
     sessions.clear(); // the graphics card failed half-way: out of memory, or taken away
     runtime = build(data.id, "wasm");
-    await prepare(data.id, data.scale, data.network);
-    await enlargeBy("wasm", data);
+    await enlarge(data);
   }
 }
 

@@ -1,6 +1,9 @@
 """docs/: the page in a browser, with ONNX Runtime Web as npm has it, against `inference.upscale`."""
 
+import base64
+import hashlib
 import importlib.util
+import re
 import time
 
 import cv2
@@ -44,6 +47,17 @@ def test_nothing_but_the_runtime_comes_from_elsewhere():
     assert pages["index.html"].count("https://") == pages["index.html"].count('<a href="https://')
 
 
+def test_hashes_are_those_of_the_npm_package():
+    """Of all four files: the tests in a browser load two of them, as there is no graphics card."""
+    hashes = re.findall(
+        r'"(ort[^"]+)": "sha384-([^"]+)"', (ROOT / "docs" / "worker.js").read_text()
+    )
+    assert len(hashes) == 4
+    for name, expected in hashes:
+        content = (runtime_folder() / name).read_bytes()
+        assert base64.b64encode(hashlib.sha384(content).digest()).decode() == expected, name
+
+
 class Page:
     """The page in a browser, as a user sees it."""
 
@@ -53,11 +67,16 @@ class Page:
     def find(self, name):
         return self.driver.find_element("id", name)
 
-    def wait_for(self, condition, timeout=120):
+    def wait_until(self, condition, timeout=120):
         end = time.monotonic() + timeout
         while not condition():
-            assert time.monotonic() < end and not self.bad(), self.find("status").text
+            assert time.monotonic() < end, self.find("status").text
             time.sleep(0.1)
+
+    def wait_for(self, condition):
+        """Likewise, but an error on the page ends it."""
+        self.wait_until(lambda: self.bad() or condition())
+        assert not self.bad(), self.find("status").text
 
     def bad(self):
         return "bad" in (self.find("status").get_attribute("class") or "")
@@ -76,16 +95,23 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def opened(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     runtime = runtime_folder()
     with served_docs(runtime) as (address, requests), chromium(folder) as driver:
-        look_like(driver, 1280, 800)
-        driver.get(address)
-        yield Page(driver, folder)
+        yield Page(driver, folder), address
         assert {request.split()[0] for request in requests} == {"GET"}
         errors = [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
         assert not errors, errors
+
+
+@pytest.fixture
+def page(opened):
+    """The page as it is when it has just been opened."""
+    page, address = opened
+    look_like(page.driver, 1280, 800)
+    page.driver.get(address)
+    return page
 
 
 def photograph(height, width):
@@ -161,18 +187,22 @@ def test_dropped_pasted_and_refused(page):
         large = page.saved(name.replace(".", "_x2."))
         assert np.abs(large.astype(int) - upscale(image, 2)).max() <= 1
     page.driver.execute_script(drop, [1, 2, 3], "text.txt", "text/plain", "drop")
-    assert page.bad() and page.find("status").text == "text.txt: no picture."
+    assert page.bad() and page.find("status").text == "text.txt is not a picture."
+    assert page.find("save").is_displayed()  # what was made before
+    gray = cv2.imencode(".png", image[..., 1])[1]
+    page.driver.execute_script(drop, gray.tolist(), "unknown kind", "", "drop")
+    page.wait_for(lambda: "unknown kind" in page.find("facts").text)
+    large = page.saved("unknown kind_x2.png")
+    assert np.abs(large.astype(int) - upscale(image[..., 1], 2)[..., None]).max() <= 1
     page.driver.execute_script(drop, [1, 2, 3], "broken.jpg", "image/jpeg", "drop")
-    end = time.monotonic() + 20
-    while "broken.jpg: this browser cannot open it" not in page.find("status").text:
-        assert time.monotonic() < end, page.find("status").text
-        time.sleep(0.1)
+    page.wait_until(lambda: "broken.jpg: this browser cannot open it" in page.find("status").text)
     assert not page.find("save").is_displayed() and not page.find("progress").is_displayed()
 
 
 def test_twelve_megapixels_leave_the_page_alive_and_can_be_cancelled(page):
     from selenium.webdriver.common.keys import Keys
 
+    page.choose("scale", 2)
     image = np.tile(photograph(60, 80), (50, 50, 1))
     cv2.imwrite(str(page.folder / "large.jpg"), image)
     page.find("file").send_keys(str(page.folder / "large.jpg"))
@@ -207,15 +237,42 @@ def test_by_mouse_and_keyboard_at_every_width(page):
         assert int(percent()) == moved - 3
         page.find("wipe").send_keys(Keys.HOME, *[Keys.ARROW_RIGHT] * 50)
         assert percent() == "50"
-        page.find("view").send_keys("+")
         page.find("fit").click()
-        zoomed = page.find("actual").text
+        fitting = page.find("actual").text
+        page.find("view").send_keys("+")
+        assert page.find("actual").text != fitting
         page.find("view").send_keys("-")
-        assert page.find("actual").text != zoomed
+        assert page.find("actual").text == fitting
+    # On the picture, which would cover an outline
+    ring = "return getComputedStyle(document.getElementById('view'), '::after').boxShadow"
+    assert "inset" in driver.execute_script(ring)
     # Every control has a name that a screen reader says
     nameless = """return [...document.querySelectorAll("button, input, a, progress, canvas")].filter(e =>
       !(e.ariaLabel || e.textContent.trim() || e.closest("label")?.textContent.trim())).length"""
     assert driver.execute_script(nameless) == 0
+
+
+def test_from_disk_it_says_how_to_serve_it(page):
+    page.driver.get((ROOT / "docs" / "index.html").as_uri())
+    assert "python -m http.server -d docs" in page.find("status").text
+    page.wait_until(lambda: "170 × 100 to 510 × 300" in page.find("facts").text)
+
+
+def test_an_error_in_the_worker_leaves_the_next_picture_unharmed(page):
+    page.driver.execute_script("document.querySelector('[value=\"9-5-5\"]').value = '7-7-7'")
+    page.choose("network", "7-7-7")
+    page.wait_until(page.bad)
+    assert "srcnn_7-7-7_x3.onnx could not be loaded" in page.find("status").text
+    page.choose("network", "9-1-5")
+    assert page.saved("sample_x3.png").shape == (300, 510, 3)
+    page.driver.get_log("browser")  # the missing file was expected
+
+
+def test_the_browser_refuses_to_send_anything_elsewhere(page):
+    """By the page's Content-Security-Policy; without one, a data: address can be fetched."""
+    fetch = "fetch('data:,x').then(() => 'open', () => 'refused').then(arguments[0])"
+    assert page.driver.execute_async_script(fetch) == "refused"
+    page.driver.get_log("browser")  # the refusal
 
 
 def test_without_the_runtime_it_says_so(tmp_path):
@@ -223,8 +280,5 @@ def test_without_the_runtime_it_says_so(tmp_path):
         driver.get(address)
         page = Page(driver, tmp_path)
         page.choose("scale", 2)
-        end = time.monotonic() + 30
-        while not page.bad():
-            assert time.monotonic() < end, page.find("status").text
-            time.sleep(0.1)
+        page.wait_until(page.bad)
         assert "could not be loaded. Is this computer online?" in page.find("status").text
