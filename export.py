@@ -3,6 +3,8 @@
 Both need two more packages: pip install onnx onnxscript.
 """
 
+import importlib.util
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -57,11 +59,20 @@ def export_onnx_image(network: SRCNN | str, upscale_factor: int, file):
     file.write(_graph(operation, torch.rand(2, 3, 20, 24), "image", purpose))
 
 
+def lacking() -> str:
+    """What ONNX needs and this machine does not have; empty where it has all."""
+    # Older exporters fix the sizes to those of the example, and say nothing
+    if (version := torch.__version__) < (2, 7):
+        return f"ONNX needs torch 2.7 (this is {version}): pip install -U torch torchvision"
+    # torch's exporter needs both
+    if not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
+        return "ONNX needs two more packages: pip install onnx onnxscript"
+    return ""
+
+
 def _graph(module: nn.Module, example: Tensor, input_name: str, purpose: str) -> bytes:
-    try:
-        import onnxscript  # noqa: F401  (torch's exporter needs it, and brings onnx)
-    except ImportError:
-        raise UserError("ONNX needs two more packages: pip install onnx onnxscript") from None
+    if problem := lacking():
+        raise UserError(problem)
     program = torch.onnx.export(
         module.eval(),
         (example,),

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -23,6 +24,7 @@ def test_quick(tmp_path):
     assert len(rows) >= 9 and all(row["here"] > 0 and row["unit"] for row in rows)
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 7), reason="needs torch 2.7, for fp16 on a CPU")
 def test_what_only_a_gpu_runs_runs():
     import benchmark
 

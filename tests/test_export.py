@@ -1,12 +1,13 @@
 """export.py: the graph of the whole operation against `inference.upscale`, in torch and in other runtimes."""
 
 import functools
-import importlib.util
 import io
+import sys
 
 import numpy as np
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 import export
 import inference
@@ -21,10 +22,7 @@ SIZES = (
     (31, 20),
     (17, 64),
 )  # smaller than the mirrored border, and larger
-needs_onnx = pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))),
-    reason="needs onnx and onnxscript: pip install -r tests/requirements.txt",
-)
+needs_onnx = pytest.mark.skipif(bool(export.lacking()), reason=export.lacking())
 
 
 def random_network(upscale_factor, kernel_sizes=(9, 1, 5), interpolation="matlab", **options):
@@ -149,7 +147,13 @@ def test_what_cannot_be_exported_is_named():
         export.export_onnx_image(random_network(3, padding_mode="valid"), 3, io.BytesIO())
 
 
-def test_without_its_packages(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
-    with pytest.raises(ValueError, match="pip install onnx onnxscript"):
-        export.export_onnx_image(random_network(3), 3, io.BytesIO())
+def test_without_its_packages_or_on_an_old_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    for version, words in (
+        ("2.7.0", "pip install onnx onnxscript"),
+        ("2.10.1+cu130", "pip install onnx onnxscript"),
+        ("2.6.0", "needs torch 2.7 .this is 2.6.0"),
+    ):
+        monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+        with pytest.raises(ValueError, match=words):
+            export.export_onnx_image(random_network(3), 3, io.BytesIO())

@@ -6,10 +6,12 @@ import subprocess
 import sys
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, image_set
+from torch.torch_version import TorchVersion
 
 import files
 import image_io
@@ -286,6 +288,8 @@ def test_metrics_of_small_and_equal_images():
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".jpg", ".tif", ".webp"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_images_written_are_read_back(tmp_path, suffix, channels):
+    if (suffix, channels) == (".bmp", 4) and TorchVersion(cv2.__version__) < (4, 13):
+        pytest.skip("needs OpenCV 4.13: older ones write a BMP's alpha so that Pillow ignores it")
     ramp = np.add.outer(np.arange(40), 2 * np.arange(50)).astype(np.uint8)
     image = (
         ramp
@@ -415,8 +419,6 @@ def test_missing_files_and_odd_kinds(tmp_path):
         image_io.read_image(tmp_path / "missing.png")
     with pytest.raises(OSError):
         image_io.read_image(tmp_path)
-    import cv2
-
     cv2.imwrite(str(tmp_path / "float.tif"), np.zeros((8, 8), np.float32))
     with pytest.raises(ValueError, match="float.tif: .*float32"):
         image_io.read_image(tmp_path / "float.tif")
@@ -482,8 +484,8 @@ def test_replace_file_leaves_all_or_nothing(tmp_path):
     with files.replace_file(path) as temporary:
         temporary.write_text("first")
         assert not path.exists()
-    for error, expected in ((KeyboardInterrupt, KeyboardInterrupt), (RuntimeError, OSError)):
-        with pytest.raises(expected), files.replace_file(path) as temporary:
+    for error in (KeyboardInterrupt, RuntimeError):
+        with pytest.raises(error), files.replace_file(path) as temporary:
             temporary.write_text("half of the sec")
             raise error
     assert path.read_text() == "first" and list(path.parent.iterdir()) == [path]
