@@ -1,10 +1,12 @@
 """The device to compute on, what it is able to do, and the processes that share the work."""
 
 import contextlib
+import functools
 import os
 import platform
 import sys
 import time
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,11 +22,12 @@ BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
 # After which a process that does not answer counts as lost; and the same in `wait_for_all`
 TIMEOUT, PATIENCE = timedelta(minutes=2), timedelta(days=7)
 
-# What torch says, in lower case, and what we say instead
+# What torch says, in lower case, and what we say instead. The last one is cuBLAS's and cuDNN's
+NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "status_alloc_failed")
 REMEDIES = {
-    ("out of memory", "allocate memory", "not enough memory"): (
-        "out of memory on {device}; end what else uses it, lower batch_size, crop_size or "
-        "max_device_gb, or set device=cpu"
+    NO_MEMORY: (
+        "out of memory on {device}; end what else uses it, set device=cpu, or in training lower "
+        "batch_size, crop_size or max_device_gb"
     ),
     ("no kernel image",): (
         "this build of torch has no kernels for this GPU; install one that has (pytorch.org), or "
@@ -173,7 +176,7 @@ def explain(error: Exception, rank: int = 0, device="") -> str | None:
     """One line for an error of torch's that a user can do something about; None for any other."""
     # What Python raises where torch would say the same
     if isinstance(error, MemoryError):
-        error = RuntimeError("out of memory")
+        error, device = RuntimeError("out of memory"), "the CPU"
     if not isinstance(error, RuntimeError):
         return None
     message = " ".join(str(error).split())
@@ -181,6 +184,9 @@ def explain(error: Exception, rank: int = 0, device="") -> str | None:
         if any(word in message.lower() for word in words):
             port = os.environ.get("MASTER_PORT")
             return line.format(device=device or "the device", port=port)
+    # Without a C++ compiler or Triton, or on a GPU that is too old for it
+    if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+        return f"torch.compile does not work here; set compile=false ({message[:200]})"
     # Whatever else is not of torch.distributed is a bug; a build of torch may be without it
     own = getattr(distributed, "DistError", ())
     if not isinstance(error, own) and "gloo" not in message.lower():
@@ -188,6 +194,18 @@ def explain(error: Exception, rank: int = 0, device="") -> str | None:
     if any(word in message.lower() for word in LOST):
         return f"process {rank} lost the others, which ended or cannot be reached"
     return f"process {rank} cannot work with the others: {message[:300]}"
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether a device's memory was not enough. By the words, since Apple's backend and NVIDIA's
+    libraries raise other types than torch.OutOfMemoryError."""
+    return any(word in str(error).lower() for word in NO_MEMORY)
+
+
+@functools.cache  # once, since any change to the filters has Python repeat its other warnings
+def _hush():
+    """Leave out torch 2.9's advice to use flags for TF32 that earlier versions do not have."""
+    warnings.filterwarnings("ignore", "Please use the new API settings")
 
 
 @contextlib.contextmanager
@@ -199,6 +217,7 @@ def exact_float32():
     that torch has had since 2.9, keeps it. Without a CUDA GPU this changes nothing.
     """
     flags = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    _hush()
     try:
         before = [flag.allow_tf32 for flag in flags]
     except RuntimeError:
@@ -252,10 +271,15 @@ def free_memory(device) -> int:
     device = torch.device(device)
     if device.type in ("cuda", "xpu"):
         backend = getattr(torch, device.type)
-        unused = backend.memory_reserved(device) - backend.memory_allocated(device)
-        return backend.mem_get_info(device)[0] + unused
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+        try:
+            unused = backend.memory_reserved(device) - backend.memory_allocated(device)
+            return backend.mem_get_info(device)[0] + unused
+        except (AttributeError, RuntimeError):
+            # Many of Intel's GPUs do not tell what is free, and torch before 2.6 does not ask them
+            return backend.get_device_properties(device).total_memory
+    # torch 2.4 does not know it; an Apple GPU's memory is the machine's
+    if device.type == "mps" and hasattr(torch.mps, "recommended_max_memory"):
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     try:
         # Not MemFree: Linux fills free memory with copies of files, and gives these up when asked
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import image_io
 import imgproc
-from devices import exact_float32, free_memory
+from devices import exact_float32, free_memory, lacks_memory
 from files import UserError
 from imgproc import BLACK, WHITE, to_tensor
 from kernels import convolve, in_threads, keep_memory, narrow, relu_
@@ -186,15 +186,13 @@ def _even(size: int, limit: int) -> int:
 
 def _pixels_on_gpu(network: SRCNN, device) -> int:
     """Pixels of a tile that half of a GPU's free memory holds."""
-    # cuDNN counts values in 32 bits
-    pixels = 2**31 // max(network.widths)
-    if device.type == "cuda":
-        # Half, as cuDNN takes memory of its own to work in
-        half = free_memory(device) // 2
-        # In float32: what layers 1 and 2 give, and the parts that `narrow` adds up
-        bytes_a_pixel = 4 * (sum(network.widths) + network.channels * network.kernel_sizes[2] ** 2)
-        pixels = min(pixels, max(half // bytes_a_pixel, PIXELS_ON_GPU))
-    return pixels
+    # Half, as cuDNN takes memory of its own to work in
+    half = free_memory(device) // 2
+    # In float32: what layers 1 and 2 give, and the parts that `narrow` adds up
+    bytes_a_pixel = 4 * (sum(network.widths) + network.channels * network.kernel_sizes[2] ** 2)
+    # cuDNN and F.pad count values in 31 bits; the border around a tile needs some of them, too
+    most = 2**30 // max(network.widths)
+    return min(most, max(half // bytes_a_pixel, PIXELS_ON_GPU))
 
 
 def _one_by_one(fill, tiles: list[_Tile]):
@@ -203,8 +201,8 @@ def _one_by_one(fill, tiles: list[_Tile]):
         try:
             fill(tiles[-1])
             tiles.pop()
-        except torch.OutOfMemoryError:
-            if tiles[-1].box[1] - tiles[-1].box[0] < 2:
+        except RuntimeError as error:
+            if not lacks_memory(error) or tiles[-1].box[1] - tiles[-1].box[0] < 2:
                 raise
             # The others are as large, and would fail as well
             tiles = [half for tile in tiles for half in _halves(tile)]

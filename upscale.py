@@ -25,12 +25,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 import config
 import image_io
-from devices import pick_device
+from devices import explain, pick_device
 from files import UserError, make_folder
 from imgproc import resize_to
 from inference import load_network, upscale
@@ -62,8 +61,12 @@ def main(settings):
             try:
                 enlarge_file(source, target, networks, settings)
                 written += 1
-            except (UserError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-                reason = str(error) or type(error).__name__
+            except Exception as error:
+                reason = explain(error, device=networks.device)
+                # Anything else is a bug, and keeps its traceback
+                if not reason and not isinstance(error, (UserError, OSError)):
+                    raise
+                reason = reason or str(error) or type(error).__name__
                 failures.append(reason if str(source) in reason else f"{source}: {reason}")
     finally:
         # After Ctrl-C as well

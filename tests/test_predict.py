@@ -174,21 +174,41 @@ def test_self_ensemble_is_the_mean_over_flips_and_rotations(small_tiles):
         torch.testing.assert_close(y, expected, atol=1e-6, rtol=0)
 
 
-def test_a_tile_that_does_not_fit_is_halved_and_so_are_the_rest():
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 18.00 GB)"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_a_tile_that_does_not_fit_is_halved_and_so_are_the_rest(error):
     tiles, done, limit = inference._tiles((2, 1, 64, 80), 2000), torch.zeros(2, 64, 80), 300
 
     def restore(tile):
         top, bottom, left, right = tile.box
         part = done[tile.images, top:bottom, left:right]
         if part[0].numel() > limit:
-            raise torch.OutOfMemoryError
+            raise error
         part += 1
 
     inference._one_by_one(restore, tiles)
     assert (done == 1).all()
     limit = 0
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(RuntimeError, match="(?i)memory|ALLOC"):
         inference._one_by_one(restore, tiles)
+
+
+def test_a_tile_that_fails_otherwise_is_not_tried_again():
+    tried = []
+
+    def restore(tile):
+        tried.append(tile)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        inference._one_by_one(restore, inference._tiles((1, 1, 64, 80), 2000))
+    assert len(tried) == 1
 
 
 def test_a_gpus_tile_counts_what_the_allocator_keeps_and_never_gets_tiny(monkeypatch):
@@ -202,3 +222,21 @@ def test_a_gpus_tile_counts_what_the_allocator_keeps_and_never_gets_tiny(monkeyp
     pixels = inference._pixels_on_gpu(SRCNN(), device)
     reserved, allocated, free = 0, 0, 2**32
     assert 2**18 < pixels == inference._pixels_on_gpu(SRCNN(), device)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])
+@pytest.mark.parametrize("free", [2**32, 2**40])
+def test_a_gpus_tile_fits_its_memory_and_31_bits(monkeypatch, kind, free):
+    """cuDNN, and F.pad by replication, count in 31 bits what a layer gives for a tile."""
+    monkeypatch.setattr(inference, "free_memory", lambda device: free)
+    network = SRCNN((9, 5, 5))
+    pixels = inference._pixels_on_gpu(network, torch.device(kind))
+    for shape in ((1, 1, 8192, 8192), (1, 1, 60_000, 40_000), (1, 1, 2000, 900_000)):
+        sizes = inference._sizes(network, shape[2:])
+        for tile in inference._tiles(shape, pixels)[:9]:
+            box = tile.box
+            for size in reversed(sizes[1:]):
+                top, bottom, left, right = inference._reach(box, 5, "replicate")
+                padded = 64 * (bottom - top) * (right - left)
+                assert padded < 2**31 and padded * 4 < free
+                box = inference._clip((top, bottom, left, right), size)

@@ -422,6 +422,36 @@ def test_lost_transparency_is_told(identity_file, tmp_path, monkeypatch, capsys,
     assert image_io.read_image(name).shape == (12, 15, 3)
 
 
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+def test_images_too_large_for_the_memory_fail_in_one_line(tmp_path, monkeypatch, capsys, kind):
+    """RuntimeError: Apple's backend has no type of its own."""
+    for name, side in (("a", 8), ("b", 16)):
+        image_io.write_image(tmp_path / f"{name}.png", np.zeros((side, side), np.uint8))
+
+    def enlarge(image, *arguments, **options):
+        if len(image) > 8:
+            raise kind(
+                "MPS backend out of memory (MPS allocated: 18.00 GB)\nTried to allocate 2 GB"
+            )
+        return inference.upscale(image, *arguments, **options)
+
+    monkeypatch.setattr(upscale, "upscale", enlarge)
+    with pytest.raises(SystemExit):
+        run_main(tmp_path, "--output", tmp_path / "out")
+    told = capsys.readouterr()
+    assert (
+        f"failed: {tmp_path}/b.png: out of memory on " in told.err and "set device=cpu" in told.err
+    )
+    assert "1 enlarged x3, 1 failed" in told.out
+
+
+def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch):
+    image_io.write_image(tmp_path / "a.png", np.zeros((8, 8), np.uint8))
+    monkeypatch.setattr(upscale, "upscale", lambda *arguments, **options: {}[1])
+    with pytest.raises(KeyError):
+        run_main(tmp_path / "a.png", "--output", tmp_path / "out")
+
+
 # ------------------------------------------------------------------------------------- any size
 @pytest.mark.parametrize(
     "arguments, size, name, told",
