@@ -172,7 +172,7 @@ def train(run, crops, sets, stop, log):
         if bf16:
             # Seeded by the step, so that a resumed run rounds as the first one did
             recipe.seed_dithering(device, (settings.seed + run.step) % 2**63)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
             # .to sets the strides in any case; with one channel both layouts are the same memory,
             # so .contiguous would change nothing, and the output have the slower layout
             sr = model(lr.to(memory_format=torch.channels_last))
@@ -284,6 +284,7 @@ def claim_folder(run):
 def wrapped(run):
     """The network as it is called: on several processes, and compiled, if that is asked for."""
     network = run.network
+    network.dithers = run.bf16
     if run.world > 1:
         # DDP warns of layouts that differ in axes of size one alone, which are the same memory
         warnings.filterwarnings("ignore", "Grad strides")
@@ -294,7 +295,7 @@ def wrapped(run):
 
 def make_batches(crops, first, settings, device):
     """Batches (lr, hr) on the device, from step `first` on."""
-    steps = range(first, settings.steps)
+    steps, pinned = range(first, settings.steps), device.type == "cuda"
     if isinstance(crops, StreamedCrops):
         # Each item is a whole batch, so the sampler is the list of steps
         crops = DataLoader(
@@ -302,11 +303,12 @@ def make_batches(crops, first, settings, device):
             batch_size=None,
             sampler=steps,
             num_workers=settings.num_workers,
-            pin_memory=device.type == "cuda",
+            pin_memory=pinned,
             worker_init_fn=outlive,
         )
         for batch in crops:
-            yield [t.to(device, non_blocking=True) for t in batch]
+            # Of memory that is not pinned, others than CUDA may read when it is another batch's
+            yield [t.to(device, non_blocking=pinned) for t in batch]
     else:
         yield from (crops[step] for step in steps)
 

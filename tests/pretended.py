@@ -24,6 +24,7 @@ FROM_NUMBERS = {torch.tensor, torch.as_tensor, Tensor.new_tensor}
 READS = {
     *(Tensor.item, Tensor.tolist, Tensor.nonzero, torch.nonzero, torch.equal, Tensor.equal),
     *(Tensor.unique, torch.unique, Tensor.masked_select, torch.masked_select, torch.allclose),
+    *(torch.argwhere, Tensor.argwhere, torch.repeat_interleave, Tensor.repeat_interleave),
     *(Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.__format__),
 }
 NO_COMPUTING = {"device", "_parse_to", "_has_compatible_shallow_copy_type"}
@@ -101,7 +102,9 @@ class PretendedGPU(TorchFunctionMode):
             here = self.meeting_place(name, tensors)
         self.check(function, name, here, asked or here, kwargs)
         there = here if asked is None else asked
-        if function in READS and here != CPU:
+        # How many values a mask leaves is known when it has been counted
+        masks = name == "__getitem__" and any(t.dtype == torch.bool for t in tensors_in(args[1]))
+        if here != CPU and (function in READS or masks or name == "where" and len(args) == 1):
             self.waits[name] += 1
         if function in COPIES:
             self.waits[name] += sum(self.device_of(tensor) != here for tensor in tensors)
@@ -172,8 +175,7 @@ class PretendedGPU(TorchFunctionMode):
 def pretended(kind: str, free_bytes: int = 2**33):
     """A machine with one GPU of a kind ("cuda" or "mps"); yields its `PretendedGPU`."""
     gpu = PretendedGPU()
-    make_subclass, autocast_on = Tensor._make_subclass, torch.is_autocast_enabled
-    autocast = torch.autocast
+    make_subclass, autocast = Tensor._make_subclass, torch.autocast
 
     def make_parameter(cls, data, *args):
         return gpu.label(make_subclass(cls, data, *args), gpu.device_of(data))
@@ -192,14 +194,13 @@ def pretended(kind: str, free_bytes: int = 2**33):
         "get_device_capability": lambda device=None: (8, 0),
         "get_device_name": lambda device=None: f"a pretended {kind}",
         "recommended_max_memory": lambda: free_bytes,
-        "driver_allocated_memory": lambda: 0,
+        "current_allocated_memory": lambda: 0,
     }
     patches = [
         mock.patch.multiple(getattr(torch, kind), create=True, **able),
         mock.patch.object(torch, "Generator", PretendedGenerator),
         mock.patch.object(Tensor, "_make_subclass", make_parameter),
         mock.patch.object(torch, "autocast", lambda kind, *a, **k: autocast("cpu", *a, **k)),
-        mock.patch.object(torch, "is_autocast_enabled", lambda *kind: autocast_on("cpu")),
         warnings.catch_warnings(),
         gpu,
     ]

@@ -1,9 +1,12 @@
 """Which device is taken, and what is said of errors that come from devices and from other processes."""
 
 import time
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch._inductor.exc
 from launch import free_port
 from torch import distributed
 
@@ -80,6 +83,9 @@ def test_each_process_has_its_own_gpu(monkeypatch, world, local, visible, name, 
     [
         (torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 2.00 GiB.", "out of memory on cuda:0; end"),
         (RuntimeError, "MPS backend out of memory (MPS allocated: 18 GB)", "out of memory on cuda:0; end"),
+        (RuntimeError, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "out of memory on cuda"),
+        (MemoryError, "", "out of memory on the CPU; end"),
+        (torch._inductor.exc.InvalidCxxCompiler, "", "torch.compile does not work here; set compile=false (No working C++"),
         (RuntimeError, "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory", "out of mem"),
         (RuntimeError, "CUDA error: no kernel image is available for execution", "this build of torch has no kernels"),
         (
@@ -112,7 +118,7 @@ def test_each_process_has_its_own_gpu(monkeypatch, world, local, visible, name, 
 def test_what_is_said_of_errors(monkeypatch, kind, message, line):
     """Each in one line, "lost the others" of those alone that are that, and a traceback for everything else."""
     monkeypatch.setenv("MASTER_PORT", "29500")
-    said = explain(kind(message), 1, "cuda:0")
+    said = explain(kind(message) if message else kind(), 1, "cuda:0")
     if line is None:
         assert said is None
     elif line == "LOST":
@@ -159,6 +165,27 @@ def test_a_kind_of_device_that_processes_cannot_share(monkeypatch):
             raise AssertionError("joined")
 
 
+@pytest.mark.parametrize(
+    "has_nccl, joined",
+    [
+        (True, ("nccl", {"timeout": devices.TIMEOUT, "device_id": torch.device("cuda:1")})),
+        (False, ("gloo", {"timeout": devices.TIMEOUT})),  # Windows
+    ],
+)
+def test_what_processes_talk_by_on_nvidia_gpus(monkeypatch, has_nccl, joined):
+    groups = []
+    monkeypatch.setattr(distributed, "is_nccl_available", lambda: has_nccl)
+    monkeypatch.setattr(
+        distributed, "is_backend_available", lambda name: has_nccl or name != "nccl"
+    )
+    monkeypatch.setattr(distributed, "init_process_group", lambda *a, **k: groups.append((*a, k)))
+    monkeypatch.setattr(distributed, "new_group", lambda **k: k["timeout"])
+    monkeypatch.setattr(devices, "_patient", [])
+    devices.join(1, 2, torch.device("cuda:1"))
+    assert groups == [joined] and 60 <= devices.TIMEOUT.seconds <= 120
+    assert devices._patient == [devices.PATIENCE]
+
+
 @pytest.fixture
 def flags():
     yield
@@ -171,6 +198,23 @@ def test_float32_is_exact_and_the_flag_goes_back(flags):
         assert not torch.backends.cudnn.allow_tf32
         raise KeyError
     assert torch.backends.cudnn.allow_tf32
+
+
+def test_no_warning_of_an_older_interface(monkeypatch):
+    """torch 2.9 has one for whoever reads these flags or sets them."""
+
+    class Flag:
+        @property
+        def allow_tf32(self):
+            warnings.warn("Please use the new API settings to control TF32 behavior", stacklevel=1)
+            return True
+
+    monkeypatch.setattr(torch.backends.cuda, "matmul", Flag())
+    devices._hush.cache_clear()
+    with warnings.catch_warnings(record=True) as said:
+        with exact_float32():
+            pass
+    assert not said
 
 
 def test_tf32_for_those_who_ask(flags):
@@ -214,8 +258,33 @@ def test_free_memory_of_a_cpu_is_bounded_by_the_container(monkeypatch, tmp_path)
     assert devices.free_memory("cpu") > whole / 2
 
 
+def test_free_memory_of_gpus_that_do_not_tell(monkeypatch):
+    """Most of Intel's; and in torch 2.4, which does not ask, they and Apple's."""
+
+    def mem_get_info(device):
+        raise RuntimeError(
+            "The device (Intel(R) Arc(TM) Graphics) doesn't support querying the available free memory."
+        )
+
+    whole = SimpleNamespace(total_memory=16_000)
+    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda device: whole)
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.xpu, name, lambda device: 0, raising=False)
+    monkeypatch.setattr(torch.xpu, "mem_get_info", mem_get_info, raising=False)
+    assert devices.free_memory("xpu") == 16_000
+    monkeypatch.delattr(torch.xpu, "mem_get_info")
+    assert devices.free_memory("xpu") == 16_000
+    monkeypatch.delattr(torch.mps, "recommended_max_memory", raising=False)
+    monkeypatch.setattr(devices, "LIMITS", ())
+    assert devices.free_memory("mps") == pytest.approx(devices.free_memory("cpu"), rel=0.2)
+
+
 def test_free_memory_of_a_gpu_counts_what_the_allocator_keeps(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10_000, 80_000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 7_000)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2_000)
     assert devices.free_memory("cuda") == 15_000
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 20_000, raising=False)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 7_000)
+    monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 2_000)
+    assert devices.free_memory("mps") == 18_000

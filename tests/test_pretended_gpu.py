@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import textwrap
+import warnings
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ import evaluation
 import image_io
 import imgproc
 import inference
+import recipe
 import train
 import upscale
 import validate
@@ -83,6 +85,13 @@ def test_what_a_gpu_refuses_raises():
         assert gpu.waits["cpu: cuda to cpu"] == 1
         torch.nn.functional.relu(x).sum().item()
         assert gpu.waits["item"] == 1 and bool((x > 0).all()) and gpu.waits["__bool__"] == 1
+        # Their results have a shape that only the GPU knows
+        for waiting in (lambda: x[x > 0], lambda: x[None, x > 0], lambda: torch.where(x > 0)):
+            before = gpu.waits.total()
+            waiting()
+            assert gpu.waits.total() == before + 1
+        x[1:], x[torch.zeros(2, dtype=torch.long, device="cuda")]
+        assert gpu.waits.total() == before + 1
 
 
 def test_what_apples_backend_lacks_raises():
@@ -170,6 +179,33 @@ def test_resumed_is_bit_identical(run_training, monkeypatch, kind, precision):
         assert same(whole[part], resumed[part]), part
 
 
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_a_batch_of_memory_that_is_not_pinned_is_waited_for(data, monkeypatch, kind):
+    """Else it may be freed, and be another batch's, before Apple's GPU has read it (pytorch/pytorch#189690)."""
+    seen, to = [], torch.Tensor.to
+
+    def look(x, *where, **how):
+        seen.append(how.get("non_blocking"))
+        return to(x, "cpu")
+
+    settings = ["--data_dir", str(data), *TINY, "--max_device_gb", "0", "--num_workers", "0"]
+    settings = config.load("train", [*settings, "--steps", "1"])
+    crops, _ = dataset.training_set(settings, 0, 1, torch.device("cpu"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is no GPU to pin memory for
+        monkeypatch.setattr(torch.Tensor, "to", look)
+        next(train.make_batches(crops, 0, settings, torch.device(kind)))
+    assert seen[-2:] == [kind == "cuda"] * 2
+
+
+def test_without_bf16_autocast_is_not_asked(run_training, monkeypatch):
+    """torch 2.4 has none for Apple's GPUs and raises, 2.5 warns, even if it is not to be used."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", None)
+    with pretended("mps"):
+        monkeypatch.setattr(torch, "autocast", None)
+        run_training("--precision", "auto")
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -197,6 +233,58 @@ def test_sgd_is_one_kernel_where_torch_has_it(kind, fused):
     with pretended(kind):
         network = train.recipe.build(settings, None, torch.device(kind))[0]
         assert train.recipe.make_optimizer(network, settings).defaults["fused"] is fused
+
+
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_what_holds_in_a_step(run_training, monkeypatch, kind):
+    """Exact float32, a fixed order of sums, one layout for all weights, one seeded generator, the GPU set."""
+    flags, layouts, seeded, devices = [], [], [], []
+    decay_at, manual_seed, build = recipe.average_decay, torch.manual_seed, recipe.build
+
+    def look(*arguments):
+        flags.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic))
+        return decay_at(*arguments)
+
+    def keep(*arguments):
+        networks = build(*arguments)
+        weights = [network.map[0].weight for network in networks]
+        layouts.extend(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+        return networks
+
+    monkeypatch.setattr(recipe, "average_decay", look)
+    monkeypatch.setattr(recipe, "build", keep)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with pretended("cuda"):
+        monkeypatch.setattr(
+            torch, "manual_seed", lambda seed: seeded.append(seed) or manual_seed(seed)
+        )
+        monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+        run_training(
+            "--precision", "bf16", "--kernel_sizes", *"533", "--steps", 3, "--device", kind
+        )
+    assert flags == [(False, True)] * 3 and layouts == [True, True]
+    assert len(seeded) == 1  # when the run begins
+    assert devices == ([torch.device("cuda", 0)] if kind == "cuda" else [])
+
+
+def test_the_last_bias_is_added_in_float32():
+    network = recipe.TrainedSRCNN((5, 1, 3), 1, (8, 4), "valid")
+    torch.nn.init.constant_(network.reconstruction.bias, 0.4003)
+    torch.nn.init.zeros_(network.reconstruction.weight)
+    with pretended("cuda"), torch.autocast("cuda", torch.bfloat16):
+        y = network.to("cuda")(torch.rand(1, 1, 9, 9, device="cuda"))
+    assert y.dtype == torch.float32 and (y == network.reconstruction.bias).all()
+
+
+def test_memory_decides_where_a_training_set_lies(data):
+    """With lr on the GPU, without it there, or on disk: of 40 % of what is free."""
+    settings = config.load("train", ["--data_dir", str(data), *TINY, "--shrink"])
+    pixels = 5 * 63 * 60  # cropped to multiples of 3
+    for free, place in ((16 * pixels, "with lr"), (6 * pixels, "without"), (2 * pixels, "disk")):
+        with pretended("cuda", free_bytes=free):
+            crops, _ = dataset.training_set(settings, 0, 1, torch.device("cuda", 0))
+        streamed = isinstance(crops, dataset.StreamedCrops)
+        assert place == ("disk" if streamed else "without" if crops.lr is None else "with lr")
 
 
 # --------------------------------------------------------------------------------- using the network
@@ -302,6 +390,14 @@ def test_upscale(tmp_path, data, weights, kind):
     assert len(here) == len(there) == 3
     for a, b in zip(here, there):
         assert np.abs(a - b).max() <= 1
+
+
+def test_colours_are_converted_on_the_gpu():
+    with pretended("cuda") as gpu:
+        x = torch.rand(1, 3, 20, 20).to("cuda")
+        gpu.waits.clear()
+        assert inference.restore(a_network().to("cuda"), x).is_cuda
+    assert "cpu" not in {kind.split()[-1] for kind in gpu.waits}, gpu.waits
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps"])

@@ -546,6 +546,15 @@ def test_trained_network_is_the_network(channels):
     torch.testing.assert_close(kernels.NarrowConv2d.apply(x, weight), F.conv2d(x, weight).float())
 
 
+def test_weights_are_dithered_in_bf16_alone(monkeypatch):
+    dithered = []
+    monkeypatch.setattr(recipe, "dithered", lambda weight: dithered.append(weight) or weight)
+    for precision, count in (("fp32", 0), ("bf16", 3)):
+        run = train.begin(settings("--precision", precision), torch.device("cpu"))
+        train.wrapped(run)(torch.rand(1, 1, 20, 20))
+        assert len(dithered) == count
+
+
 def test_dithered():
     """Values that bf16 holds, next to the weight, and in the mean the weight; the gradient passes."""
     torch.manual_seed(0)
