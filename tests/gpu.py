@@ -19,6 +19,7 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch.nn import functional as F
@@ -26,7 +27,7 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmark import medians
-from launch import TINY, make_tiny, prepare, write_images
+from launch import TINY, free_port, make_tiny, prepare, write_images
 
 import config
 import devices
@@ -77,7 +78,8 @@ def main(name: str, data_dir: Path, output: Path) -> int:
     facts = {"device": devices.device_name(device), "torch": torch.__version__}
     print(", ".join(facts.values()) + ("" if real else ": a rehearsal, which claims nothing"))
     report, began = Report(), time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
+    # On Windows a file that is still open stays; that must not keep the table from being written
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.chdir(folder)
         with quietly():
             make_tiny(f"{folder}/sets")
@@ -106,9 +108,14 @@ def main(name: str, data_dir: Path, output: Path) -> int:
 
 @contextlib.contextmanager
 def quietly():
-    """What scripts print is not of the table."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
+    """What scripts print is not of the table, and what they do at Ctrl-C ends with them."""
+    handlers = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for number, handler in handlers:
+            signal.signal(number, handler)
 
 
 # ------------------------------------------------------------------------------------- predicting
@@ -170,13 +177,8 @@ def run_training(device, *arguments):
     """train.py's main, quietly; what its last.pth holds, and its rows of metrics.csv."""
     arguments = ["--data_dir", "sets", *TINY, "--device", device, "--overwrite", *arguments]
     settings = config.load("train", [str(a) for a in arguments])
-    handlers = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)]
-    try:
-        with quietly():
-            train.main(settings)
-    finally:
-        for number, handler in handlers:
-            signal.signal(number, handler)
+    with quietly():
+        train.main(settings)
     last = torch.load(Path(settings.exp_dir) / "last.pth", weights_only=True)
     return last, last["training"]["history"]
 
@@ -224,10 +226,9 @@ def resumed(device, options):
             raise KeyboardInterrupt
         return decay_at(*arguments)
 
-    recipe.average_decay = decay_or_end
-    with contextlib.suppress(KeyboardInterrupt):
+    ending = mock.patch.object(recipe, "average_decay", decay_or_end)
+    with ending, contextlib.suppress(KeyboardInterrupt):
         run_training(device, *options, "--exp_name", "part")
-    recipe.average_decay = decay_at
     again, _ = run_training(device, *options, "--exp_name", "part", "--resume", last_of("part"))
     for name, weight in whole["state_dict"].items():
         assert torch.equal(weight, again["state_dict"][name]), f"{name} differs"
@@ -239,7 +240,11 @@ def last_of(run):
 
 def compiled(device):
     options = ["--steps", 8, "--precision", "fp32"]
-    (plain, _), (faster, _) = (run_training(device, *options, *o) for o in ([], ["--compile"]))
+    plain, _ = run_training(device, *options)
+    try:
+        faster, _ = run_training(device, *options, "--compile")
+    except UserError as error:
+        raise NotPossible(error) from None
     x = an_image(1, 40, 40)
     outputs = [SRCNN.from_checkpoint(last)(x).detach() for last in (plain, faster)]
     difference = (outputs[0] - outputs[1]).abs().max().item()
@@ -290,10 +295,16 @@ def processes(report, device):
     report.row(f"{count} processes", lambda: several(device, count))
 
 
+def check_joining(device):
+    backend = devices.BACKENDS.get(device.type)
+    # Without NCCL it is Gloo
+    if backend is None or backend == "xccl" and not torch.distributed.is_backend_available(backend):
+        raise NotPossible(f"torch joins no processes on {device.type} here")
+
+
 def one_process(device):
-    if device.type == "mps":
-        raise NotPossible("torch joins no processes on Apple's GPUs")
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29631"}
+    check_joining(device)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1"}
     try:
         devices.join(0, 1, device)
@@ -301,18 +312,19 @@ def one_process(device):
         network = torch.nn.parallel.DistributedDataParallel(SRCNN().to(device), own)
         network(torch.rand(1, 1, 32, 32, device=device)).sum().backward()
         devices.wait_for_all()
-        backend = torch.distributed.get_backend()
-        torch.distributed.destroy_process_group()
+        return torch.distributed.get_backend()
     finally:
+        # As `devices.processes` does: later rows have no group to wait for
+        devices._patient.clear()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
         for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"):
             os.environ.pop(name)
-    return backend
 
 
 def several(device, count):
     """On as many GPUs a run; on one alone the line that says why not."""
-    if device.type == "mps":
-        raise NotPossible("torch joins no processes on Apple's GPUs")
+    check_joining(device)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc_per_node={count}", ROOT / "train.py", "--data_dir", "sets", *TINY]
     command += ["--device", device.type, "--steps", 4, "--exp_name", "several", "--batch_size"]
@@ -320,10 +332,13 @@ def several(device, count):
     done = subprocess.run(
         [str(word) for word in command], capture_output=True, text=True, timeout=300
     )
+    # torchrun says much more, before it and behind
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    error = said[0] if said else done.stderr[-2000:]
     if device.type == "cpu" or getattr(torch, device.type).device_count() >= count:
-        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.returncode == 0, error
         return f"trained on {count}"
-    assert "error: two processes were given the same GPU" in done.stderr, done.stderr[-2000:]
+    assert "error: two processes were given the same GPU" in error, error
     return "refused with the line that says why: there is one GPU"
 
 

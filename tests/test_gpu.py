@@ -81,3 +81,22 @@ def test_what_is_written_where_there_is_a_gpu(monkeypatch, tmp_path):
     written = json.loads((tmp_path / "results" / "gpu.json").read_text(encoding="utf-8"))
     assert written["device"] == "a card" and written["failed"] == 7 == 8 - written["passed"] - 1
     assert written["not possible here"] == 1 and len(written["rows"]) == 8
+
+
+def test_a_row_that_fails_leaves_nothing_behind(monkeypatch, capsys):
+    """Neither an end planned for its training nor a group of processes, which later rows would meet."""
+    average_decay = gpu.recipe.average_decay
+
+    def fail(device, *options):
+        if "part" in options:
+            raise RuntimeError("out of order")
+        return {}, []
+
+    monkeypatch.setattr(gpu, "run_training", fail)
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", None)
+    report = gpu.Report()
+    report.row("resumed", lambda: gpu.resumed(torch.device("cpu"), []))
+    report.row("one process", lambda: gpu.one_process(torch.device("cpu")))
+    assert [row["state"] for row in report.rows] == ["failed", "failed"]
+    assert gpu.recipe.average_decay is average_decay
+    assert devices._patient == [] and not torch.distributed.is_initialized()
