@@ -120,6 +120,9 @@ def processes(name: str = "auto"):
         if world > 1:
             join(rank, world, device)
         yield rank, world, device
+        # In leaving the group right behind an operation on tensors, torch 2.4 could wait for ever
+        # (3 times in 14). Behind this one, which has none, it did not
+        wait_for_all()
     except Exception as error:
         # The group is not left: the others would notice, and report that they lost this process
         # before its error is said here
