@@ -6,6 +6,7 @@ pickle has it in Python as well as in C), of which only the instructions for num
 tuples are left. The others are replaced or forbidden: for a name that is to be imported stands
 an inert `Opaque`, which is left out of every list and dict. So a checkpoint that also holds
 objects of somebody's classes is read without them, and one that would run code runs none.
+Of a network that was saved whole, its tensors are read, since they lie there as plain data.
 
 Time and memory are bounded by the constants below, whatever the file says.
 """
@@ -32,6 +33,7 @@ MAX_LINE = 2**12  # bytes of a line, in the old text instructions
 MAX_BITS = 128  # of an integer: numpy's random state has as many
 MAX_NAME = 100  # characters of an imported name, and of its module
 MAX_ENTRIES = 10_000  # in an archive
+MAX_MODULES = 20  # saved whole, side by side
 LEGACY_MARK = 0x1950A86A20F9469CFC6C  # with which files by torch before 1.6 begin
 TOO_MANY = "far more entries than an SRCNN has; give another file"
 
@@ -70,8 +72,9 @@ class NumpyType(Opaque):
     """A number type of numpy's; known: its name in struct, such as "<d"."""
 
 
-class ScriptModule:
-    """A module in a TorchScript archive: its attributes, other modules among them."""
+class Module:
+    """A network's module, in a TorchScript archive or by torch.save(network): its attributes,
+    other modules among them. Its class, and so its code, are left in the file."""
 
     def __init__(self, *_):
         self.attributes = {}
@@ -139,6 +142,15 @@ def _numpy_number(kind, raw):
     if not isinstance(kind, NumpyType) or type(raw) is not bytes:
         return Opaque("numpy scalar")
     return struct.unpack(kind.known, raw)[0]
+
+
+def _module_parts(state) -> list[dict]:
+    """The attributes, tensors and modules that Python keeps of an nn.Module, whatever its class;
+    none if the state is another object's."""
+    if not isinstance(state, dict):
+        return []
+    parts = [state, state.get("_parameters"), state.get("_modules")]
+    return parts if all(isinstance(part, dict) for part in parts) else []
 
 
 def _same(thing=(), *_):
@@ -219,7 +231,7 @@ class Machine(pickle._Unpickler):
             return StorageType(name, DTYPES[storage[1]])
         # The classes of TorchScript, whose code lies in the archive and is left there
         if name.startswith("__torch__."):
-            return Maker(name, ScriptModule)
+            return Maker(name, Module)
         self.passed_over[name] = True
         return Opaque(name)
 
@@ -256,8 +268,14 @@ class Machine(pickle._Unpickler):
         """Give an object its state, where it is one that has any here."""
         state = self.stack.pop()
         target = self.stack[-1]
-        if isinstance(target, ScriptModule) and isinstance(state, dict):
+        if isinstance(target, Module) and isinstance(state, dict):
             target.attributes = state
+        elif parts := _module_parts(state):
+            self.stack[-1] = module = Module()
+            for part in parts:
+                # They are copied, and the same large ones can be given again and again
+                self.file.spend(len(part) * STEP)
+                module.attributes |= part
         # numpy's (version, byte order, ...); "|" stands for types of one byte, which have none
         elif isinstance(target, NumpyType) and isinstance(state, tuple) and len(state) > 1:
             target.known = (">" if state[1] == ">" else "<") + target.known[1:]
@@ -351,13 +369,28 @@ Machine.dispatch = {getattr(pickle, name)[0]: load for name, load in INSTRUCTION
 def load(data: bytes) -> tuple[object, list[str]]:
     """What torch.save or torch.jit.save wrote, and the names in it that were passed over.
 
-    Of a TorchScript archive: a flat dict of its tensors, and its own numbers and texts.
+    Of a module, saved by itself or in a dict: a flat dict of its tensors, and its own numbers and
+    texts.
     Raises UserError, in words that follow the file's name; on damaged files nearly anything.
     """
     read = _load_zip if data.startswith(b"PK") else _load_legacy
     content, passed_over = read(data)
-    if isinstance(content, ScriptModule):
+    if isinstance(content, Module):
         content = _flat(content)
+        if not any(isinstance(value, torch.Tensor) for value in content.values()):
+            raise UserError(
+                "a network or TorchScript archive without parameters of its own (a frozen one?); "
+                "save the network's state_dict with torch.save instead"
+            )
+    elif isinstance(content, dict):
+        # By id, because the same one can be there very often
+        modules = {id(value): value for value in content.values() if isinstance(value, Module)}
+        if len(modules) > MAX_MODULES:
+            raise UserError(TOO_MANY)
+        flat = {key: _flat(module) for key, module in modules.items()}
+        for key, value in content.items():
+            if isinstance(value, Module):
+                content[key] = flat[id(value)]
     return content, list(passed_over)
 
 
@@ -439,8 +472,8 @@ def _load_legacy(data: bytes):
     return content, machine.passed_over
 
 
-def _flat(module: ScriptModule) -> dict:
-    """The tensors of a TorchScript module by their dotted names, as a state dict has them, and
+def _flat(module: Module) -> dict:
+    """The tensors of a module by their dotted names, as a state dict has them, and
     the numbers and texts that are attributes of the outermost one."""
     # Breadth first and counted: modules may lie within each other, or in a circle
     flat, waiting, seen = {}, [("", module)], 0
@@ -455,11 +488,6 @@ def _flat(module: ScriptModule) -> dict:
                 continue
             if isinstance(value, torch.Tensor) or (not prefix and type(value) in (int, float, str)):
                 flat[name] = value
-            elif isinstance(value, ScriptModule):
+            elif isinstance(value, Module):
                 waiting.append((f"{name}.", value))
-    if not any(isinstance(value, torch.Tensor) for value in flat.values()):
-        raise UserError(
-            "a TorchScript archive without parameters of its own (a frozen one?); save the "
-            "network's state_dict with torch.save instead"
-        )
     return flat

@@ -147,8 +147,8 @@ def load_checkpoint(path, interpolation: str = "auto") -> dict:
     A file may say ``padding_mode``, ``interpolation`` and ``upscale_factor`` itself, beside the
     weights or in a state dict's ``_metadata``, as convert.py's do: that wins over the table. State
     dicts may lie within each other under the keys `WRAPPERS`, or any other if one alone has the
-    layers, or be a TorchScript archive, and all names may begin with the same prefix. The
-    architecture follows from the shapes.
+    layers, or be a TorchScript archive or a network saved whole, and all names may begin with the
+    same prefix. The architecture follows from the shapes.
 
     Args:
         path: a file, or an https:// address, downloaded once into torch.hub's folder.

@@ -139,7 +139,7 @@ def saved_files():
     rgb = layouts.random_layers((5, 3, 3), 3, (4, 3))
     files = [
         make(layers, legacy, protocol)
-        for make in (layouts.mmengine_runner, layouts.lightning, layouts.own_loop)
+        for make in (layouts.mmengine_runner, layouts.lightning, layouts.own_loop, layouts.whole)
         for layers in (small, rgb)
         for legacy, protocol in ((False, 2), (False, 4), (False, 5), (True, 2), (True, 3))
     ]

@@ -222,6 +222,12 @@ def torchscript(layers, how="script") -> bytes:
     return file.getvalue()
 
 
+def whole(layers, legacy=False, protocol=2) -> bytes:
+    """yjn870's network itself, in a dict, as torch.save keeps it."""
+    content = {"epoch": 3, "model": nn.DataParallel(Plain.of(layers)), "criterion": nn.MSELoss()}
+    return torch_bytes(content, legacy, protocol)
+
+
 # ------------------------------------------------------- others' networks, by their published code
 class Original(nn.Module):
     """Three convolutions with zero padding."""

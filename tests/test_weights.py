@@ -580,6 +580,27 @@ def test_torchscript(how, layers, tmp_path):
     torch.testing.assert_close(network(x), convolve(layers, x, "zeros"), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_networks_saved_whole(legacy, tmp_path):
+    """torch.save(network): the weights are read, the class is not run; alone, wrapped, in a dict."""
+    network = layouts.Plain.of(Y915)
+    state = torch.optim.SGD(network.parameters(), 0.1).state_dict()
+    x = torch.rand(1, 1, 21, 26)
+    for content in (
+        network,
+        nn.DataParallel(network),
+        {"epoch": 3, "net": network, "criterion": nn.MSELoss()},
+        {"model": nn.DataParallel(network), "optimizer": state},
+    ):
+        path = write(tmp_path, torch_bytes(content, legacy))
+        assert "layouts.Plain" in load_checkpoint(path)["passed_over"]
+        assert torch.equal(SRCNN.from_pretrained(path)(x), convolve(Y915, x, "zeros"))
+    ours = SRCNN((9, 1, 5), widths=(8, 4))
+    ours.upscale_factor = 4
+    found = load_checkpoint(write(tmp_path, torch_bytes(ours, legacy)))
+    assert (found["padding_mode"], found["upscale_factor"]) == ("replicate", 4)
+
+
 def test_our_network_as_torchscript_says_what_it_is_for(tmp_path):
     """If it was scripted, which keeps the attributes; a traced one keeps weights alone."""
     network = SRCNN((9, 1, 5), widths=(8, 4))
@@ -829,6 +850,22 @@ MORE_EXHAUSTING = {  # what Python's own reader would do, and ours must not
     ),
     "many arguments, many times": op(
         b"(" + b"K\1" * 200_000 + b"tq\0", b"ccollections\nOrderedDict\nq\1", b"h\1h\0R" * 90_000
+    ),
+    "a network of large dicts, many times": op(
+        b"}(",
+        b"".join(b"M" + struct.pack("<H", k) + b"N" for k in range(60_000)),
+        b"X\x0b\0\0\0_parameters}X\x08\0\0\0_modules}uq\0",
+        b"(" + b"c__main__\nNet\n)Rh\0b" * 5_000 + b"l",
+    ),
+    "a network in a network twice, forty times": op(
+        b"Nq\1",
+        b"c__main__\nNet\n)R}X\x0b\0\0\0_parameters}sX\x08\0\0\0_modules"
+        b"}X\1\0\0\0ah\1sX\1\0\0\0bh\1ssbq\1" * 40,
+    ),
+    "a network whose parameters are a tensor of 2^30 numbers": op(
+        b"c__main__\nNet\n)R}X\x08\0\0\0_modules}sX\x0b\0\0\0_parameters",
+        wide_tensor(2**30),
+        b"sb",
     ),
     "a tensor of 2^30 numbers as arguments": op(
         b"ccollections\nOrderedDict\n", wide_tensor(2**30), b"R"
