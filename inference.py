@@ -37,9 +37,8 @@ def predict(
     Args:
         network: on the device to compute on. It is only read.
         lr: N×C×H×W in [0, 1], already upscaled by bicubic; C is network.channels, N, H, W are any.
-        dtype: to compute in. float32 is as near to the network in float64 as ``network(lr)`` is, or
-            for 9-3-5 within 2e-5 whatever the image (a GPU uses TF32 only after
-            ``torch.set_float32_matmul_precision("high")``). bfloat16 is
+        dtype: to compute in. float32 is as near to the network in float64 as ``network(lr)`` is (a
+            GPU uses TF32 only after ``torch.set_float32_matmul_precision("high")``). bfloat16 is
             faster where the processor has it, and costs less than 0.01 dB.
         self_ensemble: the mean over the eight flips and rotations of lr, each result turned back
             (EDSR, Lim et al. 2017, section 3.4): 0.1 to 0.2 dB more for eight times the work.
