@@ -473,8 +473,15 @@ def _load_legacy(data: bytes):
 
 
 def _flat(module: Module) -> dict:
-    """The tensors of a module by their dotted names, as a state dict has them, and
-    the numbers and texts that are attributes of the outermost one."""
+    """The tensors of a module by their dotted names, as a state dict has them, and the numbers
+    and texts that are attributes of the outermost one, or of the one that it only wraps."""
+    # DataParallel and the like: a module in a module that has no tensors of its own. Ten times at
+    # most, because a module may lie within itself
+    for _ in range(10):
+        values = module.attributes.values()
+        inner = [value for value in values if isinstance(value, (Module, torch.Tensor))]
+        if len(inner) == 1 and isinstance(inner[0], Module):
+            module = inner[0]
     # Breadth first and counted: modules may lie within each other, or in a circle
     flat, waiting, seen = {}, [("", module)], 0
     while waiting:

@@ -598,8 +598,9 @@ def test_networks_saved_whole(legacy, tmp_path):
         torch.testing.assert_close(restored, convolve(Y915, x, "zeros"), atol=1e-5, rtol=0)
     ours = SRCNN((9, 1, 5), widths=(8, 4))
     ours.upscale_factor = 4
-    found = load_checkpoint(write(tmp_path, torch_bytes(ours, legacy)))
-    assert (found["padding_mode"], found["upscale_factor"]) == ("replicate", 4)
+    for content in (ours, {"epoch": 3, "model": nn.DataParallel(ours)}):
+        found = load_checkpoint(write(tmp_path, torch_bytes(content, legacy)))
+        assert (found["padding_mode"], found["upscale_factor"]) == ("replicate", 4)
 
 
 def test_our_network_as_torchscript_says_what_it_is_for(tmp_path):
