@@ -116,6 +116,21 @@ class SRCNN(nn.Module):
         network.passed_over = checkpoint.get("passed_over", [])
         return network.eval()
 
+    def state_dict(self, *arguments, **options):
+        """torch's; and where it keeps versions, what the weights are for. So a file of nothing else
+        (``torch.save(network.state_dict(), path)``) loads with the padding that it needs."""
+        state_dict = super().state_dict(*arguments, **options)
+        getattr(state_dict, "_metadata", {}).update(self._made_for())
+        return state_dict
+
+    def _made_for(self) -> dict:
+        return {
+            "format": "srcnn-pytorch",
+            "padding_mode": self.padding_mode,
+            "interpolation": self.interpolation,
+            "upscale_factor": self.upscale_factor,
+        }
+
     def to_checkpoint(self, facts: dict, training: dict | None = None) -> dict:
         """What a file of ours holds, for torch.save: plain types and tensors, so that it loads with
         weights_only=True.
@@ -130,13 +145,10 @@ class SRCNN(nn.Module):
             for name, tensor in self.state_dict().items()
         }
         content = {
-            "format": "srcnn-pytorch",
+            **self._made_for(),
             "kernel_sizes": list(self.kernel_sizes),
             "channels": self.channels,
             "widths": list(self.widths),
-            "padding_mode": self.padding_mode,
-            "interpolation": self.interpolation,
-            "upscale_factor": self.upscale_factor,
             "facts": facts,
             "state_dict": state_dict,
         }

@@ -4,6 +4,7 @@ one line, and nothing in it runs."""
 import array
 import collections
 import contextlib
+import copy
 import http.server
 import io
 import os
@@ -601,6 +602,27 @@ def test_networks_saved_whole(legacy, tmp_path):
     for content in (ours, {"epoch": 3, "model": nn.DataParallel(ours)}):
         found = load_checkpoint(write(tmp_path, torch_bytes(content, legacy)))
         assert (found["padding_mode"], found["upscale_factor"]) == ("replicate", 4)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_state_dict_of_ours_says_what_it_is_for(legacy, tmp_path):
+    """As people save it from a notebook: with another padding it would lose decibels in silence."""
+    network = SRCNN((9, 1, 5), widths=(8, 4))
+    network.upscale_factor, network.interpolation = 4, "torch"
+    for content in (
+        network.state_dict(),
+        nn.DataParallel(network).state_dict(),
+        {"epoch": 3, "model_state_dict": network.state_dict()},
+        copy.deepcopy(network).state_dict(),
+    ):
+        path = write(tmp_path, torch_bytes(content, legacy))
+        found = load_checkpoint(path)
+        said = [found[name] for name in ("padding_mode", "interpolation", "upscale_factor")]
+        assert said == ["replicate", "torch", 4] and found["layout"] == "srcnn-pytorch"
+        # torch itself takes it as before
+        content = torch.load(path, weights_only=True)
+        if content.keys() == network.state_dict().keys():
+            SRCNN((9, 1, 5), widths=(8, 4)).load_state_dict(content)
 
 
 def test_our_network_as_torchscript_says_what_it_is_for(tmp_path):
