@@ -117,6 +117,7 @@ def validate_file(settings, team: Team) -> int:
         # Each table is printed as soon as its set is done
         team.say(records.aligned(head, rows))
         unreadable += say_left_out(set_name, results[set_name], task.upscale_factor, team)
+    say_below_bicubic(results, team)
     # Every process has the whole result by now; process 0 alone writes it
     if team.rank:
         return unreadable
@@ -335,6 +336,17 @@ def say_left_out(set_name: str, result: dict, upscale_factor: int, team: Team) -
     for why in result["unreadable"].values():
         team.say(f"left out: {why}", sys.stderr)
     return len(result["unreadable"])
+
+
+def say_below_bicubic(results: dict, team: Team):
+    """What to look for where a network makes images worse, which the weights alone seldom do."""
+    gains = {name: r["srcnn"]["psnr"] - r["bicubic"]["psnr"] for name, r in results.items()}
+    below = [name for name, gain in gains.items() if gain < -0.1]
+    if below:
+        team.say(
+            f"note: below bicubic on {', '.join(below)}; the weights may be for another scale "
+            "(--upscale_factor) or interpolation (--interpolation torch), or hardly trained"
+        )
 
 
 if __name__ == "__main__":

@@ -171,6 +171,25 @@ def test_images_of_every_kind(pictures, identity_file, tmp_path, capsys):
     assert all(scores == same[0] for scores in same)
 
 
+@pytest.mark.parametrize("brightness, is_said", [(0, False), (0.1, True)])
+def test_below_bicubic_has_a_hint(pictures, tmp_path, capsys, brightness, is_said):
+    network = identity()
+    network.reconstruction.bias.data += brightness
+    torch.save(network.to_checkpoint({}), tmp_path / "brighter.pth")
+    run_main(
+        "--model_path",
+        tmp_path / "brighter.pth",
+        "--test_sets",
+        pictures,
+        "--results_dir",
+        tmp_path,
+    )
+    said = capsys.readouterr().out
+    assert ("note: below bicubic on pictures; the weights may be for another scale" in said) == (
+        is_said
+    )
+
+
 def test_flat_images_and_nothing_measurable_are_json(tmp_path, identity_file):
     (tmp_path / "flat").mkdir()
     for side, folder in ((64, "flat"), (3, "small")):
