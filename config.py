@@ -3,7 +3,7 @@
 python train.py --upscale_factor 2 --kernel_sizes 9 5 5
 python config.py                                           # runs what `mode` below says
 
-configurator.py reads the command line, and complains of what cannot be.
+system/settings.py reads the command line, and complains of what cannot be.
 """
 
 import functools
@@ -11,7 +11,7 @@ import runpy
 import sys
 from pathlib import Path
 
-import configurator
+from system import settings
 
 # fmt: off
 # ------------------------------------------- the block to edit (None: the recipe's own value)
@@ -80,8 +80,8 @@ RECIPES = {
 }
 
 # What scripts call: load(mode, argv, positional) -> settings; run(main, mode, positional)
-load = functools.partial(configurator.load, globals())
-run = functools.partial(configurator.run, globals())
+load = functools.partial(settings.load, globals())
+run = functools.partial(settings.run, globals())
 
 if __name__ == "__main__":
     # That script then runs as from its own command line, with config as a module of its own

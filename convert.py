@@ -1,4 +1,4 @@
-"""Convert weights of any kind that weights.py reads, into ours or into what other code reads:
+"""Convert weights of any known layout into ours, or into what other code reads:
 
     python convert.py --model_path theirs.pth.tar --output ours.pth
     python convert.py --upscale_factor 3 --layout onnx
@@ -13,19 +13,20 @@ to the restored one, with N, H and W free;
 "onnx-image" a graph of the whole operation, from a small N×3×h×w RGB image in [0, 1].
 """
 
-import start
+from system import startup
 
 if __name__ == "__main__":  # --help and mistakes are answered before torch is loaded
-    start.check()
+    startup.check()
 
 import io
 from pathlib import Path
 
 import config
-from export import export_onnx, export_onnx_image
-from files import UserError, write_file
+from checkpoints.layouts import load_checkpoint, not_run, to_layout
+from checkpoints.lookup import find_weights
+from inference.onnx_graphs import export_onnx, export_onnx_image
 from model import SRCNN
-from weights import find_weights, load_checkpoint, not_run, to_layout
+from system.files import UserError, write_file
 
 SUFFIXES = {
     "ours": "_ours.pth",

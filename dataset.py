@@ -4,130 +4,27 @@ Prepared are the high-resolution images alone, as uint8. Low resolution is made 
 `imgproc.imresize`, so that one preparation serves every scale and recipe.
 """
 
-import difflib
-import json
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from devices import free_memory, has_float64
-from files import UserError
-from image_io import list_images, read_image, sample_images
-from imgproc import eight_bits, imresize, mirror, modcrop, rgb2y, to_tensor, upsample
+from images.prepared import load_images, prepared_folder
+from imgproc import downscale, imresize, mirror, modcrop, modcropped, upsample
+from system.devices import free_memory
+from system.files import UserError
 
-SHARD_BYTES = 64 * 2**20  # of pixels in one file of a prepared set
 SHARE_OF_MEMORY = 0.4  # of what is free on a device, for the training set
 
 
 # ------------------------------------------------------------------------------------ image sets
-def manifest() -> dict[str, dict[str, str]]:
-    """The sets that prepare_dataset.py can fetch, as {set: {file name: SHA-256}}.
-
-    They are T91, Set5, Set14, BSD100 and Urban100.
-    """
-    path = Path(__file__).parent / "assets" / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def image_paths(data_dir, name: str, part: str = "test") -> list[Path]:
-    """The image files of a set.
-
-    Args:
-        name: a set of the manifest, "sample", or a folder: a path, or its name in data_dir.
-        part: of "sample", "train" or "test".
-
-    Raises FileNotFoundError, one line, if one of them is not there, and UserError for a folder
-    without images.
-    """
-    if name == "sample":
-        return sample_images(part)
-    folder, known = Path(data_dir) / name, manifest()
-    if name in known:
-        paths = [folder / file for file in sorted(known[name])]
-        lacking = sum(not path.is_file() for path in paths)
-        if lacking:
-            setting = "train_set" if name == "T91" else "test_sets"
-            raise FileNotFoundError(
-                f"{folder}: {lacking} of the {len(paths)} images of {name} are not there; "
-                f"run prepare_dataset.py --{setting} {name}"
-            )
-        return paths
-    # A path comes before a folder of that name in data_dir
-    given = Path(name).expanduser()
-    folder = given if given.is_dir() else folder
-    if not folder.is_dir():
-        raise FileNotFoundError(unknown_set(name))
-    return list_images(folder)
-
-
-def unknown_set(name: str) -> str:
-    """The complaint about a name that is neither a set nor a folder."""
-    sets = [*manifest(), "sample"]
-    # As for set5 and Set-5: only letters and digits count
-    plain = {"".join(filter(str.isalnum, known)).lower(): known for known in sets}
-    written = "".join(filter(str.isalnum, name)).lower()
-    close = difflib.get_close_matches(written, plain, 1)
-    hint = f"; did you mean {plain[close[0]]}?" if close else ""
-    return f"{name}: no folder, and none of {', '.join(sets)}{hint}"
-
-
-def training_image(path, channels: int) -> Tensor:
-    """An image file as uint8 C×H×W, without alpha and with 16 bits rounded to 8.
-
-    Args:
-        channels: 1: Y as MATLAB's rgb2ycbcr has it, gray as it is; 3: RGB.
-    """
-    image = eight_bits(read_image(path))
-    if image.ndim == 3:
-        image = rgb2y(image[..., :3]) if channels == 1 else image[..., :3]
-    elif channels == 3:
-        image = np.stack([image] * 3, 2)
-    return to_tensor(image)
 
 
 # ---------------------------------------------------------------------------------- prepared sets
-def prepared_folder(data_dir, name: str, channels: int, part: str = "train") -> Path:
-    """Where the prepared tensors of a set lie.
-
-    Args:
-        name: as for `image_paths`; of a folder, its last name counts.
-        part: of "sample", "train" or "test".
-    """
-    stem = f"sample-{part}" if name == "sample" else Path(name).resolve().name
-    return Path(data_dir) / "prepared" / f"{stem}-{'y' if channels == 1 else 'rgb'}"
-
-
-def load_images(folder, mmap: bool = False) -> tuple[list[str], list[Tensor]]:
-    """Names and images (uint8, C×H×W) of a prepared set.
-
-    Args:
-        mmap: leave the pixels on disk until they are read.
-
-    Raises FileNotFoundError if the set is not prepared, UserError if a file of it is damaged.
-    """
-    shards = sorted(Path(folder).glob("?????-of-?????.pth"))
-    # Their names say how many files there are. If there are fewer, prepare_dataset.py was ended.
-    if not shards or len(shards) != int(shards[0].stem[-5:]):
-        raise FileNotFoundError(
-            f"{folder}: not prepared; run prepare_dataset.py with the same settings"
-        )
-    names, images = [], []
-    for path in shards:
-        try:
-            shard = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-            names += shard["names"]
-            images += shard["images"]
-        except Exception as error:
-            raise UserError(
-                f"{path}: damaged ({type(error).__name__}); delete it and run prepare_dataset.py"
-            ) from error
-    return names, images
 
 
 def split_holdout(count: int, holdout: int) -> tuple[list[int], list[int]]:
@@ -137,38 +34,6 @@ def split_holdout(count: int, holdout: int) -> tuple[list[int], list[int]]:
     # The middles of `holdout` equal parts
     held = {round((i + 0.5) * count / holdout) for i in range(holdout)}
     return [i for i in range(count) if i not in held], sorted(held)
-
-
-def downscale(hr: Tensor, upscale_factor: int, quantize: bool = False) -> Tensor:
-    """The low-resolution image of hr (float, ...×H×W in [0, 1]); quantize: as an 8-bit image file
-    holds it."""
-    lr = imresize(hr, 1 / upscale_factor)
-    return (lr * 255).round_().clamp_(0, 255) / 255 if quantize else lr
-
-
-def test_pair(
-    hr: Tensor, upscale_factor: int, interpolation: str = "matlab", quantize: bool = False
-):
-    """A test image under the paper's protocol (section 4): hr, and lr made from it.
-
-    Args:
-        hr: uint8, C×H×W.
-        interpolation: how the small image is brought back to hr's size, see `imgproc.upsample`.
-        quantize: round the small image to 8 bits (MMagic's protocol for RGB).
-
-    Returns lr (float32, 1×C×H'×W', about [0, 1]) and hr (uint8, C×H'×W'), H' and W' being
-    multiples of upscale_factor. Raises UserError if the image is smaller than that.
-    """
-    hr = modcrop(hr, upscale_factor)
-    if hr.numel() == 0:
-        raise UserError(
-            f"an image is smaller than upscale_factor={upscale_factor}; remove it from the set"
-        )
-    # In float64, on the CPU if the device has none. The metrics are taken on images rounded to 8
-    # bits, and what is rounded must not depend on the order in which a machine adds.
-    exact = (hr if has_float64(hr.device) else hr.cpu())[None].double()
-    small = downscale(exact / 255, upscale_factor, quantize)
-    return upsample(small, upscale_factor, interpolation).float().to(hr.device), hr
 
 
 @dataclass(frozen=True)
@@ -379,11 +244,6 @@ class StreamedCrops(_Crops):
             for i, y, x in zip(image.tolist(), *self._around(image, top, left))
         ]
         return self._pairs(torch.stack(windows), top, left, transform)
-
-
-def modcropped(height: int, width: int, scale: int) -> tuple[int, int]:
-    """The size that `imgproc.modcrop` leaves of an image."""
-    return height // scale * scale, width // scale * scale
 
 
 # ------------------------------------------------------------------------------- for a training run

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from devices import has_float64
+from system.devices import has_float64
 
 BLOCK = 2**18  # pixels of an array that are converted at a time
 
@@ -334,3 +334,15 @@ def to_array(image: Tensor) -> np.ndarray:
 def to_uint8(image: Tensor) -> np.ndarray:
     """Tensor 1×C×H×W in [0, 1] to array H×W[×3] of 0 .. 255; clipped, halves up as in MATLAB."""
     return to_array((image[0].clamp(0, 1) * 255 + 0.5).floor().byte())
+
+
+def downscale(hr: Tensor, upscale_factor: int, quantize: bool = False) -> Tensor:
+    """The low-resolution image of hr (float, ...×H×W in [0, 1]); quantize: as an 8-bit image file
+    holds it."""
+    lr = imresize(hr, 1 / upscale_factor)
+    return (lr * 255).round_().clamp_(0, 255) / 255 if quantize else lr
+
+
+def modcropped(height: int, width: int, scale: int) -> tuple[int, int]:
+    """The size that `imgproc.modcrop` leaves of an image."""
+    return height // scale * scale, width // scale * scale

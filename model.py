@@ -5,7 +5,8 @@ import os
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from weights import PADDING_MODES, load_checkpoint, shipped_weights
+from checkpoints.layouts import PADDING_MODES, load_checkpoint
+from checkpoints.lookup import shipped_weights
 
 
 class SRCNN(nn.Module):

@@ -11,10 +11,10 @@ high-resolution images alone (uint8), so that one run serves every upscale_facto
 and valid is kept: run it again after an interruption, or after images have changed.
 """
 
-import start
+from system import startup
 
 if __name__ == "__main__":  # --help and mistakes are answered before torch is loaded
-    start.check()
+    startup.check()
 
 import gzip
 import hashlib
@@ -33,16 +33,11 @@ import torch
 from tqdm import tqdm
 
 import config
-from dataset import (
-    SHARD_BYTES,
-    image_paths,
-    manifest,
-    modcropped,
-    prepared_folder,
-    training_image,
-)
-from files import UserError, save, write_file
-from image_io import image_size
+from images.named_sets import image_paths, manifest
+from images.prepared import SHARD_BYTES, prepared_folder, training_image
+from images.reading import image_size
+from imgproc import modcropped
+from system.files import UserError, save, write_file
 
 # T91, Set5 and Set14, byte for byte as the authors of SRCNN used them: one archive of 30 MB
 ARCHIVE = (

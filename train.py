@@ -7,10 +7,10 @@ Needs torch, numpy and tqdm alone once prepare_dataset.py has run. From top to b
 prepares, `train` is the loop, and below it stands what happens before it and every so often.
 """
 
-import start
+from system import startup
 
 if __name__ == "__main__":  # --help and mistakes are answered before torch is loaded
-    start.check()
+    startup.check()
 
 import contextlib
 import math
@@ -24,7 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 # OpenMP's threads wait for each other behind every operation, and by default spin meanwhile for a
-# millisecond: time that other programs, and the threads that convolve (kernels.py), need. Those
+# millisecond: time that other programs, and the threads that convolve, need. Those
 # that sleep at once take a quarter longer to train. So they spin for some microseconds, where
 # OpenMP is GNU's, as in PyTorch for Linux, and sleep elsewhere. Read when torch is imported
 if "OMP_WAIT_POLICY" not in os.environ:
@@ -40,16 +40,18 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import config
-import recipe
+from checkpoints.layouts import load_checkpoint, not_run
 from dataset import StreamedCrops, training_set, validation_sets
-from devices import device_name, exact_float32, processes, quick_bf16, wait_for_all
-from evaluation import evaluate
-from files import UserError, make_folder, save, write_csv
+from evaluation.protocol import evaluate
 from imgproc import shave
-from kernels import keep_memory
 from model import SRCNN
-from signals import Interrupted, Stop, outlive
-from weights import load_checkpoint, not_run
+from system.convolutions import keep_memory
+from system.devices import device_name, exact_float32, quick_bf16
+from system.files import UserError, make_folder, save, write_csv
+from system.processes import processes, wait_for_all
+from training import recipes
+from training.interrupts import Interrupted, Stop, outlive
+from training.state import restore
 
 # Of a run, in its folder
 FILES = ("best.pth", "last.pth", "metrics.csv")
@@ -168,21 +170,21 @@ def train(run, crops, sets, stop, log):
         # One step. lr and hr: N×C×crop×crop in 0..1, lr already as large as hr (section 3.1)
         lr, hr = next(batches)
         for group in optimizer.param_groups:
-            group["lr"] = recipe.rate_at(run.step, settings) * group.get("factor", 1)
+            group["lr"] = recipes.rate_at(run.step, settings) * group.get("factor", 1)
         if bf16:
             # Seeded by the step, so that a resumed run rounds as the first one did
-            recipe.seed_dithering(device, (settings.seed + run.step) % 2**63)
+            recipes.seed_dithering(device, (settings.seed + run.step) % 2**63)
         with torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
             # .to sets the strides in any case; with one channel both layouts are the same memory,
             # so .contiguous would change nothing, and the output have the slower layout
             sr = model(lr.to(memory_format=torch.channels_last))
         # Compared where the network has an output (section 3.3)
-        loss = recipe.loss_of(sr.float(), shave(hr, border), settings.recipe)
+        loss = recipes.loss_of(sr.float(), shave(hr, border), settings.recipe)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         # What is measured and kept is a running average of the weights
-        decay = recipe.average_decay(run.step, settings.recipe)
+        decay = recipes.average_decay(run.step, settings.recipe)
         torch._foreach_lerp_(averaged, weights, 1 - decay)
         run.step += 1
         recent.append(loss.detach())
@@ -237,11 +239,11 @@ def begin(settings, device, rank=0, world=1) -> Run:
     checkpoint = None
     if settings.resume:
         checkpoint = load_checkpoint(settings.resume, settings.interpolation)
-    network, average = recipe.build(settings, checkpoint, device)
-    optimizer = recipe.make_optimizer(network, settings)
+    network, average = recipes.build(settings, checkpoint, device)
+    optimizer = recipes.make_optimizer(network, settings)
     run = Run(settings, rank, world, device, network, average, optimizer)
     if checkpoint and checkpoint["training"]:
-        state = recipe.restore(checkpoint["training"], network, optimizer, settings)
+        state = restore(checkpoint["training"], network, optimizer, settings)
         vars(run).update(state, changed=changes(checkpoint["facts"], settings))
     return run
 
@@ -412,7 +414,7 @@ def measure(run, sets, stop, log):
         "step": run.step,
         "samples": run.step * settings.batch_size,
         "seconds": round(run.seconds, 2),
-        "learning_rate": recipe.rate_at(run.step - 1, settings),
+        "learning_rate": recipes.rate_at(run.step - 1, settings),
         "loss": run.loss,
         **{f"psnr_{name}": each["srcnn"]["psnr"] for name, each in scores.items()},
     }

@@ -8,10 +8,10 @@ python upscale.py photo.jpg --output large.tif --compare     # large.tif and lar
 Colour profile, EXIF data and resolution stay with the picture. In Python: inference.upscale.
 """
 
-import start
+from system import startup
 
 if __name__ == "__main__":  # --help and mistakes are answered before torch is loaded
-    start.check("inputs")
+    startup.check("inputs")
 
 import glob
 import itertools
@@ -28,13 +28,15 @@ import numpy as np
 from tqdm import tqdm
 
 import config
-import image_io
-from devices import explain, pick_device
-from files import UserError, make_folder
+from checkpoints.layouts import not_run
+from checkpoints.lookup import find_weights
+from images import formats, reading, writing
+from images.comparison import comparison, detail
 from imgproc import resize_to
-from inference import load_network, upscale
-from pictures import comparison, detail
-from weights import find_weights, not_run
+from inference.enlarge import load_network, upscale
+from system.devices import pick_device
+from system.files import UserError, make_folder
+from system.torch_errors import explain
 
 SCALES = (2, 3, 4)  # of the networks that other sizes are made with
 
@@ -93,8 +95,8 @@ def check(settings):
         raise UserError("outscale and outsize: give one of them")
     if settings.outscale is not None and not 1 < settings.outscale < math.inf:
         raise UserError(f"outscale={settings.outscale}: a number above 1, for example 2.5")
-    if given_suffix(settings) not in ("", *image_io.SUFFIXES):
-        names = ", ".join(suffix.removeprefix(".") for suffix in image_io.SUFFIXES)
+    if given_suffix(settings) not in ("", *formats.SUFFIXES):
+        names = ", ".join(suffix.removeprefix(".") for suffix in formats.SUFFIXES)
         raise UserError(f"ext={settings.ext!r}: one of auto, {names}")
     if re.search(r'[/\\:*?"<>|]', settings.suffix):
         raise UserError(f"suffix={settings.suffix!r}: part of a file name, for example _large")
@@ -111,12 +113,12 @@ def where_to(settings) -> tuple[Path, bool]:
     suffix = output.suffix.lower()
     # A folder may be called "holiday.2026"; a known suffix is a file, unless a slash says otherwise
     named_folder = settings.output.endswith(("/", os.sep)) or output.is_dir()
-    if named_folder or suffix not in image_io.known_suffixes():
+    if named_folder or suffix not in formats.known_suffixes():
         return output, False
-    if suffix not in image_io.SUFFIXES:
+    if suffix not in formats.SUFFIXES:
         raise UserError(
             f"output={settings.output!r}: {suffix} files cannot be written; "
-            f"name it {', '.join(image_io.SUFFIXES)}, or give a folder"
+            f"name it {', '.join(formats.SUFFIXES)}, or give a folder"
         )
     if given_suffix(settings) not in ("", suffix):
         raise UserError(f"output={settings.output!r} and ext={settings.ext!r}: two formats")
@@ -154,7 +156,7 @@ class Found:
     why: str = "--recursive"  # the folders in folders are not entered
     earlier: int = 0
     failures: list[str] = field(default_factory=list)
-    readable: tuple[str, ...] = field(default_factory=image_io.readable_suffixes)
+    readable: tuple[str, ...] = field(default_factory=formats.readable_suffixes)
 
     def add(self, path: Path, inside: Path):
         suffix = path.suffix.lower()
@@ -260,7 +262,7 @@ def plan(found: Found, output: Path, is_file: bool, settings) -> list[tuple[Path
 def target_name(source: Path, settings) -> str:
     suffix = given_suffix(settings) or source.suffix.lower()
     # PNG is smaller than BMP; and other than GIF, AVIF or HEIC everybody can open and write it
-    if not given_suffix(settings) and (suffix == ".bmp" or suffix not in image_io.SUFFIXES):
+    if not given_suffix(settings) and (suffix == ".bmp" or suffix not in formats.SUFFIXES):
         suffix = ".png"
     return source.stem + ending(settings) + suffix
 
@@ -358,13 +360,13 @@ def enlarge_file(source: Path, target: Path, networks: Networks, settings):
         if path.exists() and not settings.overwrite:
             raise UserError(f"{source}: {path} exists; --overwrite true replaces it")
     # The header alone does not say which way up the picture is, so it is read as a whole
-    image, metadata = image_io.read_photo(source)
+    image, metadata = reading.read_photo(source)
     height, width = image.shape[:2]
     factor = wanted_factor(height, width, settings)
     # A box may be so small that a narrow picture would have no pixel across
     size = max(1, round(height * factor)), max(1, round(width * factor))
     # An output that its format cannot hold is refused before the networks have worked for it
-    image_io.check_format(target, (*size, *image.shape[2:]))
+    writing.check_format(target, (*size, *image.shape[2:]))
     if target.suffix.lower() in (".jpg", ".jpeg") and image.shape[2:] == (4,):
         tqdm.write(f"{source}: JPEG keeps no transparency; --ext png does")
 
@@ -377,7 +379,7 @@ def enlarge_file(source: Path, target: Path, networks: Networks, settings):
         enlarged = upscale(enlarged, scale, networks[scale], settings.self_ensemble, progress=True)
     if enlarged.shape[:2] != size:
         enlarged = resize_to(enlarged, *size)
-    image_io.write_image(target, enlarged, metadata)
+    writing.write_image(target, enlarged, metadata)
     if settings.compare:
         write_comparison(compared(target), image, enlarged, metadata.get("icc_profile"))
 
@@ -390,7 +392,7 @@ def write_comparison(path: Path, image: np.ndarray, enlarged: np.ndarray, profil
     # Drawn beside each other, both must be of the result's size
     pair = resize_to(small, *large.shape[:2]), np.ascontiguousarray(large)
     drawn = comparison(list(zip(("bicubic", "SRCNN"), pair)), detail(*pair))
-    image_io.write_image(path, drawn, {"icc_profile": profile})
+    writing.write_image(path, drawn, {"icc_profile": profile})
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ python validate.py --model_path assets/weights    # every file of a folder: one 
 torchrun --nproc_per_node=2 validate.py           # the images split over processes
 """
 
-import start
+from system import startup
 
 if __name__ == "__main__":  # --help and mistakes are answered before torch is loaded
-    start.check()
+    startup.check()
 
 import sys
 import time
@@ -21,16 +21,27 @@ from torch import Tensor, distributed
 from tqdm import tqdm
 
 import config
-import pictures
-import records
-from dataset import image_paths
-from devices import processes, wait_for_all
-from evaluation import evaluate, merge
-from files import UserError, make_folder, write_csv, write_file
-from image_io import read_image, write_image
+from checkpoints.layouts import not_run
+from checkpoints.lookup import find_weights
+from evaluation import records, report
+from evaluation.protocol import evaluate, merge
+from evaluation.tables import (
+    aligned,
+    facts_of,
+    image_table,
+    markdown,
+    readable_row,
+    weights_rows,
+)
+from images import comparison
+from images.named_sets import image_paths
+from images.reading import read_image
+from images.writing import write_image
 from imgproc import eight_bits, to_tensor
-from inference import load_network, predict
-from weights import find_weights, not_run
+from inference.enlarge import load_network
+from inference.tiling import predict
+from system.files import UserError, make_folder, write_csv, write_file
+from system.processes import processes, wait_for_all
 
 
 @dataclass
@@ -103,7 +114,7 @@ def validate_file(settings, team: Team) -> int:
     # The record's "sets" fill up as they are measured
     results = {}
     record = task.record(source.path, results)
-    facts = f"{records.facts_of(record)}, on {team.device}"
+    facts = f"{facts_of(record)}, on {team.device}"
     team.say(f"{source.path}: {facts}")
 
     started = time.perf_counter()
@@ -112,10 +123,10 @@ def validate_file(settings, team: Team) -> int:
         results[set_name], drawn = measure_set(task, set_name, images, team, folder / set_name)
         # Two sets may have images of the same name
         sliders |= {(set_name, name): html for name, html in drawn.items()}
-        head, rows = records.image_table(f"{set_name} x{task.upscale_factor}", results[set_name])
-        tables += pictures.table(head, rows)
+        head, rows = image_table(f"{set_name} x{task.upscale_factor}", results[set_name])
+        tables += report.table(head, rows)
         # Each table is printed as soon as its set is done
-        team.say(records.aligned(head, rows))
+        team.say(aligned(head, rows))
         unreadable += say_left_out(set_name, results[set_name], task.upscale_factor, team)
     say_below_bicubic(results, team)
     # Every process has the whole result by now; process 0 alone writes it
@@ -129,7 +140,7 @@ def validate_file(settings, team: Team) -> int:
     records.write_record(record, folder / "validation.json")
     # Reports are passed on: the weights are named without the folders of this machine
     title = f"SRCNN x{task.upscale_factor}"
-    page = pictures.report(title, f"{source.name}: {facts}", results, tables, sliders)
+    page = report.report(title, f"{source.name}: {facts}", results, tables, sliders)
     write_file(page, folder / "report.html")
     written = f"{folder / 'validation.json'}, {folder / 'report.html'}"
     print(f"written: {written} and pictures in {folder}/<set>/")
@@ -220,15 +231,15 @@ def draw(folder: Path, name: str, scores: dict, shown: dict) -> str:
     """Write <name>_srcnn.png and <name>_comparison.png to the set's folder; return the HTML of
     the report's slider."""
     # Where bicubic is furthest from the truth, there is most to see
-    window = pictures.detail(shown["truth"], shown["bicubic"])
+    window = comparison.detail(shown["truth"], shown["bicubic"])
     columns = [("ground truth", shown["truth"])]
     for key, picture in shown.items():
         if key != "truth":
-            columns.append((pictures.caption(key, scores[key]), picture))
+            columns.append((comparison.caption(key, scores[key]), picture))
         if key.startswith("srcnn"):
             write_image(folder / f"{name}_{key}.png", picture)
-    write_image(folder / f"{name}_comparison.png", pictures.comparison(columns, window))
-    return pictures.slider(name, scores, shown, window)
+    write_image(folder / f"{name}_comparison.png", comparison.comparison(columns, window))
+    return report.slider(name, scores, shown, window)
 
 
 # ----------------------------------------------------------------------------- weights of a folder
@@ -250,8 +261,8 @@ def validate_folder(settings, team: Team) -> int:
     # Rows are printed one by one, so that the widths must be known before: one more than the
     # longest name for its "+", and 14 for "36.78 / 0.9552"
     widths = [max(map(len, files)) + 1, 5, 9, 8] + [max(14, len(set_name)) for set_name in sets]
-    team.say(records.markdown(["weights", "scale", "network", "held out", *sets], widths))
-    team.say(records.markdown(["-" * width for width in widths], widths))
+    team.say(markdown(["weights", "scale", "network", "held out", *sets], widths))
+    team.say(markdown(["-" * width for width in widths], widths))
 
     rows, left_out = [], 0
     for name, path in files.items():
@@ -270,9 +281,9 @@ def validate_folder(settings, team: Team) -> int:
         record = task.record(str(path), results)
         # What train.py noted in the file: PSNR on training images that it had held out
         held_out = task.network.facts.get("psnr_holdout")
-        for row in records.weights_rows(name, record, held_out):
+        for row in weights_rows(name, record, held_out):
             rows.append(row)
-            team.say(records.markdown(records.readable_row(row, sets), widths))
+            team.say(markdown(readable_row(row, sets), widths))
         if team.rank == 0:
             records.write_record(record, folder / f"{name}.json")
     if not rows:

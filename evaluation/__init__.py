@@ -1,0 +1,1 @@
+"""A network measured against bicubic: the protocol, records, tables and the report."""

@@ -1,0 +1,162 @@
+"""What validate.py and upscale.py draw: pictures side by side, and the HTML report.
+
+Pictures are arrays H×W (gray) or H×W×3 (RGB), uint8 or uint16.
+"""
+
+import base64
+import html
+import io
+import math
+from pathlib import Path
+from string import Template
+
+import numpy as np
+
+from images.comparison import REPORT_SIDE, _around, _image, _label, caption
+
+TEMPLATE = Path(__file__).parents[1] / "assets" / "report_template.html"
+KINDS = ("bicubic", "srcnn", "srcnn+")  # ways of enlarging, as evaluation/protocol.py names them
+SLIDER_WIDTH = 560  # smaller ones are magnified to about this width
+OPEN_CHART = 20  # images; the chart of a larger set is folded
+
+
+# ------------------------------------------------------------------------------------- the report
+def slider(name: str, scores: dict, shown: dict, window: tuple[slice, slice]) -> str:
+    """One image in the report: bicubic and SRCNN under a slider, the original a click away.
+
+    Args:
+        name: of the image.
+        scores, shown: as `evaluation.measure` returns them.
+        window: what to show of a picture that is larger than REPORT_SIDE.
+    Returns HTML; the pictures are inside it, as WebP.
+    """
+    height, width = shown["bicubic"].shape[:2]
+    part = ""
+    # The page holds its pictures itself: of a photograph of many megapixels a part must do
+    if max(height, width) > REPORT_SIDE:
+        part = f'<span class="part">part of {width} × {height} pixels</span>'
+        cut = tuple(_around(edge, size) for edge, size in zip(window, (height, width)))
+        shown = {kind: picture[cut] for kind, picture in shown.items()}
+    height, width = shown["bicubic"].shape[:2]
+    # Whole multiples only: each pixel of the picture becomes a square of pixels on the screen
+    zoom = max(1, round(SLIDER_WIDTH / width))
+    style = f"width:{width * zoom}px;aspect-ratio:{width}/{height}"
+    if zoom > 1:
+        style += ";image-rendering:pixelated"
+    # The original is decoded when it is asked for: the button holds it, without its "data:" address
+    bicubic, srcnn, truth = (_webp(shown[kind]) for kind in ("bicubic", "srcnn", "truth"))
+    name = html.escape(name)
+    captions = (f"<span>{caption(*item)}</span>" for item in _kinds(scores).items())
+    return f"""<figure style="max-width:{width * zoom}px">
+<figcaption><b>{name}</b>{part}{"".join(captions)}</figcaption>
+<div class="wipe" style="{style}">
+<img src="data:image/webp;base64,{bicubic}" alt="{name} by bicubic">
+<img src="data:image/webp;base64,{srcnn}" alt="{name} by SRCNN">
+<span class="tag left" aria-hidden="true">bicubic</span>
+<span class="tag right" aria-hidden="true">SRCNN</span>
+<input type="range" min="0" max="100" value="50" aria-label="{name}: bicubic to SRCNN">
+</div>
+<button type="button" aria-pressed="false" data-truth="{truth}">Show the original</button>
+</figure>
+"""
+
+
+def report(title: str, facts: str, results: dict, tables: str, sliders: dict) -> str:
+    """The whole report as one HTML page that needs no other file.
+
+    Args:
+        title, facts: text.
+        results: {name of a set: what `evaluation.evaluate` returned}.
+        tables: HTML of `table`.
+        sliders: {(name of a set, name of an image): HTML of `slider`}.
+    """
+    sections = []
+    for set_name, result in results.items():
+        shown = "".join(sliders[set_name, name] for name in result["images"])
+        sections.append(
+            f"<section>\n<h2>{html.escape(set_name)} <small>{_images(result)}</small></h2>\n"
+            f"{means(result)}{gains(result)}"
+            f'<div class="pictures">\n{shown}</div>\n</section>\n'
+        )
+    # Not str.format, which would stumble over the braces of the page's CSS and script
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=html.escape(title),
+        facts=html.escape(facts),
+        sections="".join(sections),
+        tables=tables,
+    )
+
+
+def means(result: dict) -> str:
+    """HTML of a set's mean scores, a large number for each way of enlarging."""
+    boxes = ""
+    # One box for bicubic and each network, as "32.68 dB" over "SSIM 0.9094"
+    for kind, score in _kinds(result).items():
+        ssim = f"<dd>SSIM {score['ssim']:.4f}</dd>" if "ssim" in score else ""
+        psnr = f"<dd><b>{score['psnr']:.2f}</b> dB</dd>"
+        boxes += f"<div><dt>{_label(kind)}</dt>{psnr}{ssim}</div>\n"
+    return f'<dl class="means">\n{boxes}</dl>\n'
+
+
+def gains(result: dict) -> str:
+    """HTML of a chart: by how many dB the network is better than bicubic, for each image."""
+    # With self-ensemble that is "srcnn+", the last
+    best = [kind for kind in _kinds(result) if kind != "bicubic"][-1]
+    gain = {
+        name: scores[best]["psnr"] - scores["bicubic"]["psnr"]
+        for name, scores in result["images"].items()
+    }
+    # Equal images have a PSNR of infinity: nothing to draw
+    gain = {name: value for name, value in gain.items() if math.isfinite(value)}
+    if not gain:
+        return ""
+    # All in percent of the chart's width, so that it fits a screen of any size: names in the left
+    # 30, bars from 31 to 87, from the most negative gain (mostly 0) to the largest, then numbers
+    low, high = min(0, *gain.values()), max(0.01, *gain.values())
+    unit = 56 / (high - low)
+    zero, row = 31 - low * unit, 24
+    bars = ""
+    for i, (name, value) in enumerate(sorted(gain.items(), key=lambda item: -item[1])):
+        top, middle = i * row + 4, i * row + row // 2
+        start, end = zero + min(0, value) * unit, zero + max(0, value) * unit
+        place = f'x="{start:.2f}%" y="{top}" width="{end - start:.2f}%" height="{row - 8}"'
+        # The inner svg cuts off a long name where the bars begin
+        bars += (
+            f'<svg width="30%" height="100%"><text y="{middle}">{html.escape(name)}</text></svg>\n'
+            f'<rect {place} rx="3"/>\n'
+            f'<text x="{end + 1:.2f}%" y="{middle}">{value:+.2f}</text>\n'
+        )
+    label = f"Gain of {_label(best)} over bicubic, dB"
+    opened = " open" if len(gain) <= OPEN_CHART else ""
+    return (
+        f'<details class="gains"{opened}><summary>{label}</summary>\n'
+        f'<svg role="img" aria-label="{label}" width="100%" height="{len(gain) * row}">\n'
+        f"{bars}</svg></details>\n"
+    )
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """An HTML table; the last row holds the means."""
+    lines = [
+        "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
+        for tag, row in [("th", head)] + [("td", row) for row in rows]
+    ]
+    body = "".join(f"<tr>{line}</tr>\n" for line in lines[1:])
+    return f"<table>\n<thead><tr>{lines[0]}</tr></thead>\n<tbody>{body}</tbody></table>\n"
+
+
+def _kinds(scores: dict) -> dict:
+    """The ways of enlarging among scores: {"bicubic": {"psnr", "ssim"}, "srcnn": …}."""
+    return {kind: scores[kind] for kind in KINDS if kind in scores}
+
+
+def _images(result: dict) -> str:
+    number = len(result["images"])
+    return "1 image" if number == 1 else f"{number} images"
+
+
+def _webp(picture: np.ndarray) -> str:
+    """A picture as WebP in base64."""
+    file = io.BytesIO()
+    _image(picture).save(file, "WEBP", quality=92)
+    return base64.b64encode(file.getvalue()).decode()

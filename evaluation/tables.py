@@ -1,0 +1,89 @@
+"""Tables of a validation, for people."""
+
+
+def network_of(record: dict) -> str:
+    """Such as "9-1-5 Y"."""
+    sizes = "-".join(map(str, record["kernel_sizes"]))
+    return f"{sizes} {'Y' if record['channels'] == 1 else 'RGB'}"
+
+
+def facts_of(record: dict) -> str:
+    """The network and the protocol, in a line."""
+    return (
+        f"{network_of(record)}, {record['parameters']:,} parameters, "
+        f"{record['macs_per_pixel']:,} multiply-accumulates per pixel; "
+        f"protocol {record['protocol']}"
+    )
+
+
+def image_table(title: str, result: dict) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a set's table: each image, the means last.
+
+    With self-ensemble, each has a second row, marked "+".
+    """
+    head = [title, "bicubic PSNR", "SSIM", "SRCNN PSNR", "SSIM", "gain", "ms"]
+    rows = []
+    # A set has its means under the names that an image has its scores under
+    for name, scores in [*result["images"].items(), ("mean", result)]:
+        bicubic = scores["bicubic"]
+        for plus in ("", "+"):
+            if f"srcnn{plus}" not in scores:
+                continue
+            srcnn = scores[f"srcnn{plus}"]
+            # PSNR and SSIM of bicubic, then of SRCNN: the order in which `measure` has put them
+            cells = [f"{value:.4f}" for kind in (bicubic, srcnn) for value in kind.values()]
+            gain = f"{srcnn['psnr'] - bicubic['psnr']:+.4f}"
+            rows.append([name + plus, *cells, gain, f"{scores[f'milliseconds{plus}']:.1f}"])
+    return head, rows
+
+
+def aligned(head: list[str], rows: list[list[str]]) -> str:
+    """A table as text: names to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    lines = []
+    for name, *numbers in [head, *rows]:
+        cells = [number.rjust(width) for number, width in zip(numbers, widths[1:])]
+        lines.append("  ".join([name.ljust(widths[0]), *cells]) + "\n")
+    return "".join(lines)
+
+
+def weights_rows(name: str, record: dict, held_out) -> list[dict]:
+    """A file's row in the CSV file of a folder; with self-ensemble another one, marked "+".
+
+    held_out: its PSNR in dB on the training images held out, if it says so.
+    """
+    rows = []
+    for plus in ("", "+") if record["self_ensemble"] else ("",):
+        # The file may come from anywhere, so that what it says of itself may be no number
+        row = {
+            "weights": name + plus,
+            "upscale_factor": record["upscale_factor"],
+            "network": network_of(record),
+            "protocol": record["protocol"],
+            "psnr_holdout": held_out if isinstance(held_out, float) else "",
+        }
+        # Set5_psnr, Set5_ssim, and Set5_bicubic_psnr, Set5_bicubic_ssim to compare with
+        for set_name, result in record["sets"].items():
+            for label, kind in (("bicubic_", "bicubic"), ("", f"srcnn{plus}")):
+                for metric, value in result.get(kind, {}).items():
+                    row[f"{set_name}_{label}{metric}"] = value
+        # What people look for first stands first, and the long path last
+        facts = {key: record[key] for key in ("parameters", "macs_per_pixel", "model_path")}
+        rows.append(row | facts)
+    return rows
+
+
+def readable_row(row: dict, sets) -> list[str]:
+    """A row of the CSV file for people: weights, scale, network, held out, PSNR / SSIM of sets."""
+    # Two digits of PSNR and four of SSIM, as papers print them; the CSV file has all
+    cells = [row["weights"], f"x{row['upscale_factor']}", row["network"]]
+    cells.append(f"{row['psnr_holdout']:.2f}" if row["psnr_holdout"] else "")
+    for set_name in sets:
+        psnr, ssim = row.get(f"{set_name}_psnr"), row.get(f"{set_name}_ssim")
+        cells.append("" if psnr is None else f"{psnr:.2f} / {ssim:.4f}")
+    return cells
+
+
+def markdown(cells: list[str], widths: list[int]) -> str:
+    """A line of a table, for a terminal and for a README."""
+    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths)) + " |"

@@ -1,0 +1,1 @@
+"""Image files: read, write, find and compare them."""

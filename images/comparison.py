@@ -1,0 +1,103 @@
+"""Comparison pictures: columns side by side."""
+
+import numpy as np
+
+from imgproc import eight_bits
+
+REPORT_SIDE = 1024  # the report shows larger pictures around their detail only, pixel for pixel
+
+# Of a comparison, in pixels: width of a column, gap, height of the line of text
+COLUMN, MARGIN, LINE = 400, 12, 26
+INK, PAPER, MARK = (30, 30, 30), (255, 255, 255), (255, 200, 0)
+
+
+def detail(a: np.ndarray, b: np.ndarray, side: int = 0) -> tuple[slice, slice]:
+    """Rows and columns of the square in which two pictures differ most.
+
+    Its side is a quarter of the shorter one, at least 16 and at most 200 pixels, unless given.
+    """
+    height, width = a.shape[:2]
+    side = side or max(16, min(200, min(height, width) // 4))
+    side = min(side, height, width)
+
+    # A coarse look is enough, and cheap for 100 megapixels: differences summed over blocks, of
+    # which a window holds at least 32 × 32 (all its pixels, if it is smaller than that)
+    block = max(1, side // 32)
+    columns = np.arange(0, width, block)
+    blocks = np.empty((-(-height // block), len(columns)))
+    for i in range(len(blocks)):
+        rows = slice(i * block, (i + 1) * block)
+        # int32, because pixels are unsigned, and a difference may be negative
+        difference = np.abs(a[rows].astype(np.int32) - b[rows])
+        of_columns = difference.reshape(len(difference), width, -1).sum((0, 2))
+        blocks[i] = np.add.reduceat(of_columns, columns)
+
+    # Sums over all windows at once, from the "integral image" of Viola and Jones (2001): each value
+    # is the sum of all blocks above and to the left
+    window = side // block
+    integral = np.pad(blocks.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    below, above = integral[window:], integral[:-window]
+    sums = below[:, window:] - above[:, window:] - below[:, :-window] + above[:, :-window]
+    top, left = np.unravel_index(sums.argmax(), sums.shape)
+    top, left = min(top * block, height - side), min(left * block, width - side)
+    return slice(top, top + side), slice(left, left + side)
+
+
+def comparison(columns: list[tuple[str, np.ndarray]], window: tuple[slice, slice]) -> np.ndarray:
+    """Several pictures of one size side by side, as one uint8 RGB picture.
+
+    Each is drawn whole with the window marked, under that the window enlarged pixel by pixel, and
+    under that the column's text.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    height, width = columns[0][1].shape[:2]
+    scale = COLUMN / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    # Shrunk by means over areas, or magnified pixel by pixel: nothing that would smooth what the
+    # picture is there to show
+    how = Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST
+    # Left, top, right, bottom, as Pillow wants them
+    rows_marked, columns_marked = window
+    marked = [
+        round(edge * scale)
+        for edge in (columns_marked.start, rows_marked.start, columns_marked.stop, rows_marked.stop)
+    ]
+
+    # A column for each: the whole picture, the window magnified, a line of text
+    total = (MARGIN + COLUMN) * len(columns) + MARGIN, size[1] + COLUMN + 4 * MARGIN + LINE
+    drawing = Image.new("RGB", total, PAPER)
+    for i, (text, picture) in enumerate(columns):
+        left, middle = MARGIN + i * (COLUMN + MARGIN), size[1] + 2 * MARGIN
+        whole = _image(picture).resize(size, how)
+        ImageDraw.Draw(whole).rectangle(marked, outline=MARK, width=2)
+        drawing.paste(whole, (left + (COLUMN - size[0]) // 2, MARGIN))
+        magnified = _image(picture[window]).resize((COLUMN, COLUMN), Image.Resampling.NEAREST)
+        drawing.paste(magnified, (left, middle))
+        font = ImageFont.load_default(17)
+        ImageDraw.Draw(drawing).text((left, middle + COLUMN + MARGIN), text, INK, font)
+    return np.asarray(drawing)
+
+
+def caption(kind: str, score: dict) -> str:
+    """Such as "SRCNN 32.75 dB / 0.9105"."""
+    ssim = f" / {score['ssim']:.4f}" if "ssim" in score else ""
+    return f"{_label(kind)} {score['psnr']:.2f} dB{ssim}"
+
+
+def _around(edge: slice, size: int) -> slice:
+    """REPORT_SIDE pixels of an axis around an edge of the detail, or all where there are fewer."""
+    start = (edge.start + edge.stop - REPORT_SIDE) // 2
+    start = max(0, min(start, size - REPORT_SIDE))
+    return slice(start, start + REPORT_SIDE)
+
+
+def _image(picture: np.ndarray):
+    """H×W or H×W×3 of 8 or 16 bits as a Pillow image in RGB."""
+    from PIL import Image
+
+    return Image.fromarray(eight_bits(picture)).convert("RGB")
+
+
+def _label(kind: str) -> str:
+    return kind.replace("srcnn", "SRCNN")

@@ -1,0 +1,52 @@
+"""The formats of image files, and the libraries that know them."""
+
+import importlib.util
+import logging
+import os
+
+BLOCK = 2**19  # pixels that are converted or compressed at a time
+
+# Images that declare more are refused before they are decoded
+MAX_PIXELS = 2**28
+# Kinds of files that are always read and written
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+# Pillow knows more formats. Some of their readers start other programs: those stay closed.
+FORMATS = ("PNG", "BMP", "JPEG", "TIFF", "WEBP", "GIF", "AVIF", "HEIF")
+_NO_LOG = logging.NullHandler()
+
+
+def _pillow():
+    """Pillow, told not to log, which also opens HEIC files where pillow-heif is installed."""
+    from PIL import Image
+
+    # A logger adds the same handler only once, however often this is called
+    logging.getLogger("PIL").addHandler(_NO_LOG)
+    if importlib.util.find_spec("pillow_heif"):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    return Image
+
+
+def _opencv():
+    """OpenCV, told not to log: it reads that from the environment when it is first imported."""
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
+    import cv2
+
+    return cv2
+
+
+def readable_suffixes() -> tuple[str, ...]:
+    """The suffixes of all files that `read_image` takes here: SUFFIXES, GIF, and AVIF and HEIC
+    where the installed Pillow and pillow-heif decode them."""
+    from PIL import features
+
+    avif = (".avif",) if "avif" in features.modules and features.check("avif") else ()
+    heic = (".heic", ".heif") if importlib.util.find_spec("pillow_heif") else ()
+    return SUFFIXES + (".gif",) + avif + heic
+
+
+def known_suffixes() -> set[str]:
+    """The suffixes of all kinds of images that Pillow has heard of, and JPEG XL's."""
+    return {".heic", ".heif", ".avif", ".jxl", *_pillow().registered_extensions()}

@@ -1,0 +1,1 @@
+"""What every room needs: settings, files, devices, processes, convolutions."""

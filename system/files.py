@@ -1,0 +1,86 @@
+"""What a user can mend, and files that appear whole or not at all."""
+
+import contextlib
+import csv
+import io
+import os
+import tempfile
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """What a user can mend. Its one line, which scripts show, names the file or setting and the
+    remedy."""
+
+
+@contextlib.contextmanager
+def replace_file(path):
+    """``with replace_file(path) as temporary:`` write to temporary, which then becomes path.
+
+    That takes one step, so that nobody meets half a file. After an error temporary is removed
+    and an old path stays as it was. Makes the folder. Raises OSError that names path.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside it, so that both are on one disk: os.replace cannot move across disks
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        # A full disk shows in write(), which knows no name; and temporary means nothing to a user
+        if error.errno and str(error.filename or temporary) == str(temporary):
+            error.filename = str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_folder(path):
+    """Make a folder for results, and try it. Raises OSError, one line, if it cannot be used."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        # The only sure test: permissions do not tell of a disk that is mounted read-only
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise OSError(
+            f"{path}: cannot be written to ({error.strerror}); choose another folder"
+        ) from None
+
+
+def write_file(content, path):
+    """Write text (as UTF-8) or bytes, whole or not at all."""
+    if isinstance(content, str):
+        # A name of a file that is no UTF-8, as old archives have them, keeps its bytes
+        content = content.encode(errors="surrogateescape")
+    with replace_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def network_name(kernel_sizes, upscale_factor: int, channels: int) -> str:
+    """What the files and folders of a network are called: srcnn_9-1-5_x3, srcnn_9-1-5_x3_rgb."""
+    colours = "_rgb" if channels == 3 else ""
+    return f"srcnn_{'-'.join(map(str, kernel_sizes))}_x{upscale_factor}{colours}"
+
+
+def save(content, path):
+    """torch.save, whole or not at all: by way of memory, because of a full disk it would say
+    "unexpected pos"."""
+    # Not at the top: settings.py needs this room before --help, which need not wait for torch
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_file(buffer.getbuffer(), path)
+
+
+def write_csv(rows, path):
+    """Write dicts as the rows of a table, whole or not at all; the columns are all their keys."""
+    # In the order in which they first occur, which a set would lose
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    # The csv module ends lines itself
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(text.getvalue(), path)

@@ -1,0 +1,117 @@
+"""The weights in assets/weights/: they are what the README says of them."""
+
+import re
+
+import pytest
+import torch
+from conftest import ROOT, image_set
+
+from evaluation.protocol import evaluate
+from images.named_sets import image_paths
+from images.prepared import training_image
+from model import SRCNN
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHIPPED = [(k, s, 1) for k in ((9, 1, 5), (9, 3, 5), (9, 5, 5)) for s in (2, 3, 4)] + [
+    ((9, 1, 5), s, 3) for s in (2, 3, 4)
+]
+
+
+def named(network) -> str:
+    return "-".join(map(str, network[0])) + f"_x{network[1]}" + "_rgb" * (network[2] == 3)
+
+
+def images(data_dir, name, channels):
+    return [(path.stem, training_image(path, channels)) for path in image_paths(data_dir, name)]
+
+
+@pytest.mark.parametrize("network", SHIPPED, ids=named)
+def test_beats_bicubic_on_every_sample_image(network):
+    kernel_sizes, scale, channels = network
+    scores = evaluate(
+        SRCNN.from_pretrained(scale, kernel_sizes, channels),
+        images("", "sample", channels),
+        scale,
+        "y" if channels == 1 else "rgb",
+        with_ssim=False,
+    )
+    for name, image in scores["images"].items():
+        assert image["srcnn"]["psnr"] > image["bicubic"]["psnr"], name
+
+
+@pytest.mark.parametrize("network", SHIPPED, ids=named)
+def test_readme_has_its_figures(shared, network):
+    kernel_sizes, scale, channels = network
+    model = SRCNN.from_pretrained(scale, kernel_sizes, channels)
+    scores = [
+        evaluate(
+            model, images(shared / "data", name, channels), scale, "y" if channels == 1 else "rgb"
+        )["srcnn"]
+        for name in ("Set5", "Set14")
+    ]
+    expected = " | ".join(f"{s['psnr']:.2f} / {s['ssim']:.4f}" for s in scores)
+    assert re.search(
+        rf"^\| srcnn_{named(network)} \|.*{re.escape(expected)}", README, re.MULTILINE
+    ), expected
+
+
+@pytest.mark.parametrize("network", SHIPPED, ids=named)
+def test_carries_what_made_it(network):
+    path = ROOT / "assets" / "weights" / f"srcnn_{named(network)}.pth"
+    content = torch.load(path, weights_only=True)
+    facts = content["facts"]
+    assert (
+        facts["train_set"] == "T91"
+        and facts["psnr_holdout"] > 25
+        and facts["settings"]["select_by"] == "holdout"
+    )
+    assert content["upscale_factor"] == network[1] and "training" not in content
+    assert path.stat().st_size < 300_000
+    assert (
+        (ROOT / "assets" / "logs" / f"srcnn_{named(network)}.csv")
+        .read_text()
+        .startswith("step,samples,seconds")
+    )
+
+
+def results_rows() -> dict:
+    """{(set, row): {scale: text}} of the README's table of results, as assets/results_table.py
+    makes it; emphasis left out."""
+    rows, set_name = {}, ""
+    _, _, table = README.partition("| set | | x2 | x3 | x4 |\n")
+    if not table:
+        pytest.skip("the README has no table of results by assets/results_table.py yet")
+    for line in table.split("\n\n")[0].splitlines()[1:]:
+        name, label, *cells = (cell.strip(" *") for cell in line.strip("|").split("|"))
+        set_name = name or set_name
+        rows[set_name, label] = dict(zip((2, 3, 4), cells))
+    return rows
+
+
+def test_readme_results_are_those_of_its_weights():
+    """Its two tables say the same of every network on Y; the second is measured above."""
+    rows = results_rows()
+    for network in SHIPPED:
+        kernel_sizes, scale, channels = network
+        if channels == 1:
+            line = re.search(rf"^\| srcnn_{named(network)} \|.*$", README, re.MULTILINE)[0]
+            for set_name in ("Set5", "Set14"):
+                label = f"ours, {'-'.join(map(str, kernel_sizes))}"
+                assert f"| {rows[set_name, label][scale]} |" in line
+
+
+@pytest.mark.parametrize(
+    "set_name, plus", [("Set5", "+"), pytest.param("BSD100", "", marks=pytest.mark.slow)]
+)
+def test_readme_results_beyond_its_weights(shared, set_name, plus):
+    """9-1-5 x3 by self-ensemble, and on a set that no choice was made on."""
+    image_set(shared, set_name)
+    rows = results_rows()
+    result = evaluate(
+        SRCNN.from_pretrained(3),
+        images(shared / "data", set_name, 1),
+        3,
+        self_ensemble=plus == "+",
+    )[f"srcnn{plus}"]
+    expected = f"{result['psnr']:.2f} / {result['ssim']:.4f}"
+    assert rows[set_name, f"ours, 9-1-5{plus}"][3] == expected

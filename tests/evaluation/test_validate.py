@@ -1,0 +1,529 @@
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from browser import chromium, look_like
+from conftest import ROOT, error_line, identity
+from launch import ranks
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+import config
+import imgproc
+import validate
+from checkpoints.lookup import WEIGHTS, Source, find_weights
+from evaluation import protocol
+from evaluation.protocol import test_pair as make_pair
+from images.reading import read_image
+from imgproc import imresize, rgb2y
+from model import SRCNN
+
+
+def run_main(*arguments):
+    validate.main(config.load("valid", [str(a) for a in arguments]))
+
+
+@pytest.fixture(scope="module")
+def photograph():
+    import skimage.data
+
+    return skimage.data.astronaut()[:101, 150:260]
+
+
+@pytest.fixture
+def pictures(tmp_path, photograph):
+    """A folder with colour, gray, 16 bits, alpha, and an image that shrinks to nothing."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    bgr = np.ascontiguousarray(photograph[..., ::-1])
+    for name, image in {
+        "colour.png": bgr,
+        "gray.png": bgr[..., 1],
+        "colour.bmp": bgr,
+        "tiny.png": bgr[:2, :2],
+        "deep.png": bgr.astype(np.uint16) * 257,
+        "alpha.png": np.dstack([bgr, bgr[..., 0]]),
+    }.items():
+        assert cv2.imwrite(str(folder / name), image)
+    return folder
+
+
+def test_paper_protocol_by_other_means(photograph):
+    scores = protocol.evaluate(identity(), [("a", imgproc.to_tensor(photograph))], 3)["images"]["a"]
+    truth = rgb2y(photograph)[:99, :108]
+    bicubic = imresize(imresize(truth / 255, 1 / 3), 3)
+    a, b = truth[3:-3, 3:-3], np.round(bicubic.clip(0, 1) * 255).astype(np.uint8)[3:-3, 3:-3]
+    ssim = structural_similarity(
+        a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
+    )
+    for kind in ("bicubic", "srcnn"):  # the network passes its input through
+        assert scores[kind] == pytest.approx(
+            {"psnr": peak_signal_noise_ratio(a, b), "ssim": ssim}, abs=1e-9
+        )
+
+
+def test_rgb_protocol_by_other_means(photograph):
+    truth = photograph[:96, :108]
+    small = np.round(imresize(truth / 255, 1 / 4).clip(0, 1) * 255) / 255
+    bicubic = np.round(imresize(small, 4).clip(0, 1) * 255).astype(np.uint8)
+    a, b = truth[4:-4, 4:-4], bicubic[4:-4, 4:-4]
+    ssim = np.mean(
+        [
+            structural_similarity(
+                a[..., c],
+                b[..., c],
+                gaussian_weights=True,
+                sigma=1.5,
+                data_range=255,
+                use_sample_covariance=False,
+            )
+            for c in range(3)
+        ]
+    )
+    for channels in (1, 3):  # a Y network there: Y by the network, chroma by bicubic
+        scores = protocol.evaluate(
+            identity(channels), [("a", imgproc.to_tensor(photograph))], 4, "rgb"
+        )["images"]["a"]
+        assert scores["bicubic"] == pytest.approx(
+            {"psnr": peak_signal_noise_ratio(a, b), "ssim": ssim}, abs=1e-9
+        )
+        assert scores["srcnn"] == pytest.approx(
+            scores["bicubic"], abs=2e-3 if channels == 1 else 1e-9
+        )
+
+
+def test_torch_interpolation_is_what_the_network_sees(photograph):
+    network = identity()
+    network.interpolation = "torch"
+    scores = protocol.evaluate(network, [("a", imgproc.to_tensor(photograph))], 3)
+    assert (
+        scores["bicubic"]
+        == protocol.evaluate(identity(), [("a", imgproc.to_tensor(photograph))], 3)["bicubic"]
+    )
+    assert scores["srcnn"]["psnr"] != scores["bicubic"]["psnr"]
+
+
+def test_authors_network_has_the_papers_figures(shared, oracle, tmp_path):
+    run_main(
+        "--model_path",
+        oracle,
+        "--upscale_factor",
+        4,
+        "--data_dir",
+        shared / "data",
+        "--test_sets",
+        "Set5",
+        "--results_dir",
+        tmp_path,
+    )
+    result = json.loads(
+        (tmp_path / "srcnn-authors-9-5-5-imagenet-x4" / "validation.json").read_text()
+    )["sets"]["Set5"]
+    assert f"{result['bicubic']['psnr']:.4f} {result['bicubic']['ssim']:.4f}" == "28.4207 0.8104"
+    assert f"{result['srcnn']['psnr']:.3f} {result['srcnn']['ssim']:.4f}" == "30.484 0.8628"
+
+
+def test_everything_on_the_sample_set(run_script, identity_file, tmp_path):
+    done = run_script("validate.py", "--model_path", identity_file)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert "Set14" in done.stdout and "validates on sample" in done.stdout
+    assert "8,129 parameters, 8,032 multiply-accumulates per pixel" in done.stdout
+    folder = tmp_path / "results" / "identity"
+    content = json.loads((folder / "validation.json").read_text())
+    assert content["upscale_factor"] == 3 and content["model_path"] == str(identity_file)
+    (result,) = content["sets"].values()
+    assert set(result["images"]) == {"astronaut", "camera", "chelsea", "coffee", "rocket"}
+    for kind in ("bicubic", "srcnn"):
+        for metric in ("psnr", "ssim"):
+            values = [image[kind][metric] for image in result["images"].values()]
+            assert result[kind][metric] == pytest.approx(np.mean(values), abs=1e-12)
+    for name, image in result["images"].items():
+        (line,) = re.findall(rf"^{name} .*$", done.stdout, re.MULTILINE)
+        assert f"{image['bicubic']['psnr']:.4f}" in line and f"{image['srcnn']['ssim']:.4f}" in line
+        picture, comparison = (
+            read_image(folder / "sample" / f"{name}_{k}.png") for k in ("srcnn", "comparison")
+        )
+        assert picture.shape[0] % 3 == 0 and picture.ndim == (2 if name == "camera" else 3)
+        assert comparison.shape[1] > 1200
+    page = (folder / "report.html").read_text()
+    assert page.count('class="wipe"') == 5 and page.count("data:image/webp;base64,") == 10
+    assert "http" not in page and not re.search(r'(src|href)="(?!data:)', page)
+    assert not list(tmp_path.rglob("*.tmp-*"))
+
+
+def test_images_of_every_kind(pictures, identity_file, tmp_path, capsys):
+    run_main("--model_path", identity_file, "--test_sets", pictures, "--results_dir", tmp_path)
+    result = json.loads((tmp_path / "identity" / "validation.json").read_text())["sets"]["pictures"]
+    assert set(result["images"]) == {"alpha", "colour.bmp", "colour.png", "deep", "gray"}
+    assert result["too_small"] == ["tiny"] and "pictures/tiny: left out" in capsys.readouterr().out
+    same = [
+        result["images"][name]["srcnn"] for name in ("alpha", "colour.bmp", "colour.png", "deep")
+    ]
+    assert all(scores == same[0] for scores in same)
+
+
+@pytest.mark.parametrize("brightness, is_said", [(0, False), (0.1, True)])
+def test_below_bicubic_has_a_hint(pictures, tmp_path, capsys, brightness, is_said):
+    network = identity()
+    network.reconstruction.bias.data += brightness
+    torch.save(network.to_checkpoint({}), tmp_path / "brighter.pth")
+    run_main(
+        "--model_path",
+        tmp_path / "brighter.pth",
+        "--test_sets",
+        pictures,
+        "--results_dir",
+        tmp_path,
+    )
+    said = capsys.readouterr().out
+    assert ("note: below bicubic on pictures; the weights may be for another scale" in said) == (
+        is_said
+    )
+
+
+def test_flat_images_and_nothing_measurable_are_json(tmp_path, identity_file):
+    (tmp_path / "flat").mkdir()
+    for side, folder in ((64, "flat"), (3, "small")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / folder / "a.png"), np.full((side, side), 128, np.uint8))
+    run_main(
+        "--model_path",
+        identity_file,
+        "--test_sets",
+        tmp_path / "flat",
+        tmp_path / "small",
+        "--results_dir",
+        tmp_path,
+    )
+    sets = json.loads(
+        (tmp_path / "identity" / "validation.json").read_text(), parse_constant=pytest.fail
+    )["sets"]
+    assert sets["flat"]["srcnn"] == {"psnr": None, "ssim": 1.0}
+    assert sets["small"]["srcnn"] == {"psnr": None, "ssim": None}
+
+
+def test_two_processes_print_the_same_table(pictures, identity_file, tmp_path):
+    arguments = ["--model_path", identity_file, "--test_sets", pictures, "--device", "cpu"]
+    run_main(*arguments, "--results_dir", tmp_path / "one")
+    runs = ranks(2, "validate.py", *arguments, "--results_dir", tmp_path / "two", cwd=tmp_path)
+    assert [run.wait() for run in runs] == [0, 0], runs[0].output + runs[1].output
+    said = runs[0].output + runs[1].output
+    one, two = (
+        json.loads((tmp_path / n / "identity" / "validation.json").read_text())
+        for n in ("one", "two")
+    )
+    assert without_times(one) == without_times(two)
+    for name in ("alpha", "gray"):
+        assert len(re.findall(rf"^{name} ", said, re.MULTILINE)) == 1
+    first, second = ((tmp_path / n / "identity" / "pictures") for n in ("one", "two"))
+    assert sorted(p.name for p in first.iterdir()) == sorted(p.name for p in second.iterdir())
+
+
+def without_times(value):
+    if not isinstance(value, dict):
+        return value
+    return {k: without_times(v) for k, v in value.items() if k != "milliseconds"}
+
+
+def test_scores_without_opencv_and_scikit_image(tmp_path):
+    """As train.py uses it, on a machine with torch, numpy and tqdm alone."""
+    script = tmp_path / "score.py"
+    script.write_text(f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+sys.modules.update(cv2=None, skimage=None, scipy=None, PIL=None)
+import torch, evaluation
+from model import SRCNN
+image = torch.arange(3600).remainder(251).byte().view(1, 60, 60)
+print(sorted(evaluation.evaluate(SRCNN().eval(), [("a", image)], 2, with_ssim=False)["srcnn"]))
+""")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.stdout.strip() == "['psnr']", done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--upscale_factor", 4], "made for x3"),
+        (["--model_path", "missing.pth"], "missing.pth"),
+        (["--model_path", ""], "no weights ship as srcnn_9-1-5_x7"),
+        (["--results_dir", "{file}/results"], "cannot be written"),
+        (["--test_sets", "{empty}"], "no images there"),
+        (["--test_sets", "{texts}"], "a.png: not a PNG"),
+        (["--device", "gpu"], "device='gpu'"),
+        (["--test_sets", "set5"], "did you mean Set5?"),
+        (["--test_sets", "sample", "nowhere"], "test_sets: nowhere: no folder"),
+        (["--test_sets", "Set5"], "run prepare_dataset.py --test_sets Set5"),
+        (["--test_sets"], "test_sets: empty"),
+        (["--model_path", "{empty}"], "no files there"),
+        (["--model_path", "{texts}"], "no weights there"),
+    ],
+)
+def test_bad_input_is_named(arguments, message, identity_file, tmp_path):
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.png").write_text("text")
+    places = {name: tmp_path / name for name in ("file", "empty", "texts")}
+    scale = ["--upscale_factor", 7] if arguments[-1] == "" else []
+    with pytest.raises((ValueError, OSError), match=re.escape(message)) as raised:
+        run_main(
+            "--model_path",
+            identity_file,
+            "--test_sets",
+            "sample",
+            "--results_dir",
+            tmp_path / "results",
+            *scale,
+            *(str(a).format(**places) for a in arguments),
+        )
+    assert "\n" not in str(raised.value)
+
+
+def test_error_is_one_line(run_script, identity_file):
+    done = run_script("validate.py", "--model_path", identity_file, "--upscale_factor=2")
+    assert "use --upscale_factor 3" in error_line(done)
+
+
+def test_report_in_a_browser(pictures, identity_file, tmp_path):
+    pytest.importorskip("selenium", reason="needs selenium: pip install selenium")
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    run_main("--model_path", identity_file, "--test_sets", pictures, "--results_dir", tmp_path)
+    (report,) = tmp_path.rglob("report.html")
+    assert str(tmp_path) not in report.read_text()
+    with chromium(tmp_path) as driver:
+        for width, height, dark in ((1280, 900, False), (390, 844, True)):
+            look_like(driver, width, height, dark)
+            driver.get(f"file://{report}")
+            assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+            wipe = driver.find_elements(By.CSS_SELECTOR, ".wipe")[1]
+            driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", wipe)
+
+            def position():
+                return driver.execute_script(
+                    "return getComputedStyle(arguments[0]).getPropertyValue('--x')", wipe
+                )
+
+            assert position() == "50%"
+            ActionChains(driver).move_to_element(wipe).click_and_hold().move_by_offset(
+                -wipe.size["width"] // 4, 0
+            ).release().perform()
+            assert position() == "25%"
+            driver.switch_to.active_element.send_keys(Keys.ARROW_RIGHT * 3)
+            assert position() == "28%"
+            assert wipe.text.split() == ["bicubic", "SRCNN"]
+
+            # The next Tab leads to the original, a click or a key away
+            driver.switch_to.active_element.send_keys(Keys.TAB)
+            button = driver.switch_to.active_element
+            assert button.text == "Show the original"
+            button.send_keys(Keys.SPACE)
+            assert wipe.text == "original"
+            original = wipe.find_element(By.CSS_SELECTOR, "img.truth")
+            assert original.size == wipe.size and original.get_property("naturalWidth") == 108
+            button.click()
+            assert wipe.text.split() == ["bicubic", "SRCNN"]
+
+            # Tables come after the pictures, folded, and fit when they are opened
+            tables = driver.find_element(By.CSS_SELECTOR, "details.tables")
+            assert not tables.get_property("open") and tables.location["y"] > wipe.location["y"]
+            tables.find_element(By.TAG_NAME, "summary").send_keys(Keys.ENTER)
+            assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+            cells = """return [...document.querySelectorAll("td, th")].filter(cell =>
+              cell.scrollWidth > cell.clientWidth || cell.getBoundingClientRect().right > innerWidth).length"""
+            assert driver.execute_script(cells) == 0
+        assert driver.get_log("browser") == []
+
+
+def found(*words):
+    return find_weights(config.load("valid", [str(word) for word in words]))
+
+
+def test_which_weights_are_used(tmp_path, monkeypatch):
+    """The run's own where there is one, else those that ship; the first line says how to get the other."""
+    monkeypatch.chdir(tmp_path)
+    shipped = str(WEIGHTS / "srcnn_9-1-5_x3.pth")
+    source = found()
+    assert (source.path, source.kind, source.name) == (shipped, "shipped", "shipped_srcnn_9-1-5_x3")
+    assert "no results/srcnn_9-1-5_x3/best.pth is there" in source.told and "\n" not in source.told
+    run = Path("results", "srcnn_9-1-5_x3")
+    run.mkdir(parents=True)
+    (run / "last.pth").touch()
+    assert found().path == shipped and f"--model_path {run / 'last.pth'}" in found().told
+    (run / "best.pth").touch()
+    source = found()
+    assert (source.path, source.kind, source.name) == (
+        str(run / "best.pth"),
+        "run",
+        "srcnn_9-1-5_x3",
+    )
+    assert "--model_path shipped" in source.told
+    source = found("--model_path", "shipped")
+    assert (source.path, source.kind) == (shipped, "shipped") and str(run) in source.told
+    assert found("--upscale_factor", 2).kind == "shipped"  # that run is for x3
+    run.rename("results/mine")
+    assert found("--exp_name", "mine").path == "results/mine/best.pth"
+    assert "--exp_name mine" in found("--exp_name", "mien").told
+    with pytest.raises(ValueError, match="no weights ship as srcnn_9-1-5_x7"):
+        found("--upscale_factor", 7)
+
+
+@pytest.mark.parametrize(
+    "model_path, kind, name",
+    [
+        ("results/mine/best.pth", "run", "mine"),
+        ("results/mine/last.pth", "file", "mine_last"),
+        ("elsewhere/best.pth", "file", "elsewhere_best"),
+        ("theirs_v1.2.pth.tar", "file", "theirs_v1.2"),
+        (WEIGHTS / "srcnn_9-5-5_x2.pth", "shipped", "shipped_srcnn_9-5-5_x2"),
+        ("./shipped", "file", "shipped"),
+        ("https://a.net/srcnn_x3.pth", "file", "srcnn_x3"),
+    ],
+)
+def test_weights_by_name(model_path, kind, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = found("--model_path", model_path)
+    assert source == Source(str(model_path), kind, name)
+
+
+def test_validations_of_different_weights_keep_apart(pictures, tmp_path, monkeypatch, capsys):
+    """Of a run, its last state, those that ship, and two files of one name, in one folder and in another."""
+    monkeypatch.chdir(tmp_path)
+    places = ["results/srcnn_9-1-5_x3/best.pth", "results/srcnn_9-1-5_x3/last.pth"]
+    for place in [*places, "srcnn_9-1-5_x3.pth", "other/srcnn_9-1-5_x3.pth"]:
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(identity().to_checkpoint({}), place)
+    for words, folder in [
+        ("", "srcnn_9-1-5_x3"),
+        ("--model_path results/srcnn_9-1-5_x3/last.pth", "srcnn_9-1-5_x3_last"),
+        ("--model_path shipped", "shipped_srcnn_9-1-5_x3"),
+        ("--model_path srcnn_9-1-5_x3.pth", "srcnn_9-1-5_x3_2"),
+        ("--model_path other/srcnn_9-1-5_x3.pth", "srcnn_9-1-5_x3_3"),
+        ("--model_path srcnn_9-1-5_x3.pth", "srcnn_9-1-5_x3_2"),
+        ("--model_path shipped --exp_name by_hand", "by_hand"),
+    ]:
+        before = set(Path("results").glob("*/validation.json"))
+        run_main("--test_sets", pictures, *words.split())
+        said = capsys.readouterr().out
+        target = Path("results", folder, "validation.json")
+        assert f"written: {target}" in said, said
+        assert set(Path("results").glob("*/validation.json")) == before | {target}
+        if words == "" or "shipped" in words:
+            assert said.startswith("weights: ")
+
+
+def test_what_is_damaged_is_left_out_and_counted(pictures, identity_file, tmp_path, run_script):
+    content = (pictures / "colour.png").read_bytes()
+    (pictures / "broken.png").write_bytes(content[: len(content) // 2])
+    done = run_script("validate.py", "--model_path", identity_file, "--test_sets", pictures)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    (line,) = re.findall(r"^left out: .*$", done.stderr, re.MULTILINE)
+    assert "broken.png" in line and "5 images in" in done.stdout and ", 1 left out" in done.stdout
+    record = json.loads((tmp_path / "results" / "identity" / "validation.json").read_text())
+    assert list(record["sets"]["pictures"]["unreadable"]) == ["broken"]
+    assert len(record["sets"]["pictures"]["images"]) == 5
+
+
+def psnr_alone(weights, images, tmp_path):
+    """Of a file of weights, measured by itself."""
+    scale = SRCNN.from_pretrained(weights).upscale_factor
+    run_main(
+        *("--model_path", weights, "--upscale_factor", scale, "--test_sets", images),
+        *("--results_dir", tmp_path / "alone", "--exp_name", weights.stem),
+    )
+    record = json.loads((tmp_path / "alone" / weights.stem / "validation.json").read_text())
+    return record["sets"][images.name]["srcnn"]["psnr"]
+
+
+def test_weights_of_a_folder(pictures, tmp_path, run_script):
+    """Each at its own scale; what is no SRCNN is one line; the table is Markdown and a CSV file."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    for scale in (2, 4):
+        torch.save(identity(upscale_factor=scale).to_checkpoint({}), folder / f"x{scale}.pth")
+    torch.save(identity(3).to_checkpoint({"psnr_holdout": 28.5}), folder / "rgb.pth")
+    (folder / "notes.txt").write_text("text")
+    done = run_script("validate.py", "--model_path", folder, "--test_sets", pictures)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    (line,) = re.findall(r"^left out: .*$", done.stderr, re.MULTILINE)
+    assert "notes.txt: neither a PyTorch" in line and "3 networks, 1 left out" in done.stdout
+    with open(tmp_path / "results" / "theirs.csv", newline="") as file:
+        rows = {row["weights"]: row for row in csv.DictReader(file)}
+    assert {name: row["upscale_factor"] for name, row in rows.items()} == {
+        "rgb": "3",
+        "x2": "2",
+        "x4": "4",
+    }
+    assert rows["rgb"]["network"] == "9-1-5 RGB" and rows["rgb"]["protocol"] == "rgb"
+    for name, row in rows.items():
+        record = json.loads((tmp_path / "results" / "theirs" / f"{name}.json").read_text())
+        mean = record["sets"]["pictures"]["srcnn"]
+        assert (
+            float(row["pictures_psnr"])
+            == mean["psnr"]
+            == psnr_alone(folder / f"{name}.pth", pictures, tmp_path)
+        )
+        cells = f"x{row['upscale_factor']} .* {mean['psnr']:.2f} / {mean['ssim']:.4f} +[|]$"
+        assert re.search(rf"^[|] {name} +[|] {cells}", done.stdout, re.MULTILINE)
+    assert "28.50" in done.stdout
+
+    # The weights of another folder of that name keep apart
+    other = tmp_path / "other" / "theirs"
+    other.parent.mkdir()
+    shutil.copytree(folder, other, ignore=lambda *_: ["notes.txt", "rgb.pth"])
+    run_main("--model_path", other, "--test_sets", pictures, "--results_dir", tmp_path / "results")
+    assert sorted(p.name for p in (tmp_path / "results").glob("*.csv")) == [
+        "theirs.csv",
+        "theirs_2.csv",
+    ]
+
+
+def test_self_ensemble_has_rows_of_its_own(photograph, tmp_path, capsys):
+    """Marked "+" in the table and in both files; its figures are predict's by itself."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    bgr = np.ascontiguousarray(photograph[..., ::-1])
+    assert cv2.imwrite(str(folder / "astronaut.png"), bgr)
+    arguments = ["--model_path", "shipped", "--test_sets", folder, "--results_dir", tmp_path]
+    run_main(*arguments, "--self_ensemble")
+    said = capsys.readouterr().out
+    target = tmp_path / "shipped_srcnn_9-1-5_x3"
+    record = json.loads((target / "validation.json").read_text())
+    result = record["sets"]["photographs"]
+    assert record["self_ensemble"] is True and result["srcnn+"] != result["srcnn"]
+    for name, scores in (("astronaut", result["images"]["astronaut"]), ("mean", result)):
+        row = re.search(rf"^{name}[+] .*$", said, re.MULTILINE)[0]
+        assert f"{scores['srcnn+']['psnr']:.4f}" in row
+    assert "SRCNN+" in (target / "report.html").read_text()
+    assert (target / "photographs" / "astronaut_srcnn+.png").is_file()
+
+    # The same by the plain network, on each of the eight views by itself
+    network = SRCNN.from_pretrained(3)
+    y = torch.from_numpy(rgb2y(photograph))[None]
+    x, hr = make_pair(y, 3)
+    views = []
+    for turns in range(4):
+        for flip in (False, True):
+            turned = torch.rot90(x.flip(3) if flip else x, turns, (2, 3))
+            with torch.no_grad():
+                back = torch.rot90(network(turned), -turns, (2, 3))
+            views.append(back.flip(3) if flip else back)
+    sr = imgproc.to_uint8(torch.stack(views).mean(0))
+    expected = imgproc.psnr(*(imgproc.shave(image, 3) for image in (sr, imgproc.to_array(hr))))
+    # Within what a few pixels rounded to the other side make
+    assert result["srcnn+"]["psnr"] == pytest.approx(expected, abs=2e-3)
+
+    run_main(*arguments)
+    record = json.loads((target / "validation.json").read_text())
+    assert record["self_ensemble"] is False and "srcnn+" not in record["sets"]["photographs"]
+    assert record["sets"]["photographs"]["srcnn"] == result["srcnn"]

@@ -1,0 +1,173 @@
+"""Scripts as users run them, in processes of their own, but forked from one that has loaded torch: each starts in a
+fraction of a second. Also the tiny set that the tests train on."""
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import random
+import runpy
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+import config
+import prepare_dataset
+from images import writing
+from system import settings
+
+ROOT = Path(__file__).parents[2]
+TINY = (
+    "--train_set tiny --test_sets tinytest --holdout 1 --shrink 0.9 --batch_size 4 --crop_size 24 --device cpu "
+    "--print_frequency 1 --valid_frequency 4 --precision fp32 --kernel_sizes 5 1 3"
+).split()
+torch.set_num_threads(1)  # more cost time where tensors are tiny
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(
+    ["launch", "model", "torch._dynamo", "torch.utils.data", "torch.nn.parallel"]
+)
+
+
+class Run:
+    """A running script. before: called in its process first, to arrange for a fault. errors: a file for what it writes
+    to stderr, which otherwise goes to its log with the rest."""
+
+    def __init__(self, script, *arguments, cwd, before=None, log=None, errors=None, **environment):
+        self.log = Path(log or Path(cwd) / f"log-{time.monotonic_ns()}")
+        # All of it: the server's own is that of the test which happened to start it
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        self.process = _context.Process(
+            target=_run,
+            daemon=False,
+            args=(
+                script,
+                [str(a) for a in arguments],
+                str(cwd),
+                str(self.log),
+                str(errors or self.log),
+                before,
+                environment,
+            ),
+        )
+        self.process.start()
+
+    def wait(self, timeout=300) -> int:
+        """Exit status, negative after a signal. What it wrote is then in `output`."""
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise TimeoutError(f"still running after {timeout} s: {self.output}")
+        return self.process.exitcode
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text().replace("\r", "\n") if self.log.exists() else ""
+
+    def error(self) -> str:
+        """Its one line of error; fails the test if it ended otherwise."""
+        status = self.wait()
+        assert status == 1 and "Traceback" not in self.output, (status, self.output)
+        lines = [line for line in self.output.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and self.output.strip().endswith(lines[0]), self.output
+        return lines[0]
+
+    def wait_for(self, condition, timeout=300):
+        """Until condition() holds, while it runs."""
+        end = time.monotonic() + timeout
+        while not condition():
+            assert self.process.is_alive() and time.monotonic() < end, self.output
+            time.sleep(0.02)
+
+
+def _run(script, arguments, cwd, log, errors, before, environment):
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    for stream, path in ((1, log), (2, errors)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method(
+        "fork", force=True
+    )  # for DataLoader: another such server takes seconds to start
+    if before:
+        before()
+    sys.argv = [str(ROOT / script), *arguments]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def finished(script, *arguments, cwd, timeout=120, before=None, **environment):
+    """A script that has ended, as ``subprocess.run`` returns it: its status, stdout and stderr."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, errors = Path(folder, "out"), Path(folder, "errors")
+        streams = {"log": out, "errors": errors}
+        run = Run(script, *arguments, cwd=cwd, before=before, **streams, **environment)
+        status = run.wait(timeout)
+        said = [path.read_text() if path.exists() else "" for path in (out, errors)]
+    return subprocess.CompletedProcess([script, *arguments], status, *said)
+
+
+def ranks(count: int, *arguments, cwd, first=None) -> list[Run]:
+    """One script on `count` processes as torchrun starts them; first: what `before` is for a Run, for process 0."""
+    port, runs = free_port(), []
+    for rank in range(count):
+        end = functools.partial(end_with, runs[0].process.pid) if rank else first
+        place = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=count, MASTER_PORT=port)
+        place = {name: str(value) for name, value in place.items()}
+        runs += [Run(*arguments, cwd=cwd, before=end, MASTER_ADDR="127.0.0.1", **place)]
+    return runs
+
+
+def end_with(first: int):
+    """Let a process that fails wait for process 0 to end, as `configurator.run` does for torchrun, which would then end it;
+    here it ends by itself, and not many seconds later."""
+
+    def wait(seconds):
+        end = time.monotonic() + seconds
+        with contextlib.suppress(ProcessLookupError):
+            while time.monotonic() < end:
+                os.kill(first, 0)
+                time.sleep(0.02)
+
+    settings.time = SimpleNamespace(sleep=wait)
+
+
+def free_port() -> int:
+    """Of those that no connection is given by itself, so that it stays free until it is used."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 30_000)
+        with contextlib.suppress(OSError), socket.socket() as s:
+            s.bind(("127.0.0.1", port))
+            return port
+
+
+def write_images(folder, count, height, width, seed=0):
+    """Random colour images, coarse structures under fine ones, as PNG files."""
+    random = np.random.default_rng(seed)
+    Path(folder).mkdir(parents=True)
+    for i in range(count):
+        coarse = torch.from_numpy(random.random((1, 3, height // 5, width // 5)))
+        image = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")
+        image = image[0].permute(1, 2, 0).numpy() + random.normal(0, 0.1, (height, width, 3))
+        writing.write_image(
+            Path(folder) / f"image{i}.png", (image.clip(0, 1) * 255).astype(np.uint8)
+        )
+
+
+def prepare(folder, *settings):
+    """prepare_dataset.py in this process."""
+    prepare_dataset.main(config.load(None, ["--data_dir", str(folder), *map(str, settings)]))
+
+
+def make_tiny(folder):
+    """The sets that `TINY` names, prepared for Y, in a new data folder."""
+    write_images(Path(folder) / "tiny", 6, 64, 60)
+    write_images(Path(folder) / "tinytest", 2, 48, 60, seed=1)
+    prepare(folder, "--train_set", "tiny", "--test_sets", "tinytest")
+    return folder

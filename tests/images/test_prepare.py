@@ -1,0 +1,601 @@
+"""prepare_dataset.py: sources of every kind, faults on the way, hostile archives, and the tensors that come of it."""
+
+import gzip
+import hashlib
+import http.server
+import io
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, error_line, image_set
+
+import config
+import imgproc
+import prepare_dataset
+from images import named_sets, prepared, reading, writing
+
+RANDOM = np.random.default_rng(0)
+LAYOUTS = {
+    "ours": {"T91": "T91", "Set5": "Set5"},
+    "archive": {"T91": "root-78be1a2/Train", "Set5": "root-78be1a2/Test/Set5"},
+}
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """{(set, file): content} of a small T91 and Set5, with a manifest of their own in place of the real one."""
+    images = {}
+    for name, count in (("T91", 6), ("Set5", 2)):
+        for i in range(count):
+            writing.write_image(
+                tmp_path / "image.bmp", RANDOM.integers(0, 256, (40 + i, 50, 3), dtype=np.uint8)
+            )
+            images[name, f"t{i}.bmp"] = (tmp_path / "image.bmp").read_bytes()
+    (tmp_path / "image.bmp").unlink()
+    manifest = {
+        name: {f: hashlib.sha256(c).hexdigest() for (n, f), c in images.items() if n == name}
+        for name in ("T91", "Set5")
+    }
+    for module in (named_sets, prepare_dataset):
+        monkeypatch.setattr(module, "manifest", lambda: manifest)
+    monkeypatch.setattr(prepare_dataset, "PAUSE", 0)
+    return images
+
+
+def zip_of(members: dict) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def tar_of(members: dict, mode="w") -> bytes:
+    """members: {name: content, or a TarInfo for a link}."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        for name, content in members.items():
+            info = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info.size = len(content) if isinstance(content, bytes) else 0
+            archive.addfile(info, io.BytesIO(content) if isinstance(content, bytes) else None)
+    return buffer.getvalue()
+
+
+def laid_out(images: dict, layout="archive") -> dict:
+    return {f"{LAYOUTS[layout][name]}/{file}": content for (name, file), content in images.items()}
+
+
+def main(tmp_path, *arguments):
+    """The script in this process, with T91 and Set5 in tmp_path/data."""
+    prepare_dataset.main(
+        config.load(argv=["--data_dir", str(tmp_path / "data"), "--test_sets", "Set5", *arguments])
+    )
+
+
+def fetched(tmp_path) -> dict:
+    return {(p.parent.name, p.name): p.read_bytes() for p in (tmp_path / "data").glob("*/*.*")}
+
+
+# ------------------------------------------------------------------------------------------------------ the real images
+def test_the_real_sets(shared, tmp_path, run_script):
+    """As a user runs it: counts, the paper's number of sub-images, and tensors that load with torch alone."""
+    process = run_script("prepare_dataset.py", "--source", shared / "data")
+    assert process.returncode == 0, process.stderr
+    assert "T91-y: 91 images" in process.stdout and "21,884 sub-images" in process.stdout
+    assert "Set5-y: 5 images" in process.stdout and "Set14-y: 14 images" in process.stdout
+    code = (
+        "import sys; sys.modules.update(cv2=None, skimage=None)\nimport dataset\n"
+        "names, images = dataset.load_images('data/prepared/T91-y', mmap=True)\n"
+        "print(len(names), images[0].dtype, images[0].shape[0], sum(i.numel() for i in images))"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout.split() == ["91", "torch.uint8", "1", "5355633"], process.stderr
+
+
+def test_sub_images_are_counted_as_they_are_cut():
+    for height, width, scale in ((33, 33, 3), (34, 100, 3), (32, 99, 2), (5, 5, 4), (61, 47, 4)):
+        tops, lefts = (range(0, size // scale * scale - 32, 14) for size in (height, width))
+        count = len([(top, left) for top in tops for left in lefts])
+        assert prepare_dataset.sub_images([(height, width)] * 2, scale) == 2 * count
+
+
+# -------------------------------------------------------------------------------------------------------------- sources
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])
+def test_sources(tiny, tmp_path, kind, layout):
+    members, source = laid_out(tiny, layout), tmp_path / f"source.{kind}"
+    if kind == "folder":
+        for name, content in members.items():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes(content)
+    else:
+        source.write_bytes(
+            zip_of(members)
+            if kind == "zip"
+            else tar_of(members, "w:gz" if kind == "tar.gz" else "w")
+        )
+    main(tmp_path, "--source", str(source))
+    assert fetched(tmp_path) == tiny
+    names, images = prepared.load_images(tmp_path / "data" / "prepared" / "T91-y")
+    assert names == [f"t{i}" for i in range(6)]
+    assert (
+        images[3][0].numpy()
+        == imgproc.rgb2y(reading.read_image(tmp_path / "data" / "T91" / "t3.bmp"))
+    ).all()
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda c: c[:-1], lambda c: c[:500] + bytes([c[500] ^ 1]) + c[501:], lambda c: b""]
+)
+def test_a_damaged_image_in_the_source_is_named_and_nothing_written(tiny, tmp_path, damage):
+    members = laid_out(tiny) | {"root-78be1a2/Train/t4.bmp": damage(tiny["T91", "t4.bmp"])}
+    (tmp_path / "source.zip").write_bytes(zip_of(members))
+    with pytest.raises(ValueError, match=r"source=.*source.zip: T91/t4.bmp is damaged"):
+        main(tmp_path, "--source", str(tmp_path / "source.zip"))
+    assert fetched(tmp_path) == {}
+
+
+def test_only_what_is_missing_or_damaged_is_taken(tiny, tmp_path):
+    (tmp_path / "source.zip").write_bytes(zip_of(laid_out(tiny)))
+    main(tmp_path, "--source", str(tmp_path / "source.zip"))
+    image = tmp_path / "data" / "T91" / "t2.bmp"
+    image.write_bytes(b"damaged")
+    (tmp_path / "data" / "Set5" / "t1.bmp").unlink()
+    part = {"T91/t2.bmp": tiny["T91", "t2.bmp"], "Set5/t1.bmp": tiny["Set5", "t1.bmp"]}
+    (tmp_path / "part.zip").write_bytes(zip_of(part))
+    main(tmp_path, "--source", str(tmp_path / "part.zip"))
+    assert fetched(tmp_path) == tiny
+
+
+def test_sources_without_the_images(tiny, tmp_path):
+    (tmp_path / "text.zip").write_text("no archive")
+    (tmp_path / "empty").mkdir()
+    for source, words in (
+        ("text.zip", "no readable"),
+        ("empty", "lacks T91/t0.bmp and 7 more"),
+        ("none", "no such"),
+    ):
+        with pytest.raises(ValueError, match=f"source=.*{source}: {words}"):
+            main(tmp_path, "--source", str(tmp_path / source))
+
+
+# ------------------------------------------------------------------------------------------------------------- download
+@pytest.fixture
+def server(monkeypatch):
+    """A web server; ``server.answers`` is the list of what it answers next, the last one for good: an HTTP status,
+    (content, announced length) or content, sent in chunks without a length as GitHub does; or {path: such a list}."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            self.server.asked += 1
+            self.server.paths.append(self.path)
+            answers = self.server.answers
+            answers = answers[self.path] if isinstance(answers, dict) else answers
+            answer = answers.pop(0) if len(answers) > 1 else answers[0]
+            self.close_connection = True
+            if isinstance(answer, int):
+                self.send_error(answer)
+                return
+            content, length = answer if isinstance(answer, tuple) else (answer, None)
+            self.send_response(200)
+            self.send_header(
+                *(
+                    ("Transfer-Encoding", "chunked")
+                    if length is None
+                    else ("Content-Length", str(length))
+                )
+            )
+            self.end_headers()
+            self.wfile.write(
+                b"%x\r\n%s\r\n0\r\n\r\n" % (len(content), content) if length is None else content
+            )
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked, server.paths = 0, []
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(prepare_dataset, "ARCHIVE", f"{address}/archive.zip")
+    monkeypatch.setattr(prepare_dataset, "SELFEXSR", f"{address}/data/")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_download_tries_again_and_is_not_repeated(tiny, tmp_path, server):
+    content = zip_of(laid_out(tiny))
+    server.answers = [503, (content[:-100], len(content)), content]
+    main(tmp_path)
+    assert server.asked == 3 and fetched(tmp_path) == tiny
+    main(tmp_path)
+    assert server.asked == 3 and not list((tmp_path / "data").glob("*.zip*"))
+
+
+def test_download_that_never_succeeds(tiny, tmp_path, server):
+    content = zip_of(laid_out(tiny))
+    for answer in (
+        404,
+        (content[:1000], len(content)),
+        content[:1000],
+        b"<html>log in to this network</html>",
+    ):
+        server.answers, server.asked = [answer], 0
+        with pytest.raises(
+            OSError, match=r"cannot download http.*--source FILE.*--train_set sample --test_sets"
+        ):
+            main(tmp_path)
+        assert server.asked == prepare_dataset.ATTEMPTS and not list((tmp_path / "data").iterdir())
+
+
+def test_download_with_a_damaged_image(tiny, tmp_path, server):
+    """The archive is whole but not what the manifest says: nothing of it is kept, and the next run fetches it anew."""
+    server.answers = [
+        zip_of(laid_out(tiny) | {"root-78be1a2/Test/Set5/t0.bmp": b"BM"}),
+        zip_of(laid_out(tiny)),
+    ]
+    with pytest.raises(ValueError, match="Set5/t0.bmp is damaged .*run this again"):
+        main(tmp_path)
+    assert not list((tmp_path / "data").iterdir())
+    main(tmp_path)
+    assert fetched(tmp_path) == tiny
+
+
+@pytest.fixture
+def single(tiny, tmp_path, monkeypatch):
+    """{(set, file): content} of a small BSD100 and Urban100, in the manifest beside `tiny`'s."""
+    images = {}
+    for name, scale in (("BSD100", 3), ("Urban100", 4)):
+        for i in range(1, 6):
+            pixels = RANDOM.integers(0, 256, (12, 9 + i, 3), dtype=np.uint8)
+            writing.write_image(tmp_path / "image.png", pixels)
+            content = (tmp_path / "image.png").read_bytes()
+            images[name, f"img_00{i}_SRF_{scale}_HR.png"] = content
+    known = dict(named_sets.manifest())
+    for (name, file), content in images.items():
+        known.setdefault(name, {})[file] = hashlib.sha256(content).hexdigest()
+    for module in (named_sets, prepare_dataset):
+        monkeypatch.setattr(module, "manifest", lambda: known)
+    return images
+
+
+def address(key) -> str:
+    name, file = key
+    return f"/data/{prepare_dataset.FILE_BY_FILE[name]}/{file}"
+
+
+def fetch_single(tmp_path, *words):
+    """BSD100 and Urban100, prepared as test sets."""
+    sets = ["--train_set", "BSD100", "--test_sets", "BSD100", "Urban100"]
+    main(tmp_path, *sets, *words)
+
+
+def test_file_by_file(single, tmp_path, server, capsys):
+    """Each image is tried again on its own; a second run takes what is missing or damaged."""
+    server.answers = {address(key): [content] for key, content in single.items()}
+    (a, b, c, d, *_), path = single, next(iter(single))
+    for key, fault in zip((a, b, c, d), (503, (single[b][:50], len(single[b])), b"<html>", b"")):
+        server.answers[address(key)].insert(0, fault)
+    fetch_single(tmp_path)
+    assert fetched(tmp_path) == single and server.asked == len(single) + 4
+    names, images = prepared.load_images(tmp_path / "data" / "prepared" / "Urban100-y")
+    assert len(names) == 5 and images[0].shape == (1, 12, 10)
+    assert "BSD100, Urban100" in capsys.readouterr().err  # the bar
+    (tmp_path / "data" / path[0] / path[1]).write_bytes(b"damaged")
+    (tmp_path / "data" / "Urban100" / "img_003_SRF_4_HR.png").unlink()
+    server.paths.clear()
+    fetch_single(tmp_path)
+    assert sorted(server.paths) == sorted(
+        map(address, [path, ("Urban100", "img_003_SRF_4_HR.png")])
+    )
+    assert fetched(tmp_path) == single
+    fetch_single(tmp_path)
+    assert len(server.paths) == 2
+
+
+@pytest.mark.parametrize("fault", [404, b"<html>log in to this network</html>", (b"PNG", 5000)])
+def test_file_by_file_that_ends_early(single, tmp_path, server, fault):
+    """One line, what has arrived stays, nothing unfinished; the next run goes on."""
+    server.answers = {address(key): [content] for key, content in single.items()}
+    last = list(single)[-1]
+    server.answers[address(last)] = [fault]
+    with pytest.raises(
+        OSError, match=r"cannot download http.*SRF_4_HR.png .*run this again.*--source"
+    ):
+        fetch_single(tmp_path)
+    assert fetched(tmp_path).items() < single.items()
+    assert server.paths.count(address(last)) == prepare_dataset.ATTEMPTS
+    arrived = set(fetched(tmp_path))
+    server.answers[address(last)], server.paths = [single[last]], []
+    fetch_single(tmp_path)
+    assert fetched(tmp_path) == single
+    assert sorted(server.paths) == sorted(address(key) for key in single.keys() - arrived)
+
+
+@pytest.mark.parametrize(
+    "layout", ["ours", "SelfExSR", "SelfExSR.zip", "SelfExSR.tar.gz", "one set"]
+)
+def test_sources_of_single_files(single, tmp_path, layout):
+    """data_dir's layout, that of the repository (unpacked, as an archive), and the folder of a set itself."""
+    source, above = tmp_path / layout, "SelfExSR-master/data/"
+    members = {
+        f"{f'{n}/' if layout == 'ours' else above + prepare_dataset.FILE_BY_FILE[n] + '/'}{f}": content
+        for (n, f), content in single.items()
+    }
+    # The same names lie in other folders there
+    members |= {name.replace("BSD100", "Set5"): b"another" for name in members if "BSD100" in name}
+    if layout.endswith("zip"):
+        source.write_bytes(zip_of(members))
+    elif layout.endswith("gz"):
+        source.write_bytes(tar_of(members, "w:gz"))
+    else:
+        for name, content in members.items():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes(content)
+    if layout != "one set":
+        fetch_single(tmp_path, "--source", str(source))
+        assert fetched(tmp_path) == single
+        return
+    words = ["--train_set", "Urban100", "--test_sets", "Urban100"]
+    main(tmp_path, *words, "--source", str(source / above / "Urban100" / "image_SRF_4"))
+    assert fetched(tmp_path) == {key: c for key, c in single.items() if key[0] == "Urban100"}
+    with pytest.raises(
+        ValueError, match=r"lacks BSD100/img_001.*and 4 more; they belong into BSD100/ or"
+    ):
+        fetch_single(tmp_path, "--source", str(source / above / "Urban100"))
+
+
+@pytest.mark.slow
+def test_the_real_bsd100(shared, tmp_path, capsys):
+    """The manifest is that of the images that the literature's figures are made on."""
+    image_set(shared, "BSD100")
+    words = ["--train_set", "BSD100", "--test_sets", "BSD100", "--source", str(shared / "data")]
+    main(tmp_path, *words)
+    assert "BSD100-y: 100 images" in capsys.readouterr().out
+
+
+def test_no_network(tmp_path, run_script):
+    line = error_line(run_script("prepare_dataset.py", https_proxy="http://127.0.0.1:9"))
+    assert "--source FILE" in line and "--train_set sample --test_sets sample" in line
+    process = run_script(
+        "prepare_dataset.py",
+        "--train_set",
+        "sample",
+        "--test_sets",
+        "sample",
+        https_proxy="http://127.0.0.1:9",
+    )
+    assert process.returncode == 0 and "sample-train-y: 10 images" in process.stdout, process.stderr
+    assert sorted(p.name for p in (tmp_path / "data" / "prepared").iterdir()) == [
+        "sample-test-y",
+        "sample-train-y",
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------- hostile archives
+def test_a_misspelt_set_shows_before_any_download(tiny, tmp_path, server):
+    for name, meant in (("set5", "Set5"), ("Set-5", "Set5"), ("Set 55", "Set5")):
+        with pytest.raises(OSError, match=f"^{name}: no folder, and none of T91, .*did you mean"):
+            main(tmp_path, "--test_sets", name)
+        assert named_sets.unknown_set(name).endswith(f"did you mean {meant}?")
+    assert server.asked == 0
+
+
+def link(name, target, kind=tarfile.SYMTYPE):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def hostile_archives(tiny):
+    secret = tiny["T91", "t0.bmp"]
+    outside = {"../T91/t0.bmp": secret, "/tmp/T91/t0.bmp": secret, "x/../../T91/t0.bmp": secret}
+    yield "lacks", zip_of(outside)
+    yield "lacks", tar_of(outside)
+    yield (
+        "lacks",
+        tar_of(
+            {
+                "T91/t0.bmp": link("T91/t0.bmp", "/etc/passwd"),
+                "T91": link("T91", "/tmp"),
+                "T91/t1.bmp": link("T91/t1.bmp", "/etc/passwd", tarfile.LNKTYPE),
+                "T91/t2.bmp": link("T91/t2.bmp", "", tarfile.CHRTYPE),
+            }
+        ),
+    )
+    yield (
+        "lacks",
+        zip_of({"T91/t0.bmp/x": b"", "T91\\t0.bmp": secret, "T91/./../T91/t0.bmp": secret}),
+    )
+    everything = laid_out(tiny)
+    yield "T91/t0.bmp is damaged", zip_of(everything | {"root-78be1a2/Train/t0.bmp": bytes(10**8)})
+    yield (
+        "T91/t0.bmp is damaged",
+        tar_of(everything | {"root-78be1a2/Train/t0.bmp": bytes(10**8)}, "w:gz"),
+    )
+    yield "more than 256 MB", gzip.compress(bytes(2**28 + 1), 1)
+    pax = tarfile.TarInfo("x")
+    pax.type, pax.size = tarfile.XHDTYPE, 2**32
+    yield "no readable|lacks", pax.tobuf(tarfile.USTAR_FORMAT) + bytes(1024)
+    good = zip_of(everything)
+    yield "no readable|damaged|lacks", good[: len(good) // 2]
+    yield (
+        "no readable|damaged|lacks",
+        good.replace(b"\x14\0\0\0\x08\0", b"\x14\0\x01\0\x08\0"),
+    )  # "encrypted"
+
+
+def test_hostile_archives(tiny, tmp_path):
+    """Refused in one line, with nothing written anywhere, links not followed, bombs not unpacked."""
+    folder = tmp_path / "a" / "b"
+    for words, content in hostile_archives(tiny):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "source").write_bytes(content)
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(ValueError, match=words) as error:
+            main(folder, "--source", str(folder / "source"))
+        assert "\n" not in str(error.value) and sorted(tmp_path.rglob("*")) == before
+
+
+def test_fuzzed_archives_end_well_or_in_one_line(tiny, tmp_path):
+    """900 mutated archives: all images, or one line and none of them."""
+    seeds = [zip_of(laid_out(tiny)), tar_of(laid_out(tiny)), tar_of(laid_out(tiny), "w:gz")]
+    wanted = {key: hashlib.sha256(content).hexdigest() for key, content in tiny.items()}
+    whole = refused = 0
+    for i in range(900):
+        data = bytearray(seeds[i % 3])
+        for _ in range(RANDOM.integers(1, 8)):
+            position = (
+                RANDOM.integers(0, len(data)) if RANDOM.random() < 0.7 else -RANDOM.integers(1, 900)
+            )
+            data[position] = RANDOM.integers(0, 256)
+        (tmp_path / "fuzzed").write_bytes(
+            data[: RANDOM.integers(0, len(data))] if i % 5 == 0 else data
+        )
+        try:
+            assert prepare_dataset._read_source(tmp_path / "fuzzed", wanted) == tiny
+            whole += 1
+        except ValueError as error:
+            refused += 1
+            assert len(str(error)) < 500
+    assert whole and refused
+
+
+# -------------------------------------------------------------------------------------------------------------- tensors
+def folder_of_images(folder, count=8, side=100):
+    for i in range(count):
+        writing.write_image(
+            folder / f"{i:02d}.png", RANDOM.integers(0, 256, (side, side + i, 3), dtype=np.uint8)
+        )
+    return sorted(folder.iterdir())
+
+
+def test_kinds_of_images(tmp_path):
+    colour = RANDOM.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    gray, alpha = colour[..., 0], np.dstack([colour, colour[..., :1]])
+    for name, image in (
+        ("gray", gray),
+        ("colour", colour),
+        ("alpha", alpha),
+        ("deep", colour.astype(np.uint16) * 257),
+    ):
+        writing.write_image(tmp_path / f"{name}.png", image)
+        y, rgb = (
+            prepared.training_image(tmp_path / f"{name}.png", channels) for channels in (1, 3)
+        )
+        assert y.dtype == rgb.dtype == torch.uint8 and y.is_contiguous() and rgb.is_contiguous()
+        assert (y.numpy() == (gray if name == "gray" else imgproc.rgb2y(colour))[None]).all()
+        assert (
+            rgb.numpy() == (np.stack([gray] * 3) if name == "gray" else colour.transpose(2, 0, 1))
+        ).all()
+
+
+def test_shards_hold_what_fits_and_only_changed_ones_are_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_dataset, "SHARD_BYTES", 25_000)  # two images each
+    paths, folder = folder_of_images(tmp_path / "photos"), tmp_path / "prepared"
+    prepare_dataset.prepare(paths, folder, 1)
+    shards = sorted(folder.iterdir())
+    assert [p.name for p in shards] == [f"{i:05d}-of-00004.pth" for i in range(4)]
+    before = [p.stat().st_mtime_ns for p in shards]
+    writing.write_image(paths[5], np.full((90, 90, 3), 255, np.uint8))
+    (folder / "00001-of-00004.pth.tmp-99").write_text("left by a killed run")
+    prepare_dataset.prepare(paths, folder, 1)
+    assert sorted(folder.iterdir()) == shards
+    assert [p.stat().st_mtime_ns == t for p, t in zip(shards, before)] == [True, True, False, True]
+    shards[0].write_bytes(shards[0].read_bytes()[:-500])
+    prepare_dataset.prepare(
+        paths[:6], folder, 1
+    )  # a smaller set: other names, none of the old left
+    names, images = prepared.load_images(folder)
+    assert names == [f"{i:02d}" for i in range(6)] and (images[5] == 235).all()
+
+
+def test_a_run_that_ended_early_is_completed(tmp_path, monkeypatch):
+    """Killed outright while it works; the second run keeps the finished shards."""
+    paths = folder_of_images(tmp_path / "photos", 12)
+    code = (
+        "import sys, time, pathlib, prepare_dataset as p\np.SHARD_BYTES, work = 25_000, p.training_image\n"
+        "def slow(path, channels):\n    time.sleep(60 * (path.stem >= '08'))\n    return work(path, channels)\n"
+        "p.training_image = slow\np.prepare(sorted(pathlib.Path('photos').iterdir()), pathlib.Path('prepared'), 1)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    deadline = time.time() + 100
+    while (
+        len(list((tmp_path / "prepared").glob("*.pth"))) < 4
+        and time.time() < deadline
+        and process.poll() is None
+    ):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = {p: p.stat().st_mtime_ns for p in (tmp_path / "prepared").glob("*.pth")}
+    assert len(finished) == 4
+    with pytest.raises(FileNotFoundError, match="not prepared"):
+        prepared.load_images(tmp_path / "prepared")
+    monkeypatch.setattr(prepare_dataset, "SHARD_BYTES", 25_000)
+    prepare_dataset.prepare(paths, tmp_path / "prepared", 1)
+    assert all(p.stat().st_mtime_ns == t for p, t in finished.items())
+    names, images = prepared.load_images(tmp_path / "prepared", mmap=True)
+    assert len(names) == 12
+    assert all(
+        torch.equal(image, prepared.training_image(path, 1)) for path, image in zip(paths, images)
+    )
+
+
+def small_files_only():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+
+def test_bad_folders_and_full_disks(tmp_path, run_script):
+    folder_of_images(tmp_path / "photos")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("no folder")
+    sets = ("--test_sets", "--train_set")
+    for name, error, words in (
+        ("empty", ValueError, "no images"),
+        ("Urban", OSError, "Urban: no folder.*did you mean Urban100"),
+    ):
+        with pytest.raises(error, match=words):
+            prepare_dataset.main(
+                config.load(argv=[*sets, str(tmp_path / name) if name == "empty" else name])
+            )
+    with pytest.raises(ValueError, match="rename one"):
+        prepare_dataset.main(
+            config.load(argv=["--train_set", "a/photos", "--test_sets", "b/photos"])
+        )
+    with pytest.raises(OSError, match="file"):
+        prepare_dataset.prepare(
+            sorted((tmp_path / "photos").iterdir()), tmp_path / "file" / "prepared", 1
+        )
+    process = run_script("prepare_dataset.py", *sets, "photos", before=small_files_only)
+    assert re.search(r"File too large: .*00000-of-00001\.pth", error_line(process))
+    assert not list((tmp_path / "data").rglob("*.pth*"))
+    (tmp_path / "photos" / "text.png").write_text("no image")
+    line = error_line(run_script("prepare_dataset.py", *sets, "photos"))
+    assert "photos/text.png: not a PNG" in line

@@ -1,0 +1,30 @@
+"""That the benchmark runs: its figures are for people to read."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+
+@pytest.mark.slow
+def test_quick(tmp_path):
+    command = [sys.executable, ROOT / "tests" / "by_hand" / "benchmark.py", "--quick"]
+    command += ["--output", tmp_path / "benchmark.json"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert process.returncode == 0, process.stderr
+    assert "ports" in process.stdout and (
+        "not measured: no CUDA device" in process.stdout or "cuda" in process.stdout
+    )
+    rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
+    assert len(rows) >= 9 and all(row["here"] > 0 and row["unit"] for row in rows)
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 7), reason="needs torch 2.7, for fp16 on a CPU")
+def test_what_only_a_gpu_runs_runs():
+    import benchmark
+
+    rows = benchmark.frames(24, 32, "cpu")
+    assert len(rows) == 9 and all(row["here"] > 0 for row in rows)

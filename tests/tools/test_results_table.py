@@ -1,0 +1,61 @@
+"""assets/results_table.py: the README's table from what validate.py wrote."""
+
+import json
+
+import pytest
+
+from tools import results_table
+
+
+def record(kernel_sizes, scale, channels=1, **scores):
+    return {
+        "upscale_factor": scale,
+        "protocol": "y" if channels == 1 else "rgb",
+        "kernel_sizes": kernel_sizes,
+        "sets": {
+            name: {
+                kind: {"psnr": psnr, "ssim": psnr / 100}
+                for kind, psnr in zip(("bicubic", "srcnn", "srcnn+"), values)
+            }
+            for name, values in scores.items()
+        },
+    }
+
+
+def test_rows_by_set_and_network():
+    table = results_table.results_table(
+        [
+            record([9, 5, 5], 3, Set5=(30.3922, 33.0187, 33.15)),
+            record([9, 1, 5], 3, Set5=(30.3922, 32.68), mine=(20.0, 21.0)),
+            record([9, 1, 5], 2, Set5=(33.6614, 36.69)),
+            record([9, 1, 5], 4, channels=3, Set5=(26.0, 28.55)),
+        ]
+    )
+    assert table.splitlines() == [
+        "| set | | x2 | x3 | x4 |",
+        "|---|---|---|---|---|",
+        "| Set5 | bicubic | 33.66 / 0.3366 | 30.39 / 0.3039 |  |",
+        "|  | paper, 9-5-5 | 36.66 / 0.9542 | 32.75 / 0.9090 | **30.49 / 0.8628** |",
+        "|  | ours, 9-1-5 | **36.69 / 0.3669** | 32.68 / 0.3268 |  |",
+        "|  | ours, 9-5-5 |  | 33.02 / 0.3302 |  |",
+        "|  | ours, 9-5-5+ |  | **33.15 / 0.3315** |  |",
+        "| mine | bicubic |  | 20.00 / 0.2000 |  |",
+        "|  | ours, 9-1-5 |  | **21.00 / 0.2100** |  |",
+    ]
+
+
+def test_what_cannot_be_a_table(tmp_path, capsys):
+    """Two records that disagree, a file that is no record, and none at all: one line each."""
+    for name, psnr in (("a", 32.68), ("b", 32.7)):
+        content = record([9, 1, 5], 3, Set5=(30.39, psnr))
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "c.json").write_text('{"sets": {}}')
+    for names, message in (
+        ("ab", "ours, 9-1-5 on Set5 x3 has 32.68 dB in one record and 32.7 in another"),
+        ("ac", "c.json: not what validate.py writes"),
+        ("d", "d.json: not what validate.py writes"),
+    ):
+        with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+            results_table.main([str(tmp_path / f"{name}.json") for name in names])
+    results_table.main([str(tmp_path / "a.json")])
+    assert "| ours, 9-1-5 |  | 32.68 / 0.3268 |" in capsys.readouterr().out

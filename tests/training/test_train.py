@@ -1,0 +1,740 @@
+"""Training: faults, resuming, and the recipes' arithmetic."""
+
+import argparse
+import json
+import math
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from launch import ROOT, TINY, Run, make_tiny, prepare
+from runs import NAME, check_folder, contents, rows, same, small_files_only
+from torch.nn import functional as F
+
+import config
+import dataset
+import train
+from checkpoints.layouts import load_checkpoint
+from evaluation import protocol
+from images import prepared
+from model import SRCNN
+from system import convolutions
+from training import recipes, soap
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    return make_tiny(tmp_path_factory.mktemp("tiny") / "data")
+
+
+@pytest.fixture
+def start(data, tmp_path):
+    """``start("--steps", 4)`` starts train.py on the tiny set; results in tmp_path / "results"."""
+
+    def start(*arguments, before=None):
+        return Run("train.py", "--data_dir", data, *TINY, *arguments, cwd=tmp_path, before=before)
+
+    return start
+
+
+# ------------------------------------------------------------------------------------------------------------- resuming
+def kill_at_step_11():
+    backward, steps = torch.Tensor.backward, []
+
+    def dying(*args, **kwargs):
+        steps.append(1)
+        if len(steps) == 11:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return backward(*args, **kwargs)
+
+    torch.Tensor.backward = dying
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--precision fp32",
+        "--precision bf16",
+        "--recipe paper --holdout 0",
+        "--max_device_gb 0 --num_workers 1",
+    ],
+)
+def test_killed_and_resumed_is_bit_identical(start, tmp_path, options):
+    options = [*options.split(), "--steps", 14, "--exp_name"]
+    whole, killed = start(*options, "whole"), start(*options, "killed", before=kill_at_step_11)
+    assert killed.wait() == -signal.SIGKILL and whole.wait() == 0, killed.output + whole.output
+    last = tmp_path / "results/killed/last.pth"
+    assert load_checkpoint(last)["training"]["step"] == 8
+    resumed = start(*options, "killed", "--resume", last)
+    assert resumed.wait() == 0, resumed.output
+    for name in ("best.pth", "last.pth"):
+        a, b = (
+            torch.load(tmp_path / "results" / run / name, weights_only=True)
+            for run in ("whole", "killed")
+        )
+        assert same(a["state_dict"], b["state_dict"])
+    for part in ("step", "best", "network", "optimizer"):
+        assert same(a["training"][part], b["training"][part]), part
+    assert rows(last.parent) == rows(tmp_path / "results/whole")
+
+
+def test_killed_at_any_moment(start, tmp_path):
+    """SIGKILL at random times, most of which is spent in validating and writing: every file always loads."""
+    folder, chance = tmp_path / "results" / NAME, random.Random(0)
+    step = 0
+    for _ in range(4):
+        resume = ["--resume", folder / "last.pth"] if step else []
+        run = start("--steps", 100_000, "--valid_frequency", 1, *resume)
+        run.wait_for(
+            lambda: (
+                (folder / "last.pth").exists()
+                and load_checkpoint(folder / "last.pth")["training"]["step"] > step
+            )
+        )
+        time.sleep(chance.uniform(0, 0.5))
+        run.process.kill()
+        assert run.wait() == -signal.SIGKILL
+        check_folder(folder)
+        step = load_checkpoint(folder / "last.pth")["training"]["step"]
+
+
+def die_while_writing():
+    """Killed with half of the second last.pth written."""
+    write, written = Path.write_bytes, []
+
+    def dying(path, content):
+        written.append(path.name.split(".tmp")[0])
+        if written.count("last.pth") == 2:
+            write(path, bytes(content)[: len(content) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(path, content)
+
+    Path.write_bytes = dying
+
+
+def test_killed_while_writing_a_checkpoint(start, tmp_path):
+    folder = tmp_path / "results" / NAME
+    run = start("--steps", 12, before=die_while_writing)
+    assert run.wait() == -signal.SIGKILL
+    left = check_folder(folder)
+    assert load_checkpoint(folder / "last.pth")["training"]["step"] == 4
+    assert [name for name in left if ".tmp-" in name], left
+    run = start("--steps", 12, "--resume", folder / "last.pth")
+    assert run.wait() == 0, run.output
+    assert check_folder(folder) == ["best.pth", "last.pth", "metrics.csv"]
+    assert [row["step"] for row in rows(folder)] == [4, 8, 12]
+
+
+@pytest.mark.parametrize(
+    "number, options",
+    [
+        (signal.SIGTERM, ""),
+        (signal.SIGINT, "--recipe paper"),
+        (signal.SIGINT, "--max_device_gb 0 --num_workers 1"),
+    ],
+)
+def test_signal_saves_and_says_how_to_go_on(start, tmp_path, number, options):
+    """The last case: Ctrl-C in a terminal reaches the loading processes as well."""
+    options = [*options.split(), "--exp_name", "run", "--valid_frequency", 50_000]
+    run = start(*options, "--steps", 100_000, before=os.setsid)
+    run.wait_for(lambda: "steps a second" in run.output)
+    os.killpg(run.process.pid, number)
+    assert run.wait() == 128 + number, run.output
+    line = run.output.strip().splitlines()[-1]
+    last = tmp_path / "results/run/last.pth"
+    step = load_checkpoint(last)["training"]["step"]
+    assert (
+        line
+        == f"stopped at step {step}; go on with the same command and --resume results/run/last.pth"
+    )
+    assert "Traceback" not in run.output
+    run = start(*options, "--steps", step + 2, "--resume", last)
+    assert run.wait() == 0 and rows(last.parent)[-1]["step"] == step + 2, run.output
+
+
+# -------------------------------------------------------------------------------------------------- nothing to write to
+
+
+def test_no_room_leaves_the_last_checkpoint(start, tmp_path):
+    folder = tmp_path / "results" / NAME
+    assert start("--steps", 4).wait() == 0
+    before = contents(folder)
+    run = start("--steps", 8, "--resume", folder / "last.pth", before=small_files_only)
+    assert "File too large" in (line := run.error()) and f"{NAME}/" in line
+    assert contents(folder) == before
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root, to mount a disk"
+)
+def test_full_disk(start, tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True
+    ).returncode:
+        pytest.skip("needs the right to mount: in a container, docker run --privileged")
+    try:
+        assert start("--steps", 4, "--results_dir", folder).wait() == 0
+        before = contents(folder / NAME)
+        with pytest.raises(OSError), open(folder / "filler", "wb", buffering=0) as filler:
+            while filler.write(b"x" * 4096):
+                pass
+        run = start("--steps", 8, "--results_dir", folder, "--resume", folder / NAME / "last.pth")
+        assert "No space left on device" in run.error()
+        assert contents(folder / NAME) == before
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_folder_that_cannot_be_written(start, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "file/run" in start("--results_dir", tmp_path / "file/run").error()
+
+
+# ----------------------------------------------------------------------------------------------------------- divergence
+@pytest.mark.parametrize("recipe", ["fast", "paper"])
+def test_divergence_names_the_step_and_keeps_the_checkpoint(start, tmp_path, recipe):
+    options = ["--recipe", recipe, "--exp_name", "run"]
+    options += ["--max_device_gb", 0, "--num_workers", 1] if recipe == "fast" else []
+    folder = tmp_path / "results/run"
+    assert start(*options, "--steps", 4).wait() == 0
+    before = contents(folder)
+    options += ["--steps", 90, "--learning_rate", 1e6]
+    line = start(*options, "--valid_frequency", 60, "--resume", folder / "last.pth").error()
+    assert (
+        "learning_rate" in line and 4 < int(re.search(r"not finite at step (\d+);", line)[1]) < 60
+    )
+    assert contents(folder) == before
+    # with a checkpoint every step, the weights have grown when the last one is saved, but are numbers
+    assert "not finite at step" in start(*options, "--valid_frequency", 1, "--overwrite").error()
+    checkpoint = torch.load(folder / "last.pth", weights_only=True)
+    assert train.all_finite(
+        SRCNN.from_checkpoint(load_checkpoint(folder / "last.pth")),
+        type("O", (), {"state": checkpoint["training"]["optimizer"]["state"]}),
+    )
+
+
+def test_all_finite_looks_at_the_optimizer_too():
+    network = SRCNN((3, 1, 3))
+    optimizer = soap.SOAP(network.parameters())
+    network(torch.rand(1, 1, 9, 9)).mean().backward()
+    optimizer.step()
+    assert train.all_finite(network, optimizer)
+    optimizer.state[network.map[0].weight]["covariances"][0][0, 0] = math.inf
+    assert not train.all_finite(network, optimizer)
+
+
+# --------------------------------------------------------------------------------------------------- what not to resume
+@pytest.fixture(scope="session")
+def trained(data, tmp_path_factory):
+    """The results folder of a short run."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert Run("train.py", "--data_dir", data, *TINY, "--steps", 4, cwd=folder).wait() == 0
+    return folder / "results" / NAME
+
+
+@pytest.mark.parametrize(
+    "options, complaint",
+    [
+        ("--kernel_sizes 9 1 5", r"has kernel_sizes=\(5, 1, 3\), config asks for \(9, 1, 5\)"),
+        ("--channels 3", "has channels=1, config asks for 3"),
+        ("--upscale_factor 2", "a run at x3, config asks for x2"),
+        ("--recipe paper", "does not fit recipe=paper"),
+        ("--resume nowhere.pth", "nowhere.pth: no such file"),
+        ("--resume .", "not a file"),
+        ("--resume truncated.pth", "truncated.pth: damaged"),
+        ("--resume text.pth", "text.pth: neither"),
+        ("--batch_size 0", "batch_size=0"),
+        ("--crop_size 500", "crop_size=500: no training image is that large"),
+        ("--crop_size 17 --kernel_sizes 9 9 9", "crop_size=17: .* above 24"),
+        ("--holdout 6", "holdout=6: the training set has 6 images"),
+        ("--select_by Set99", "select_by='Set99'"),
+        ("--train_set nothing", "not prepared; run prepare_dataset.py"),
+        ("--device cuda:99", "device='cuda:99'"),
+        ("--lerning_rate 1", "unknown setting --lerning_rate: did you mean --learning_rate"),
+    ],
+)
+def test_refused_with_one_line(start, trained, tmp_path, options, complaint):
+    (tmp_path / "truncated.pth").write_bytes((trained / "last.pth").read_bytes()[:-500])
+    (tmp_path / "text.pth").write_text("not a checkpoint")
+    resume = (
+        []
+        if "--resume" in options or "--kernel_sizes 9 9 9" in options
+        else ["--resume", trained / "last.pth"]
+    )
+    before = contents(trained)
+    assert re.search(complaint, start(*resume, *options.split()).error())
+    assert contents(trained) == before and not list((tmp_path / "results").glob("*/*"))
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"step": 3},
+        {"step": 1, "best": 0.0, "seconds": 0.0, "history": [], "network": {}, "optimizer": {}},
+    ],
+)
+def test_strange_training_state(start, trained, tmp_path, state):
+    torch.save(
+        torch.load(trained / "best.pth", weights_only=True) | {"training": state},
+        tmp_path / "strange.pth",
+    )
+    assert "its state does not fit" in start("--resume", tmp_path / "strange.pth").error()
+
+
+def test_weights_of_others_start_at_step_0(start, tmp_path):
+    """Weights alone, of another layout, padding and scale."""
+    network = SRCNN((5, 1, 3), padding_mode="zeros")
+    names = {"features.0": "conv1", "map.0": "conv2", "reconstruction": "conv3"}
+    torch.save(
+        {
+            "arguments": argparse.Namespace(lr=1e-4),
+            **{
+                f"generator.{names[k.rsplit('.', 1)[0]]}.{k.rsplit('.', 1)[1]}": v
+                for k, v in network.state_dict().items()
+            },
+        },
+        tmp_path / "foreign.pth",
+    )
+    assert load_checkpoint(tmp_path / "foreign.pth")["interpolation"] == "torch"
+    run = start(
+        "--resume",
+        tmp_path / "foreign.pth",
+        "--steps",
+        1,
+        "--recipe",
+        "paper",
+        "--learning_rate",
+        1e-9,
+    )
+    assert run.wait() == 0, run.output
+    assert "note: passed over in the file, and not run: argparse.Namespace\n" in run.output
+    last = load_checkpoint(tmp_path / f"results/{NAME}_paper/last.pth")
+    assert last["training"]["step"] == 1 and last["upscale_factor"] == 3
+    assert (last["padding_mode"], last["interpolation"]) == (
+        "replicate",
+        "matlab",
+    )  # what it is trained for from here
+    for name, weight in network.state_dict().items():
+        torch.testing.assert_close(last["state_dict"][name], weight, atol=1e-5, rtol=0)
+
+
+def test_finished_run_and_lost_best(start, trained, tmp_path):
+    """Resuming a finished run does no harm; a best.pth that is not there is made anew."""
+    run = start("--steps", 4, "--resume", trained / "last.pth")
+    assert run.wait() == 0, run.output
+    run = start(
+        "--steps", 5, "--resume", trained / "last.pth", "--learning_rate", 0.5
+    )  # worse than before
+    assert run.wait() == 0, run.output
+    assert load_checkpoint(tmp_path / "results" / NAME / "best.pth")["facts"]["step"] == 5
+
+
+def test_checkpoints_of_long_runs_load(start, trained, tmp_path):
+    """load_checkpoint takes so much and no more; train.py stays within that."""
+    checkpoint = torch.load(trained / "last.pth", weights_only=True)
+    row = checkpoint["training"]["history"][0]
+    history = [
+        row
+        | {
+            "step": i - 20_000,
+            "samples": 10**10,
+            "psnr_third": random.random(),
+            "loss": random.random(),
+        }
+        for i in range(9_000)
+    ]
+    torch.save(
+        checkpoint | {"training": checkpoint["training"] | {"history": history}},
+        tmp_path / "long.pth",
+    )
+    run = start("--resume", tmp_path / "long.pth", "--steps", 5)
+    assert run.wait() == 0, run.output
+    last = tmp_path / "results" / NAME / "last.pth"
+    assert len(load_checkpoint(last)["training"]["history"]) == 5_000
+    assert last.with_name("metrics.csv").read_text().count("\n") == 5_001
+
+
+def test_checkpoint_facts(trained, data):
+    best, last = (load_checkpoint(trained / name) for name in ("best.pth", "last.pth"))
+    facts = last["facts"]
+    assert (
+        facts["train_set"] == "tiny"
+        and facts["step"] == 4
+        and facts["settings"]["data_dir"] == str(data)
+    )
+    assert {"psnr_holdout", "psnr_tinytest"} < set(facts) and facts["settings"]["kernel_sizes"] == [
+        5,
+        1,
+        3,
+    ]
+    assert (
+        best["training"] is None
+        and best["upscale_factor"] == 3
+        and best["padding_mode"] == "replicate"
+    )
+    row = rows(trained)[-1]
+    assert (row["step"], row["samples"], row["psnr_holdout"]) == (4, 16, facts["psnr_holdout"])
+    json.dumps(facts)
+
+
+# ---------------------------------------------------------------------------------------------------------- the recipes
+def settings(*arguments):
+    return config.load("train", list(map(str, arguments)))
+
+
+def test_paper_recipe_start_and_rates():
+    torch.manual_seed(0)
+    network, average = recipes.build(settings("--recipe", "paper"), None, torch.device("cpu"))
+    weights = torch.cat([p.flatten() for n, p in network.named_parameters() if "weight" in n])
+    assert abs(weights.std().item() / 0.001 - 1) < 0.05 and abs(weights.mean().item()) < 5e-5
+    assert all(not p.any() for n, p in network.named_parameters() if "bias" in n)
+    optimizer = recipes.make_optimizer(network, settings("--recipe", "paper"))
+    names = {id(p): n for n, p in network.named_parameters()}
+    rates = {
+        names[id(p)]: (
+            group["lr"] * group["factor"],
+            group["momentum"],
+            group["weight_decay"],
+            group["nesterov"],
+        )
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert {n: r[0] for n, r in rates.items()} == pytest.approx(
+        {
+            "features.0.weight": 1e-4,
+            "features.0.bias": 1e-5,
+            "map.0.weight": 1e-4,
+            "map.0.bias": 1e-5,
+            "reconstruction.weight": 1e-5,
+            "reconstruction.bias": 1e-5,
+        }
+    )
+    assert all(r[1:] == (0.9, 0, False) for r in rates.values())
+    assert {recipes.rate_at(step, settings("--recipe", "paper")) for step in (0, 10, 999_999)} == {
+        1e-4
+    }
+
+
+def test_paper_recipe_steps_by_hand(start, data, tmp_path):
+    """Three steps of Caffe's solver written out: E = sum of squares / (2N), V = 0.9 V + rate × gradient, W -= V."""
+    run = start(
+        "--recipe",
+        "paper",
+        "--steps",
+        3,
+        "--shrink",
+        "--holdout",
+        0,
+        "--learning_rate",
+        1e-2,
+        "--crop_size",
+        33,
+    )
+    assert run.wait() == 0, run.output
+    torch.manual_seed(0)
+    network = SRCNN((5, 1, 3), padding_mode="valid")
+    recipes.initialize(network, "paper")
+    images = torch.load(data / "prepared/tiny-y/00000-of-00001.pth", weights_only=True)["images"]
+    crops = dataset.DeviceCrops(images, dataset.CropPlan(3, 4, 33, stride=14))
+    rates = [1e-2, 1e-3, 1e-2, 1e-3, 1e-3, 1e-3]
+    speed = [torch.zeros_like(p) for p in network.parameters()]
+    for step in range(3):
+        lr, hr = crops[step]
+        energy = ((network(lr) - hr[:, :, 3:30, 3:30]) ** 2).sum() / 8
+        for p, v, rate, gradient in zip(
+            network.parameters(),
+            speed,
+            rates,
+            torch.autograd.grad(energy, list(network.parameters())),
+        ):
+            v.mul_(0.9).add_(rate * gradient)
+            p.data -= v
+    result = load_checkpoint(tmp_path / f"results/{NAME}_paper/last.pth")["state_dict"]
+    for name, p in network.state_dict().items():
+        torch.testing.assert_close(result[name], p, rtol=1e-4, atol=1e-8)
+    assert rows(tmp_path / f"results/{NAME}_paper")[-1]["step"] == 3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_fast_recipe_starts_at_bicubic(channels):
+    network = SRCNN((9, 5, 5), channels)
+    recipes.initialize(network, "fast")
+    x = torch.rand(2, channels, 30, 30)
+    torch.testing.assert_close(network(x)[..., 8:-8, 8:-8], x[..., 8:-8, 8:-8])
+
+
+def test_fast_recipe_rate():
+    thousand = settings("--steps", 1000, "--learning_rate", 1)
+    rates = [recipes.rate_at(step, thousand) for step in range(1000)]
+    assert (
+        rates[0] == pytest.approx(0.01)
+        and rates[500] == pytest.approx(0.5)
+        and 0 <= rates[-1] < 1e-4
+    )
+    assert rates[99:] == sorted(rates[99:], reverse=True)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_trained_network_is_the_network(channels):
+    """TrainedSRCNN and NarrowConv2d against plain convolutions: outputs and all gradients."""
+    torch.manual_seed(0)
+    plain = SRCNN((9, 3, 5), channels, (8, 6), "valid")
+    trained = recipes.TrainedSRCNN((9, 3, 5), channels, (8, 6), "valid")
+    trained.load_state_dict(plain.state_dict())
+    trained.to(memory_format=torch.channels_last)
+    x = torch.rand(3, channels, 22, 20)
+    for network in (plain, trained):
+        (network(x) ** 2).sum().backward()
+    torch.testing.assert_close(trained(x), plain(x), rtol=1e-4, atol=1e-5)
+    for a, b in zip(trained.parameters(), plain.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-3 * b.grad.abs().max().item())
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(trained(x), plain(x).float(), rtol=0.03, atol=0.03)
+    x, weight = (
+        torch.rand(2, 5, 9, 8, dtype=torch.double),
+        torch.rand(3, 5, 3, 3, dtype=torch.double),
+    )
+    torch.testing.assert_close(
+        convolutions.NarrowConv2d.apply(x, weight), F.conv2d(x, weight).float()
+    )
+
+
+def test_weights_are_dithered_in_bf16_alone(monkeypatch):
+    dithered = []
+    monkeypatch.setattr(recipes, "dithered", lambda weight: dithered.append(weight) or weight)
+    for precision, count in (("fp32", 0), ("bf16", 3)):
+        run = train.begin(settings("--precision", precision), torch.device("cpu"))
+        train.wrapped(run)(torch.rand(1, 1, 20, 20))
+        assert len(dithered) == count
+
+
+def test_dithered():
+    """Values that bf16 holds, next to the weight, and in the mean the weight; the gradient passes."""
+    torch.manual_seed(0)
+    weight = torch.tensor([1.003, -0.7001, 1e-3, 0.0, -3e-5, 0.5], requires_grad=True)
+    samples = torch.stack([recipes.dithered(weight) for _ in range(4000)])
+    assert torch.equal(samples.bfloat16().float(), samples) and (samples[:, -1] == 0.5).all()
+    assert ((samples - weight).abs() <= weight.abs() / 128).all()
+    torch.testing.assert_close(samples.mean(0), weight, rtol=4e-4, atol=0)
+    recipes.dithered(weight).sum().backward()
+    assert torch.equal(weight.grad, torch.ones(6))
+
+
+# ------------------------------------------------------------------------------------------------------------- the rest
+BLOCKED = """
+import sys
+sys.modules.update(dict.fromkeys(["cv2", "skimage", "scipy", "torchvision", "PIL", "matplotlib", "pandas"]))
+import os, runpy
+here, before = os.getcwd(), set(os.listdir())
+sys.path.insert(0, sys.argv[1])
+for name in os.listdir(sys.argv[1]):
+    if name.endswith(".py"):
+        __import__(name[:-3])
+assert os.getcwd() == here and set(os.listdir()) == before, "importing did something"
+sys.argv[:2] = [sys.argv[1] + "/train.py"]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_needs_torch_numpy_and_tqdm_alone(data, tmp_path):
+    """With everything else blocked: all modules import, doing nothing by that, and train.py trains."""
+    run = subprocess.run(
+        [sys.executable, "-c", BLOCKED, ROOT, "--data_dir", data, *TINY, "--steps", "2"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr
+    assert (
+        sorted(os.listdir(tmp_path)) == ["results"]
+        and "best.pth, last.pth, metrics.csv" in run.stdout
+    )
+
+
+def compile_in_this_process():
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # helpers would load torch first
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler: apt-get install g++")
+def test_compiled(start, tmp_path):
+    """The compiled network takes the same steps."""
+    options = [
+        "--recipe",
+        "paper",
+        "--steps",
+        2,
+        "--valid_frequency",
+        2,
+        "--kernel_sizes",
+        3,
+        1,
+        3,
+        "--exp_name",
+    ]
+    plain = start(*options, "plain")
+    compiled = start(*options, "compiled", "--compile", before=compile_in_this_process)
+    assert plain.wait() == 0 and compiled.wait(600) == 0, compiled.output
+    a, b = (
+        load_checkpoint(tmp_path / f"results/{name}/last.pth")["state_dict"]
+        for name in ("plain", "compiled")
+    )
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-7)
+
+
+def test_rgb(data, start, tmp_path):
+    """Three channels, resumed; measured on RGB by MMagic's protocol."""
+    prepare(data, "--train_set", "tiny", "--test_sets", "tinytest", "--channels", 3)
+    options = ["--channels", 3, "--upscale_factor", 2, "--valid_frequency", 2]
+    run = start(*options, "--steps", 2)
+    assert run.wait() == 0, run.output
+    last = tmp_path / "results/srcnn_5-1-3_x2_rgb/last.pth"
+    run = start(*options, "--steps", 4, "--resume", last)
+    assert run.wait() == 0, run.output
+    network = SRCNN.from_pretrained(last.with_name("best.pth"))
+    assert (network.channels, network.upscale_factor) == (3, 2)
+    images = list(zip(*prepared.load_images(data / "prepared/tinytest-rgb")))
+    score = protocol.evaluate(SRCNN.from_pretrained(last), images, 2, "rgb", with_ssim=False)[
+        "srcnn"
+    ]["psnr"]
+    assert rows(last.parent)[-1]["psnr_tinytest"] == pytest.approx(score, abs=1e-6)
+
+
+def test_learns(start, tmp_path):
+    run = start(
+        "--steps", 150, "--valid_frequency", 50, "--kernel_sizes", 9, 1, 5, "--precision", "auto"
+    )
+    assert run.wait() == 0, run.output
+    scores = [row["psnr_holdout"] for row in rows(tmp_path / "results/srcnn_9-1-5_x3")]
+    assert scores[-1] > scores[0]
+
+
+# --------------------------------------------------------- a run is never lost, nor taken for another
+def slow_measuring():
+    """Measuring an image takes until there is a file "go", so that signals can come in the midst of it."""
+    from evaluation import protocol
+
+    measure = protocol.measure
+
+    def slow(*arguments):
+        while not os.path.exists("go"):
+            time.sleep(0.01)
+        return measure(*arguments)
+
+    protocol.measure = slow
+
+
+def stuck_measuring():
+    from evaluation import protocol
+
+    protocol.measure = lambda *arguments: time.sleep(100)
+
+
+def test_a_run_is_replaced_only_if_asked(start, tmp_path):
+    assert start("--steps", 8).wait() == 0
+    folder = tmp_path / "results" / NAME
+    before = contents(folder)
+    shipped = tmp_path / "weights.pth"
+    shutil.copy(folder / "best.pth", shipped)
+    for options in ((), ("--resume", shipped)):
+        line = start("--steps", 1, *options).error()
+        assert all(word in line for word in ("--resume", "--exp_name", "--overwrite")), line
+        assert contents(folder) == before
+    (folder / "validation.json").write_text("{}")  # would be taken for the new run's
+    assert start("--steps", 1, "--overwrite").wait() == 0
+    assert not (folder / "validation.json").exists()
+    assert load_checkpoint(folder / "last.pth")["training"]["step"] == 1
+
+
+def test_what_a_resumed_run_says_of_itself(start, tmp_path):
+    first = start("--steps", 8)
+    assert first.wait() == 0
+    last = tmp_path / "results" / NAME / "last.pth"
+    again = start("--steps", 8, "--resume", last, "--exp_name", "other")
+    assert again.wait() == 0 and "finished already" in again.output
+    assert "Written" not in again.output and not (tmp_path / "results" / "other").exists()
+    less = start("--steps", 1, "--resume", last)
+    assert less.wait() == 0 and f"finished already: {last} is at step 8\n" in less.output
+    assert "--steps 1 asks for no more; nothing was written. To go on" in less.output
+    assert "set it above 8\n" in less.output
+    on = start("--steps", 12, "--resume", last)
+    assert on.wait() == 0 and "goes on at step 8 of 12" in on.output
+
+
+def test_a_misspelt_test_set_is_told(start):
+    run = start("--test_sets", "tinytest", "tinytes", "--steps", 1)
+    assert run.wait() == 0
+    assert "not prepared, so not measured: tinytes\n" in run.output
+
+
+def test_the_last_line_is_a_command_that_measures_the_run(start, run_script, tmp_path):
+    run = start("--steps", 4)
+    assert run.wait() == 0
+    words = shlex.split(re.search(r"measure it: python (.*)", run.output)[1])
+    assert Path(words[0]).resolve() == ROOT / "validate.py"
+    done = run_script("validate.py", *words[1:], "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert f"{NAME}/best.pth" in done.stdout.splitlines()[0]
+
+
+@pytest.mark.parametrize("regular", [False, True], ids=["stopped", "measuring"])
+def test_a_second_signal_loses_nothing(start, tmp_path, regular):
+    """The first comes in a step, or while a validation that was due anyway is measured."""
+    options = ["--valid_frequency", 4 if regular else 100_000]
+    run = start("--steps", 100_000, *options, before=slow_measuring)
+    last = tmp_path / "results" / NAME / "last.pth"
+    if regular:
+        run.wait_for(last.exists)  # it is saved before it is measured
+    else:
+        run.wait_for(lambda: "steps a second" in run.output)
+    os.kill(run.process.pid, signal.SIGINT)
+    run.wait_for(lambda: "saving this step" in run.output)
+    time.sleep(1.1)  # sooner, it counts as the same one
+    os.kill(run.process.pid, signal.SIGINT)
+    run.wait_for(lambda: "stopping: saving alone" in run.output)
+    (tmp_path / "go").touch()
+    assert run.wait() == 130
+    assert "Traceback" not in run.output and "--resume" in run.output
+    step = load_checkpoint(last)["training"]["step"]
+    assert f"stopped at step {step};" in run.output and "this step was not measured" in run.output
+    on = start("--steps", step + 1, "--resume", last)
+    assert on.wait() == 0 and f"goes on at step {step} of" in on.output
+
+
+def test_a_third_signal_ends_it_and_leaves_what_was_saved(start, tmp_path):
+    run = start("--steps", 100_000, "--valid_frequency", 4, before=stuck_measuring)
+    last = tmp_path / "results" / NAME / "last.pth"
+    run.wait_for(last.exists)
+    for said in ("saving this step", "stopping: saving alone"):
+        os.kill(run.process.pid, signal.SIGINT)
+        run.wait_for(lambda said=said: said in run.output)
+        time.sleep(1.1)  # sooner, it counts as the same one
+    os.kill(run.process.pid, signal.SIGINT)
+    assert run.wait(30) == -signal.SIGINT
+    assert load_checkpoint(last)["training"]["step"] == 4
+
+
+def test_a_log_file_has_a_line_for_each_validation(start):
+    run = start("--steps", 12)
+    assert run.wait() == 0
+    lines = [line for line in run.output.splitlines() if line.startswith("step ")]
+    assert [line.split(",")[0] for line in lines] == ["step 4", "step 8", "step 12"]
+    for line in lines:
+        assert re.match(r"step \d+, \d+ s: held out \d+\.\d\d, tinytest \d+\.\d\d", line), line
+    assert "loss" not in run.output

@@ -1,0 +1,1 @@
+"""Commands that make the pictures, tables, weights and models of this project."""

@@ -1,0 +1,1 @@
+"""Training: a run, its recipes, the optimizer, the log, and interrupts."""
