@@ -239,10 +239,11 @@ def test_scores_without_opencv_and_scikit_image(tmp_path):
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 sys.modules.update(cv2=None, skimage=None, scipy=None, PIL=None)
-import torch, evaluation
+import torch
+from evaluation import protocol
 from model import SRCNN
 image = torch.arange(3600).remainder(251).byte().view(1, 60, 60)
-print(sorted(evaluation.evaluate(SRCNN().eval(), [("a", image)], 2, with_ssim=False)["srcnn"]))
+print(sorted(protocol.evaluate(SRCNN().eval(), [("a", image)], 2, with_ssim=False)["srcnn"]))
 """)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert done.stdout.strip() == "['psnr']", done.stderr

@@ -428,14 +428,14 @@ def test_images_too_large_for_the_memory_fail_in_one_line(tmp_path, monkeypatch,
     for name, side in (("a", 8), ("b", 16)):
         writing.write_image(tmp_path / f"{name}.png", np.zeros((side, side), np.uint8))
 
-    def enlarge(image, *arguments, **options):
+    def upscaled(image, *arguments, **options):
         if len(image) > 8:
             raise kind(
                 "MPS backend out of memory (MPS allocated: 18.00 GB)\nTried to allocate 2 GB"
             )
         return enlarge.upscale(image, *arguments, **options)
 
-    monkeypatch.setattr(upscale, "upscale", enlarge)
+    monkeypatch.setattr(upscale, "upscale", upscaled)
     with pytest.raises(SystemExit):
         run_main(tmp_path, "--output", tmp_path / "out")
     told = capsys.readouterr()

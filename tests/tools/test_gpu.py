@@ -81,7 +81,7 @@ def test_what_is_written_where_there_is_a_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu.devices, "device_name", lambda device: "a card")
     predicting = gpu.predicting
     monkeypatch.setattr(gpu, "predicting", lambda report, device: predicting(report, cpu))
-    monkeypatch.setattr(gpu.inference, "predict", lambda network, x, dtype=None: 2 * x)
+    monkeypatch.setattr(gpu.tiling, "predict", lambda network, x, dtype=None: 2 * x)
     assert gpu.main("auto", tmp_path, tmp_path / "results" / "gpu.json") == 1
     written = json.loads((tmp_path / "results" / "gpu.json").read_text(encoding="utf-8"))
     assert written["device"] == "a card" and written["failed"] == 7 == 8 - written["passed"] - 1
@@ -90,7 +90,7 @@ def test_what_is_written_where_there_is_a_gpu(monkeypatch, tmp_path):
 
 def test_a_row_that_fails_leaves_nothing_behind(monkeypatch, capsys):
     """Neither an end planned for its training nor a group of processes, which later rows would meet."""
-    average_decay = gpu.recipe.average_decay
+    average_decay = gpu.recipes.average_decay
 
     def fail(device, *options):
         if "part" in options:
@@ -103,5 +103,5 @@ def test_a_row_that_fails_leaves_nothing_behind(monkeypatch, capsys):
     report.row("resumed", lambda: gpu.resumed(torch.device("cpu"), []))
     report.row("one process", lambda: gpu.one_process(torch.device("cpu")))
     assert [row["state"] for row in report.rows] == ["failed", "failed"]
-    assert gpu.recipe.average_decay is average_decay
+    assert gpu.recipes.average_decay is average_decay
     assert processes._patient == [] and not torch.distributed.is_initialized()

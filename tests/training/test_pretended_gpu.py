@@ -13,6 +13,7 @@ import pytest
 import torch
 from launch import TINY, make_tiny, prepare
 from pretended import pretended
+from runs import same
 
 import config
 import dataset
@@ -155,7 +156,7 @@ def test_training_gives_what_the_cpu_gives(run_training, options):
 @pytest.mark.parametrize("kind, precision", [("cuda", "bf16"), ("mps", "fp32")])
 def test_resumed_is_bit_identical(run_training, monkeypatch, kind, precision):
     options = ["--precision", precision, "--valid_frequency", 3, "--steps", 6, "--exp_name"]
-    decay_at, steps = train.recipe.average_decay, []
+    decay_at, steps = train.recipes.average_decay, []
 
     def decay_or_end(*arguments):
         steps.append(1)
@@ -163,7 +164,7 @@ def test_resumed_is_bit_identical(run_training, monkeypatch, kind, precision):
             raise KeyboardInterrupt
         return decay_at(*arguments)
 
-    monkeypatch.setattr(train.recipe, "average_decay", decay_or_end)
+    monkeypatch.setattr(train.recipes, "average_decay", decay_or_end)
     with pretended(kind):
         whole = run_training(*options, "whole")
         with pytest.raises(KeyboardInterrupt):
@@ -230,8 +231,8 @@ def test_no_step_waits_for_the_gpu(run_training, options):
 def test_sgd_is_one_kernel_where_torch_has_it(kind, fused):
     settings = config.load("train", ["--recipe", "paper"])
     with pretended(kind):
-        network = train.recipe.build(settings, None, torch.device(kind))[0]
-        assert train.recipe.make_optimizer(network, settings).defaults["fused"] is fused
+        network = train.recipes.build(settings, None, torch.device(kind))[0]
+        assert train.recipes.make_optimizer(network, settings).defaults["fused"] is fused
 
 
 @pytest.mark.parametrize("kind", ["cuda", "cpu"])
