@@ -36,7 +36,8 @@ import validate
 from images import reading
 from inference import tiling
 from model import SRCNN
-from system import devices, processes
+from system import devices
+from system import processes as groups
 from system.files import UserError, replace_file
 from training import recipes
 
@@ -88,7 +89,7 @@ def main(name: str, data_dir: Path, output: Path) -> int:
         predicting(report, device)
         training(report, device)
         scripts(report, device)
-        rows_of_processes(report, device)
+        processes(report, device)
         speed(report, device, data_dir)
         os.chdir(ROOT)  # Windows does not remove a folder that a process is in
     seconds = time.perf_counter() - began
@@ -289,14 +290,14 @@ def upscaled(device):
 
 
 # -------------------------------------------------------------------------------------- processes
-def rows_of_processes(report, device):
+def processes(report, device):
     report.row("a group of one process, and a step of DDP in it", lambda: one_process(device))
     count = max(2, getattr(torch, device.type).device_count() if device.type != "cpu" else 2)
     report.row(f"{count} processes", lambda: several(device, count))
 
 
 def check_joining(device):
-    backend = processes.BACKENDS.get(device.type)
+    backend = groups.BACKENDS.get(device.type)
     # Without NCCL it is Gloo
     if backend is None or backend == "xccl" and not torch.distributed.is_backend_available(backend):
         raise NotPossible(f"torch joins no processes on {device.type} here")
@@ -307,15 +308,15 @@ def one_process(device):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1"}
     try:
-        processes.join(0, 1, device)
+        groups.join(0, 1, device)
         own = [device] if device.type == "cuda" else None
         network = torch.nn.parallel.DistributedDataParallel(SRCNN().to(device), own)
         network(torch.rand(1, 1, 32, 32, device=device)).sum().backward()
-        processes.wait_for_all()
+        groups.wait_for_all()
         return torch.distributed.get_backend()
     finally:
         # As `devices.processes` does: later rows have no group to wait for
-        processes._patient.clear()
+        groups._patient.clear()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"):
