@@ -57,10 +57,28 @@ def write_file(content, path):
         temporary.write_bytes(content)
 
 
-def network_name(kernel_sizes, upscale_factor: int, channels: int) -> str:
-    """What the files and folders of a network are called: srcnn_9-1-5_x3, srcnn_9-1-5_x3_rgb."""
-    colours = "_rgb" if channels == 3 else ""
-    return f"srcnn_{'-'.join(map(str, kernel_sizes))}_x{upscale_factor}{colours}"
+def default_widths(kernel_sizes) -> tuple[int, ...]:
+    """Return the paper's filter numbers (n1, n2, ...) for a network of these kernel sizes.
+
+    Three layers have 64 and 32 filters (section 4.1). Deeper networks add mapping layers: 64-32-16
+    with four layers, 64-32-32-16 with five (section 4.3.3). The last layer is not listed: it has as
+    many filters as the image has channels.
+    """
+    layers = len(kernel_sizes)
+    return (64, 32)[: layers - 1] if layers <= 3 else (64, *[32] * (layers - 3), 16)
+
+
+def network_name(kernel_sizes, upscale_factor: int, channels: int, widths=None) -> str:
+    """Return the name of a network's files and folders.
+
+    Examples: srcnn_9-1-5_x3, srcnn_9-1-5_x3_rgb, srcnn_9-1-1-5_64-32-16_x3. The widths are left out
+    for three layers with the paper's 64 and 32 filters. None: the paper's, see `default_widths`.
+    """
+    widths = tuple(widths or default_widths(kernel_sizes))
+    parts = ["srcnn", "-".join(map(str, kernel_sizes))]
+    if widths != (64, 32):
+        parts.append("-".join(map(str, widths)))
+    return "_".join([*parts, f"x{upscale_factor}"]) + ("_rgb" if channels == 3 else "")
 
 
 def save(content, path):
