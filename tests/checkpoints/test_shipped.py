@@ -1,4 +1,4 @@
-"""The weights in assets/weights/: they are what the README says of them."""
+"""The weights in assets/weights/ have the figures that README and docs/ give for them."""
 
 import re
 
@@ -12,6 +12,8 @@ from images.prepared import training_image
 from model import SRCNN
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+WEIGHTS = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
 SHIPPED = [(k, s, 1) for k in ((9, 1, 5), (9, 3, 5), (9, 5, 5)) for s in (2, 3, 4)] + [
     ((9, 1, 5), s, 3) for s in (2, 3, 4)
 ]
@@ -51,7 +53,7 @@ def test_readme_has_its_figures(shared, network):
     ]
     expected = " | ".join(f"{s['psnr']:.2f} / {s['ssim']:.4f}" for s in scores)
     assert re.search(
-        rf"^\| srcnn_{named(network)} \|.*{re.escape(expected)}", README, re.MULTILINE
+        rf"^\| srcnn_{named(network)} \|.*{re.escape(expected)}", WEIGHTS, re.MULTILINE
     ), expected
 
 
@@ -75,12 +77,10 @@ def test_carries_what_made_it(network):
 
 
 def results_rows() -> dict:
-    """{(set, row): {scale: text}} of the README's table of results, as assets/results_table.py
-    makes it; emphasis left out."""
+    """Return {(set, row): {scale: text}} of the table in docs/results.md, without emphasis."""
     rows, set_name = {}, ""
-    _, _, table = README.partition("| set | | x2 | x3 | x4 |\n")
-    if not table:
-        pytest.skip("the README has no table of results by assets/results_table.py yet")
+    _, _, table = RESULTS.partition("| set | | x2 | x3 | x4 |\n")
+    assert table, "docs/results.md has no table by tools/results_table.py"
     for line in table.split("\n\n")[0].splitlines()[1:]:
         name, label, *cells = (cell.strip(" *") for cell in line.strip("|").split("|"))
         set_name = name or set_name
@@ -88,13 +88,25 @@ def results_rows() -> dict:
     return rows
 
 
-def test_readme_results_are_those_of_its_weights():
-    """Its two tables say the same of every network on Y; the second is measured above."""
+def test_the_readmes_table_is_a_part_of_the_results():
+    rows = results_rows()
+    _, _, table = README.partition("| network | Set5 x2 |")
+    lines = table.split("\n\n")[0].splitlines()[2:]
+    assert len(lines) == 6
+    for line in lines:
+        label, *cells = (cell.strip(" *") for cell in line.strip("|").split("|"))
+        label = label.split(" (")[0]
+        found = [rows[name, label][scale] for name in ("Set5", "Set14") for scale in (2, 3, 4)]
+        assert [text.split(" / ")[0] for text in found] == cells
+
+
+def test_results_are_those_of_the_weights():
+    """The two tables in docs/ agree on every network on Y; the second is measured above."""
     rows = results_rows()
     for network in SHIPPED:
         kernel_sizes, scale, channels = network
         if channels == 1:
-            line = re.search(rf"^\| srcnn_{named(network)} \|.*$", README, re.MULTILINE)[0]
+            line = re.search(rf"^\| srcnn_{named(network)} \|.*$", WEIGHTS, re.MULTILINE)[0]
             for set_name in ("Set5", "Set14"):
                 label = f"ours, {'-'.join(map(str, kernel_sizes))}"
                 assert f"| {rows[set_name, label][scale]} |" in line
