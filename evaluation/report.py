@@ -12,7 +12,7 @@ from string import Template
 
 import numpy as np
 
-from images.comparison import REPORT_SIDE, _around, _image, _label, caption
+from images.comparison import REPORT_SIDE, around_detail, caption, method_label, rgb_picture
 
 TEMPLATE = Path(__file__).parents[1] / "assets" / "report_template.html"
 KINDS = ("bicubic", "srcnn", "srcnn+")  # ways of enlarging, as evaluation/protocol.py names them
@@ -35,7 +35,7 @@ def slider(name: str, scores: dict, shown: dict, window: tuple[slice, slice]) ->
     # The page holds its pictures itself: of a photograph of many megapixels a part must do
     if max(height, width) > REPORT_SIDE:
         part = f'<span class="part">part of {width} × {height} pixels</span>'
-        cut = tuple(_around(edge, size) for edge, size in zip(window, (height, width)))
+        cut = tuple(around_detail(edge, size) for edge, size in zip(window, (height, width)))
         shown = {kind: picture[cut] for kind, picture in shown.items()}
     height, width = shown["bicubic"].shape[:2]
     # Whole multiples only: each pixel of the picture becomes a square of pixels on the screen
@@ -94,7 +94,7 @@ def means(result: dict) -> str:
     for kind, score in _kinds(result).items():
         ssim = f"<dd>SSIM {score['ssim']:.4f}</dd>" if "ssim" in score else ""
         psnr = f"<dd><b>{score['psnr']:.2f}</b> dB</dd>"
-        boxes += f"<div><dt>{_label(kind)}</dt>{psnr}{ssim}</div>\n"
+        boxes += f"<div><dt>{method_label(kind)}</dt>{psnr}{ssim}</div>\n"
     return f'<dl class="means">\n{boxes}</dl>\n'
 
 
@@ -126,7 +126,7 @@ def gains(result: dict) -> str:
             f'<rect {place} rx="3"/>\n'
             f'<text x="{end + 1:.2f}%" y="{middle}">{value:+.2f}</text>\n'
         )
-    label = f"Gain of {_label(best)} over bicubic, dB"
+    label = f"Gain of {method_label(best)} over bicubic, dB"
     opened = " open" if len(gain) <= OPEN_CHART else ""
     return (
         f'<details class="gains"{opened}><summary>{label}</summary>\n'
@@ -158,5 +158,5 @@ def _images(result: dict) -> str:
 def _webp(picture: np.ndarray) -> str:
     """A picture as WebP in base64."""
     file = io.BytesIO()
-    _image(picture).save(file, "WEBP", quality=92)
+    rgb_picture(picture).save(file, "WEBP", quality=92)
     return base64.b64encode(file.getvalue()).decode()

@@ -69,10 +69,10 @@ def comparison(columns: list[tuple[str, np.ndarray]], window: tuple[slice, slice
     drawing = Image.new("RGB", total, PAPER)
     for i, (text, picture) in enumerate(columns):
         left, middle = MARGIN + i * (COLUMN + MARGIN), size[1] + 2 * MARGIN
-        whole = _image(picture).resize(size, how)
+        whole = rgb_picture(picture).resize(size, how)
         ImageDraw.Draw(whole).rectangle(marked, outline=MARK, width=2)
         drawing.paste(whole, (left + (COLUMN - size[0]) // 2, MARGIN))
-        magnified = _image(picture[window]).resize((COLUMN, COLUMN), Image.Resampling.NEAREST)
+        magnified = rgb_picture(picture[window]).resize((COLUMN, COLUMN), Image.Resampling.NEAREST)
         drawing.paste(magnified, (left, middle))
         font = ImageFont.load_default(17)
         ImageDraw.Draw(drawing).text((left, middle + COLUMN + MARGIN), text, INK, font)
@@ -82,22 +82,22 @@ def comparison(columns: list[tuple[str, np.ndarray]], window: tuple[slice, slice
 def caption(kind: str, score: dict) -> str:
     """Such as "SRCNN 32.75 dB / 0.9105"."""
     ssim = f" / {score['ssim']:.4f}" if "ssim" in score else ""
-    return f"{_label(kind)} {score['psnr']:.2f} dB{ssim}"
+    return f"{method_label(kind)} {score['psnr']:.2f} dB{ssim}"
 
 
-def _around(edge: slice, size: int) -> slice:
+def around_detail(edge: slice, size: int) -> slice:
     """REPORT_SIDE pixels of an axis around an edge of the detail, or all where there are fewer."""
     start = (edge.start + edge.stop - REPORT_SIDE) // 2
     start = max(0, min(start, size - REPORT_SIDE))
     return slice(start, start + REPORT_SIDE)
 
 
-def _image(picture: np.ndarray):
+def rgb_picture(picture: np.ndarray):
     """H×W or H×W×3 of 8 or 16 bits as a Pillow image in RGB."""
     from PIL import Image
 
     return Image.fromarray(eight_bits(picture)).convert("RGB")
 
 
-def _label(kind: str) -> str:
+def method_label(kind: str) -> str:
     return kind.replace("srcnn", "SRCNN")

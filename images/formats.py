@@ -15,7 +15,7 @@ FORMATS = ("PNG", "BMP", "JPEG", "TIFF", "WEBP", "GIF", "AVIF", "HEIF")
 _NO_LOG = logging.NullHandler()
 
 
-def _pillow():
+def load_pillow():
     """Pillow, told not to log, which also opens HEIC files where pillow-heif is installed."""
     from PIL import Image
 
@@ -28,7 +28,7 @@ def _pillow():
     return Image
 
 
-def _opencv():
+def load_opencv():
     """OpenCV, told not to log: it reads that from the environment when it is first imported."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
@@ -49,4 +49,4 @@ def readable_suffixes() -> tuple[str, ...]:
 
 def known_suffixes() -> set[str]:
     """The suffixes of all kinds of images that Pillow has heard of, and JPEG XL's."""
-    return {".heic", ".heif", ".avif", ".jxl", *_pillow().registered_extensions()}
+    return {".heic", ".heif", ".avif", ".jxl", *load_pillow().registered_extensions()}

@@ -4,7 +4,7 @@ import contextlib
 
 import numpy as np
 
-from images.formats import _pillow
+from images.formats import load_pillow
 
 # EXIF tags by number. Two of them lead to further groups of tags.
 ORIENTATION, EXIF_PART, GPS_PART, BITS_PER_SAMPLE = 0x0112, 0x8769, 0x8825, 258
@@ -15,14 +15,14 @@ STALE = {ORIENTATION, 256, 257, 0xA002, 0xA003}
 DESCRIBING = {270, 271, 272, 305, 306, 315, 33432, EXIF_PART, GPS_PART}
 
 
-def _described(picture) -> tuple[int, dict]:
+def read_metadata(picture) -> tuple[int, dict]:
     """EXIF orientation and metadata of a Pillow image, which stays as it is."""
     turn, metadata = 1, {"icc_profile": picture.info.get("icc_profile")}
     # Broken EXIF data are no reason to refuse a picture, and neither is a senseless resolution
     with contextlib.suppress(Exception):
         exif = picture.getexif()
         turn = exif.get(ORIENTATION, 1)
-        metadata["exif"] = _still_true(exif, only_describing=picture.format == "TIFF")
+        metadata["exif"] = current_exif(exif, only_describing=picture.format == "TIFF")
     # Pillow gives 1 dot an inch to a TIFF file that has none
     with contextlib.suppress(TypeError, ValueError):
         x, y = (round(float(dpi), 2) for dpi in picture.info.get("dpi"))
@@ -30,10 +30,10 @@ def _described(picture) -> tuple[int, dict]:
     return turn, metadata
 
 
-def _still_true(exif, only_describing: bool) -> bytes:
+def current_exif(exif, only_describing: bool) -> bytes:
     """EXIF data without what no longer holds once an image is upright and larger."""
     # A copy, because Pillow gives out the picture's own
-    kept = _pillow().Exif()
+    kept = load_pillow().Exif()
     kept.endian = exif.endian
     for tag in set(exif) & DESCRIBING if only_describing else set(exif) - STALE:
         kept[tag] = exif[tag]
@@ -45,7 +45,7 @@ def _still_true(exif, only_describing: bool) -> bytes:
     return kept.tobytes() if kept else b""
 
 
-def _fitting(metadata: dict, image: np.ndarray) -> dict:
+def fitting_metadata(metadata: dict, image: np.ndarray) -> dict:
     """metadata without a profile of other colours, such as of the CMYK that an image was, and
     without what is empty."""
     space = b"GRAY" if image.ndim == 2 or image.shape[2] < 3 else b"RGB "

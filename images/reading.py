@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from images.formats import BLOCK, FORMATS, MAX_PIXELS, _opencv, _pillow, readable_suffixes
-from images.metadata import BITS_PER_SAMPLE, _described, _fitting
+from images.formats import BLOCK, FORMATS, MAX_PIXELS, load_opencv, load_pillow, readable_suffixes
+from images.metadata import BITS_PER_SAMPLE, fitting_metadata, read_metadata
 from imgproc import row_blocks
 from system.files import UserError
 
@@ -61,11 +61,11 @@ def read_photo(path) -> tuple[np.ndarray, dict]:
             # libtiff, which Pillow decodes TIFF files with, prints complaints
             with _stderr_closed() if tiff else contextlib.nullcontext():
                 picture.load()
-            image = _array(picture)
+            image = pixel_array(picture)
         elif not tiff:
             # Without an entry, Pillow would decode the PNG file to look for EXIF after the pixels
             picture.info.setdefault("exif", b"")
-        turn, metadata = _described(picture)
+        turn, metadata = read_metadata(picture)
     if deep:
         image = _read_deep(path)
         # OpenCV has turned a TIFF file already
@@ -76,8 +76,8 @@ def read_photo(path) -> tuple[np.ndarray, dict]:
         # A selection that Photoshop saved is a fourth channel, but no alpha
         if tiff and picture.mode == "RGB":
             image = image[..., :3]
-    image = _upright(image, turn)
-    return image, _fitting(metadata, image)
+    image = upright(image, turn)
+    return image, fitting_metadata(metadata, image)
 
 
 @contextlib.contextmanager
@@ -86,7 +86,7 @@ def _opened(path):
 
     Raises UserError, one line that names the file, also for what Pillow raises in the block.
     """
-    Image = _pillow()
+    Image = load_pillow()
     # Pillow refuses what is twice its limit, and warns of half of that and of harmless oddities
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS // 2
     try:
@@ -127,7 +127,7 @@ def _open_checked(Image, file):
 
 def _reason(error: Exception, path) -> str:
     """Why a file was not read, with the remedy."""
-    Image, suffix = _pillow(), Path(path).suffix.lower()
+    Image, suffix = load_pillow(), Path(path).suffix.lower()
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, Image.DecompressionBombError):
@@ -156,7 +156,7 @@ def _more_than_8_bits(picture) -> bool:
     return picture.format == "PNG" and "16" in str(picture.tile[0][3])
 
 
-def _array(picture) -> np.ndarray:
+def pixel_array(picture) -> np.ndarray:
     """The pixels of a Pillow image of 8 bits: H×W, H×W×3 or H×W×4, uint8."""
     # Four kinds of colours are left: L (gray), RGB, and both with alpha as RGBA
     if picture.mode in ("CMYK", "YCCK"):
@@ -193,7 +193,7 @@ def _cmyk_to_rgb(picture):
 
 def _read_deep(path) -> np.ndarray:
     """An image of 16 bits a channel, H×W, H×W×3 or H×W×4, by OpenCV."""
-    cv2 = _opencv()
+    cv2 = load_opencv()
     # Mapped rather than read, for less memory; imread cannot open every name on Windows
     data = np.memmap(path, np.uint8, "r")
     image = None
@@ -230,7 +230,7 @@ def _stderr_closed():
         yield
 
 
-def _upright(image: np.ndarray, turn: int) -> np.ndarray:
+def upright(image: np.ndarray, turn: int) -> np.ndarray:
     """An image as stored, turned as EXIF orientation 1 to 8 says."""
     # 5 to 8 are stored on their side; then up and down, left and right
     image = image.swapaxes(0, 1) if turn in (5, 6, 7, 8) else image

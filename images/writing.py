@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from images.formats import BLOCK, SUFFIXES, _opencv, _pillow
-from images.metadata import DESCRIBING, EXIF_PART, GPS_PART, _fitting, _still_true
+from images.formats import BLOCK, SUFFIXES, load_opencv, load_pillow
+from images.metadata import DESCRIBING, EXIF_PART, GPS_PART, current_exif, fitting_metadata
 from imgproc import eight_bits
 from system.files import UserError, replace_file
 
@@ -38,7 +38,7 @@ def write_image(path, image: np.ndarray, metadata: dict | None = None):
     # WebP knows no gray
     if suffix == ".webp" and image.ndim == 2:
         image = np.stack([image] * 3, 2)
-    metadata = _fitting(metadata or {}, image)
+    metadata = fitting_metadata(metadata or {}, image)
     # The file takes its name when it is complete: a full disk or Ctrl-C leaves an old one as it was
     with replace_file(path) as temporary:
         if suffix == ".png":
@@ -66,10 +66,10 @@ def check_format(path, shape: tuple[int, ...]):
 
 def _write_by_pillow(path, suffix: str, image: np.ndarray, metadata: dict):
     """8 bits, whatever the format but PNG."""
-    picture, options = _pillow().fromarray(image), {}
+    picture, options = load_pillow().fromarray(image), {}
     if suffix == ".bmp" and picture.mode in ("LA", "RGBA"):
         # Pillow would write the alpha in a way that it does not read itself
-        cv2, image = _opencv(), np.asarray(picture.convert("RGBA"))
+        cv2, image = load_opencv(), np.asarray(picture.convert("RGBA"))
         cv2.imencode(".bmp", cv2.cvtColor(image, cv2.COLOR_RGBA2BGRA))[1].tofile(path)
         return
     if suffix in LONGEST_SIDE:
@@ -82,12 +82,12 @@ def _write_by_pillow(path, suffix: str, image: np.ndarray, metadata: dict):
         # libtiff, which Pillow compresses with, takes no such parts
         parts = EXIF_PART in exif or GPS_PART in exif
         options["compression"] = None if parts else "tiff_lzw"
-        metadata["exif"] = _still_true(exif, only_describing=True)
-    picture.save(path, _pillow().registered_extensions()[suffix], **options, **metadata)
+        metadata["exif"] = current_exif(exif, only_describing=True)
+    picture.save(path, load_pillow().registered_extensions()[suffix], **options, **metadata)
 
 
 def _exif_of(metadata: dict):
-    exif = _pillow().Exif()
+    exif = load_pillow().Exif()
     exif.load(metadata.get("exif", b""))
     return exif
 

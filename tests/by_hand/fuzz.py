@@ -49,7 +49,7 @@ from checkpoints.layouts import load_checkpoint
 from images import formats, reading
 from model import SRCNN
 
-cv2 = formats._opencv()  # as the project has it: silent
+cv2 = formats.load_opencv()  # as the project has it: silent
 formats.MAX_PIXELS = 2**27  # half of it: Pillow's and our copy of the largest would be 2 GB
 CPU_SECONDS, WALL_SECONDS, MEGABYTES = 10, 200, 1500
 # fmt: off

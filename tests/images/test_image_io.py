@@ -157,7 +157,7 @@ def test_of_several_still_pictures_the_first(tmp_path, photograph):
 def test_avif_and_heic(tmp_path, photograph, suffix, kind):
     if suffix not in formats.readable_suffixes():
         pytest.skip(f"needs a decoder of {kind}: pip install pillow-heif, or a newer Pillow")
-    formats._pillow()
+    formats.load_pillow()
     Image.fromarray(photograph).save(tmp_path / f"a{suffix}", kind, quality=95)
     result = reading.read_image(tmp_path / f"a{suffix}")
     assert np.abs(result.astype(int) - photograph).mean() < 6
@@ -232,7 +232,7 @@ def test_pillows_settings_are_as_before(tmp_path, photograph):
 @pytest.mark.parametrize("rows", [1, 3, 10**6])
 def test_png_in_blocks_of_rows(tmp_path, monkeypatch, dtype, channels, rows):
     """As OpenCV and Pillow read it, wherever the blocks end."""
-    cv2 = formats._opencv()
+    cv2 = formats.load_opencv()
     monkeypatch.setattr("images.writing.BLOCK", 13 * rows)
     peak = np.iinfo(dtype).max
     image = RANDOM.integers(0, peak, (10, 13, channels), dtype=dtype, endpoint=True)
