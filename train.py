@@ -43,6 +43,7 @@ import config
 from checkpoints.layouts import load_checkpoint, not_run
 from dataset import StreamedCrops, training_set, validation_sets
 from evaluation.protocol import evaluate
+from evaluation.tables import excluded_note, number
 from imgproc import shave
 from model import SRCNN
 from system.convolutions import keep_memory
@@ -421,6 +422,8 @@ def measure(run, sets, stop, log):
     run.history = run.history[1 - MOST_ROWS :] + [row]
     # Without a set to choose by, the last weights are the best
     value = row.get(f"psnr_{settings.select_by}", run.step)
+    # None: no image of that set has a finite PSNR
+    value = run.best if value is None else value
     # best.pth may be gone, or in the folder that a resumed run comes from
     improved = value >= run.best or not (run.folder / "best.pth").exists()
     run.best = max(run.best, value)
@@ -476,20 +479,24 @@ class Log:
     def show_psnr(self, row):
         """Beside the bar: that of the first set, which is the held-out images where there are."""
         values = [value for name, value in row.items() if name.startswith("psnr_")]
-        if values:
+        if values and values[0] is not None:
             self.bar.set_postfix_str(f"{values[0]:.2f} dB", refresh=False)
 
     def measured(self, row, scores, improved):
         """One line, after one of bicubic to compare with."""
         if scores and not self.compared:
             say(f"bicubic, in dB: {listed(scores, 'bicubic')}")
+            for name, each in scores.items():
+                if each["excluded"]:
+                    say(f"{name}: {excluded_note(each)}")
             self.compared = True
         self.show_psnr(row)
         best = " (best so far)" if improved else ""
         say(f"step {row['step']:,}, {row['seconds']:,.0f} s: {listed(scores, 'srcnn')}{best}")
         if self.board:
             for name, value in row.items():
-                self.board.add_scalar(name, value, row["step"])
+                if value is not None:
+                    self.board.add_scalar(name, value, row["step"])
             self.board.flush()
 
 
@@ -502,7 +509,9 @@ def say(line):
 def listed(scores, method) -> str:
     """ "held out 31.92, Set5 32.68": the PSNR on each set."""
     names = {"holdout": "held out"}
-    return ", ".join(f"{names.get(s, s)} {each[method]['psnr']:.2f}" for s, each in scores.items())
+    return ", ".join(
+        f"{names.get(s, s)} {number(each[method]['psnr'], '.2f')}" for s, each in scores.items()
+    )
 
 
 def describe(run, crops, holdout):

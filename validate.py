@@ -24,10 +24,12 @@ import config
 from checkpoints.layouts import not_run
 from checkpoints.lookup import find_weights
 from evaluation import records, report
-from evaluation.protocol import evaluate, merge
+from evaluation.protocol import WINDOW, evaluate, merge
 from evaluation.tables import (
     aligned,
+    excluded_note,
     facts_of,
+    gain_of,
     image_table,
     markdown,
     readable_row,
@@ -129,6 +131,11 @@ def validate_file(settings, team: Team) -> int:
         team.say(aligned(head, rows))
         unreadable += say_left_out(set_name, results[set_name], task.upscale_factor, team)
     say_below_bicubic(results, team)
+    if all(result["srcnn"]["psnr"] is None for result in results.values()):
+        raise UserError(
+            f"test_sets: no image of {', '.join(results)} can be measured; give images of at least "
+            f"{WINDOW + 3 * task.upscale_factor} pixels a side that are not all one colour"
+        )
     # Every process has the whole result by now; process 0 alone writes it
     if team.rank:
         return unreadable
@@ -344,6 +351,9 @@ def say_left_out(set_name: str, result: dict, upscale_factor: int, team: Team) -
     # A small image is not counted, because nothing is wrong with its file
     for name in result["too_small"]:
         team.say(f"{set_name}/{name}: left out, too small to measure at x{upscale_factor}")
+    note = excluded_note(result)
+    if note:
+        team.say(f"{set_name}: {note}")
     for why in result["unreadable"].values():
         team.say(f"left out: {why}", sys.stderr)
     return len(result["unreadable"])
@@ -351,8 +361,8 @@ def say_left_out(set_name: str, result: dict, upscale_factor: int, team: Team) -
 
 def say_below_bicubic(results: dict, team: Team):
     """What to look for where a network makes images worse, which the weights alone seldom do."""
-    gains = {name: r["srcnn"]["psnr"] - r["bicubic"]["psnr"] for name, r in results.items()}
-    below = [name for name, gain in gains.items() if gain < -0.1]
+    gains = {name: gain_of(result, "srcnn") for name, result in results.items()}
+    below = [name for name, gain in gains.items() if gain is not None and gain < -0.1]
     if below:
         team.say(
             f"note: below bicubic on {', '.join(below)}; the weights may be for another scale "

@@ -35,7 +35,7 @@ from system.devices import has_float64, synchronize
 from system.files import UserError
 
 WINDOW = 11  # pixels, the side of SSIM's (Wang et al. 2004)
-NOTHING = {"psnr": math.nan, "ssim": math.nan}  # the means over no images
+NOTHING = {"psnr": None, "ssim": None}  # the means over no images
 
 
 def evaluate(
@@ -59,8 +59,10 @@ def evaluate(
         self_ensemble: also score the mean over 8 flips and rotations, as "srcnn+".
     Returns:
         {"bicubic": {"psnr", "ssim"}, "srcnn": {…}, "milliseconds", "images": {name: the same},
-        "too_small": [names]}, and "srcnn+" and "milliseconds+" with self_ensemble: means over the
-        images, and each image; dB, and the milliseconds that the network took.
+        "too_small": [names], "excluded": [names]}, and "srcnn+" and "milliseconds+" with
+        self_ensemble: means over the images, and each image; dB, and the network's milliseconds.
+        Means are finite: images with an infinite PSNR are "excluded" from them. A mean over no
+        image is None.
     """
     scores, too_small = {}, []
     for name, image in images:
@@ -77,24 +79,34 @@ def evaluate(
 
 
 def summary(scores: dict, too_small=()) -> dict:
-    """Scores of images and their means, as `evaluate` returns them. No images: means of NaN."""
+    """Scores of images and their means, as `evaluate` returns them.
+
+    An image counts only if all of its scores are finite: the PSNR of equal pictures is infinite,
+    as of a blank page, and would hide every other image. Its scores stay in "images".
+    """
+    excluded = [name for name, score in scores.items() if not _is_finite(score)]
+    counted = [score for name, score in scores.items() if name not in excluded]
     # Every image has the same figures: those of the first say which there are
-    unknown = {"milliseconds": math.nan, "bicubic": NOTHING, "srcnn": NOTHING}
+    unknown = {"milliseconds": None, "bicubic": NOTHING, "srcnn": NOTHING}
     example = next(iter(scores.values()), unknown)
     means = {}
     for key, value in example.items():
         if isinstance(value, dict):
-            means[key] = {
-                metric: _mean(s[key][metric] for s in scores.values()) for metric in value
-            }
+            means[key] = {metric: _mean(s[key][metric] for s in counted) for metric in value}
         else:
-            means[key] = _mean(s[key] for s in scores.values())
-    return means | {"images": scores, "too_small": list(too_small)}
+            means[key] = _mean(s[key] for s in counted)
+    return means | {"images": scores, "too_small": list(too_small), "excluded": excluded}
 
 
-def _mean(values) -> float:
+def _is_finite(score: dict) -> bool:
+    """Return True if every metric of an image is a finite number."""
+    kinds = (value for value in score.values() if isinstance(value, dict))
+    return all(math.isfinite(number) for kind in kinds for number in kind.values())
+
+
+def _mean(values) -> float | None:
     values = list(values)
-    return float(np.mean(values)) if values else math.nan
+    return float(np.mean(values)) if values else None
 
 
 def merge(parts: list[dict], names) -> dict:

@@ -6,12 +6,12 @@ Pictures are arrays H×W (gray) or H×W×3 (RGB), uint8 or uint16.
 import base64
 import html
 import io
-import math
 from pathlib import Path
 from string import Template
 
 import numpy as np
 
+from evaluation.tables import excluded_note, gain_of, number
 from images.comparison import REPORT_SIDE, around_detail, caption, method_label, rgb_picture
 
 TEMPLATE = Path(__file__).parents[1] / "assets" / "report_template.html"
@@ -92,22 +92,21 @@ def means(result: dict) -> str:
     boxes = ""
     # One box for bicubic and each network, as "32.68 dB" over "SSIM 0.9094"
     for kind, score in _kinds(result).items():
-        ssim = f"<dd>SSIM {score['ssim']:.4f}</dd>" if "ssim" in score else ""
-        psnr = f"<dd><b>{score['psnr']:.2f}</b> dB</dd>"
+        ssim = f"<dd>SSIM {number(score['ssim'], '.4f')}</dd>" if "ssim" in score else ""
+        psnr = f"<dd><b>{number(score['psnr'], '.2f')}</b> dB</dd>"
         boxes += f"<div><dt>{method_label(kind)}</dt>{psnr}{ssim}</div>\n"
-    return f'<dl class="means">\n{boxes}</dl>\n'
+    note = html.escape(excluded_note(result))
+    note = f'<p class="note">{note[:1].upper()}{note[1:]}.</p>\n' if note else ""
+    return f'<dl class="means">\n{boxes}</dl>\n{note}'
 
 
 def gains(result: dict) -> str:
     """HTML of a chart: by how many dB the network is better than bicubic, for each image."""
     # With self-ensemble that is "srcnn+", the last
     best = [kind for kind in _kinds(result) if kind != "bicubic"][-1]
-    gain = {
-        name: scores[best]["psnr"] - scores["bicubic"]["psnr"]
-        for name, scores in result["images"].items()
-    }
+    gain = {name: gain_of(scores, best) for name, scores in result["images"].items()}
     # Equal images have a PSNR of infinity: nothing to draw
-    gain = {name: value for name, value in gain.items() if math.isfinite(value)}
+    gain = {name: value for name, value in gain.items() if value is not None}
     if not gain:
         return ""
     # All in percent of the chart's width, so that it fits a screen of any size: names in the left

@@ -1,4 +1,6 @@
-"""Tables of a validation, for people."""
+"""Make tables of a validation, for people."""
+
+import math
 
 
 def network_of(record: dict) -> str:
@@ -31,10 +33,41 @@ def image_table(title: str, result: dict) -> tuple[list[str], list[list[str]]]:
                 continue
             srcnn = scores[f"srcnn{plus}"]
             # PSNR and SSIM of bicubic, then of SRCNN: the order in which `measure` has put them
-            cells = [f"{value:.4f}" for kind in (bicubic, srcnn) for value in kind.values()]
-            gain = f"{srcnn['psnr'] - bicubic['psnr']:+.4f}"
-            rows.append([name + plus, *cells, gain, f"{scores[f'milliseconds{plus}']:.1f}"])
+            cells = [number(value, ".4f") for kind in (bicubic, srcnn) for value in kind.values()]
+            cells.append(number(gain_of(scores, f"srcnn{plus}"), "+.4f"))
+            rows.append([name + plus, *cells, number(scores[f"milliseconds{plus}"], ".1f")])
     return head, rows
+
+
+def number(value: float | None, form: str) -> str:
+    """Return a figure in a format such as ".2f"; "-" if there is none."""
+    return "-" if value is None else format(value, form)
+
+
+def gain_of(scores: dict, kind: str) -> float | None:
+    """Return by how many dB a network is better than bicubic; None if that is not a number.
+
+    scores: of an image, or the means of a set.
+    """
+    ours, bicubic = scores[kind]["psnr"], scores["bicubic"]["psnr"]
+    # Infinity minus infinity is NaN
+    finite = None not in (ours, bicubic) and math.isfinite(ours) and math.isfinite(bicubic)
+    return ours - bicubic if finite else None
+
+
+def excluded_note(result: dict) -> str:
+    """Return a line about the images that do not count in a set's means; "" if all do.
+
+    result: as `protocol.evaluate` returns it.
+    """
+    names, measured = result["excluded"], len(result["images"])
+    if not names:
+        return ""
+    some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return (
+        f"mean over {measured - len(names)} of {measured} images; excluded, because a picture "
+        f"equals the original and its PSNR is infinite: {some}"
+    )
 
 
 def aligned(head: list[str], rows: list[list[str]]) -> str:
@@ -67,6 +100,8 @@ def weights_rows(name: str, record: dict, held_out) -> list[dict]:
             for label, kind in (("bicubic_", "bicubic"), ("", f"srcnn{plus}")):
                 for metric, value in result.get(kind, {}).items():
                     row[f"{set_name}_{label}{metric}"] = value
+            if result["excluded"]:
+                row[f"{set_name}_excluded"] = " ".join(result["excluded"])
         # What people look for first stands first, and the long path last
         facts = {key: record[key] for key in ("parameters", "macs_per_pixel", "model_path")}
         rows.append(row | facts)

@@ -24,6 +24,7 @@ from evaluation.protocol import test_pair as make_pair
 from images.reading import read_image
 from imgproc import imresize, rgb2y
 from model import SRCNN
+from system.files import UserError
 
 
 def run_main(*arguments):
@@ -188,25 +189,54 @@ def test_below_bicubic_has_a_hint(pictures, tmp_path, capsys, brightness, is_sai
     )
 
 
-def test_flat_images_and_nothing_measurable_are_json(tmp_path, identity_file):
-    (tmp_path / "flat").mkdir()
-    for side, folder in ((64, "flat"), (3, "small")):
+@pytest.fixture
+def scans(tmp_path, photograph):
+    """Three folders: a photograph and a blank page; a blank page alone; an image that is too small."""
+    for folder, name, image in (
+        ("scans", "photograph", np.ascontiguousarray(photograph[..., ::-1])),
+        ("scans", "blank", np.full((64, 64), 255, np.uint8)),
+        ("flat", "a", np.full((64, 64), 128, np.uint8)),
+        ("small", "a", np.full((3, 3), 128, np.uint8)),
+    ):
         (tmp_path / folder).mkdir(exist_ok=True)
-        cv2.imwrite(str(tmp_path / folder / "a.png"), np.full((side, side), 128, np.uint8))
+        assert cv2.imwrite(str(tmp_path / folder / f"{name}.png"), image)
+    return [tmp_path / name for name in ("scans", "flat", "small")]
+
+
+def test_blank_images_are_excluded_from_means(scans, identity_file, tmp_path, capsys):
+    """Issue 21, 2: a blank page made a mean of inf, a gain of nan and null."""
     run_main(
-        "--model_path",
-        identity_file,
-        "--test_sets",
-        tmp_path / "flat",
-        tmp_path / "small",
-        "--results_dir",
-        tmp_path,
+        *("--model_path", identity_file, "--test_sets", *scans, "--results_dir", tmp_path),
     )
+    printed = capsys.readouterr().out
     sets = json.loads(
         (tmp_path / "identity" / "validation.json").read_text(), parse_constant=pytest.fail
     )["sets"]
-    assert sets["flat"]["srcnn"] == {"psnr": None, "ssim": 1.0}
-    assert sets["small"]["srcnn"] == {"psnr": None, "ssim": None}
+    result = sets["scans"]
+    assert result["excluded"] == ["blank"] and set(result["images"]) == {"blank", "photograph"}
+    for kind in ("bicubic", "srcnn"):
+        assert result[kind] == result["images"]["photograph"][kind]
+    assert sets["flat"]["srcnn"] == sets["small"]["srcnn"] == {"psnr": None, "ssim": None}
+    note = "mean over 1 of 2 images; excluded, because a picture equals the original"
+    assert f"scans: {note}" in printed and "nan" not in printed
+    page = (tmp_path / "identity" / "report.html").read_text()
+    assert note[1:] in page and "<b>inf" not in page
+    # The same in the table of a folder of weights
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    shutil.copy(identity_file, weights)
+    run_main("--model_path", weights, "--test_sets", scans[0], "--results_dir", tmp_path)
+    with open(tmp_path / "weights.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["scans_psnr"]) == result["srcnn"]["psnr"]
+    assert row["scans_excluded"] == "blank" and f"scans: {note}" in capsys.readouterr().out
+
+
+def test_nothing_measurable_is_an_error(scans, identity_file, tmp_path):
+    with pytest.raises(UserError, match="no image of flat, small can be measured"):
+        run_main(
+            *("--model_path", identity_file, "--test_sets", *scans[1:], "--results_dir", tmp_path),
+        )
 
 
 def test_two_processes_print_the_same_table(pictures, identity_file, tmp_path):
@@ -242,6 +272,7 @@ sys.modules.update(cv2=None, skimage=None, scipy=None, PIL=None)
 import torch
 from evaluation import protocol
 from model import SRCNN
+from system.files import UserError
 image = torch.arange(3600).remainder(251).byte().view(1, 60, 60)
 print(sorted(protocol.evaluate(SRCNN().eval(), [("a", image)], 2, with_ssim=False)["srcnn"]))
 """)
