@@ -18,10 +18,8 @@ if __name__ == "__main__":  # --help and mistakes are answered before torch is l
 
 import gzip
 import hashlib
-import http.client
 import io
 import math
-import socket
 import tarfile
 import threading
 import zipfile
@@ -37,6 +35,7 @@ from images.named_sets import image_paths, manifest
 from images.prepared import SHARD_BYTES, prepared_folder, training_image
 from images.reading import image_size
 from imgproc import modcropped
+from system.download import download
 from system.files import UserError, save, write_file
 
 # T91, Set5 and Set14, byte for byte as the authors of SRCNN used them: one archive of 30 MB
@@ -63,8 +62,7 @@ PLACES = {
 MAX_IMAGE_BYTES = 16 * 2**20
 MAX_ARCHIVE_BYTES = 256 * 2**20
 ATTEMPTS = 3  # of every download
-PAUSE = 1  # seconds before the second attempt, twice as many before the third
-TIMEOUT = 30  # seconds without an answer
+ARCHIVE_SECONDS = 3600  # for the archive, all in all
 CONNECTIONS = 6
 WORKERS = 2  # threads that decode images
 
@@ -147,16 +145,10 @@ def fetch(names, data_dir: Path, source: str = ""):
         return
     by_file = {key: digest for key, digest in missing.items() if key[0] in FILE_BY_FILE}
     by_archive = {key: digest for key, digest in missing.items() if key not in by_file}
-    # By itself, torch's download waits for ever when a server falls silent
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        if by_archive:
-            fetch_archive(by_archive, data_dir)
-        if by_file:
-            fetch_files(by_file, data_dir)
-    finally:
-        socket.setdefaulttimeout(before)
+    if by_archive:
+        fetch_archive(by_archive, data_dir)
+    if by_file:
+        fetch_files(by_file, data_dir)
 
 
 def _is_whole(content: bytes, digest: str) -> bool:
@@ -178,7 +170,13 @@ def fetch_archive(missing: dict, data_dir: Path):
     archive = data_dir / "SRCNN-Tensorflow.zip"
     if not archive.exists():
         try:
-            download(ARCHIVE, archive)
+            download(
+                *(ARCHIVE, archive, MAX_ARCHIVE_BYTES),
+                is_valid=zipfile.is_zipfile,
+                attempts=ATTEMPTS,
+                seconds=ARCHIVE_SECONDS,
+                progress=True,
+            )
         except OSError as error:
             raise OSError(
                 f"{error}; fetch it by hand and give --source FILE, or use the photographs of "
@@ -204,7 +202,10 @@ def fetch_files(missing: dict, data_dir: Path):
         jobs = []
         for (name, file), digest in missing.items():
             url = f"{SELFEXSR}{FILE_BY_FILE[name]}/{file}"
-            jobs.append(pool.submit(download, url, data_dir / name / file, digest, stop))
+            target, options = data_dir / name / file, dict(attempts=ATTEMPTS, stop=stop)
+            jobs.append(
+                pool.submit(download, url, target, MAX_IMAGE_BYTES, digest=digest, **options)
+            )
         for job in tqdm(as_completed(jobs), total=len(jobs), unit="image", desc=names):
             job.result()
     except OSError as error:
@@ -221,42 +222,6 @@ def fetch_files(missing: dict, data_dir: Path):
 def _write_images(images: dict, data_dir: Path):
     for (name, file), content in images.items():
         write_file(content, data_dir / name / file)
-
-
-# -------------------------------------------------------------------------------------- a download
-def download(url: str, path: Path, digest: str = "", stop=None):
-    """Fetch a file, which appears complete or not at all, in up to ATTEMPTS attempts.
-
-    Args:
-        digest: its SHA-256; empty: it must be a zip archive.
-        stop: a threading.Event after which there are no further attempts.
-
-    Raises OSError, one line.
-    """
-    stop = stop or threading.Event()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # What a run that was killed has left
-    for left in path.parent.glob(f"{path.name}.*.partial"):
-        left.unlink()
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            # It writes to a temporary file first, and renames that when it is complete. Its bar is
-            # for the one large archive; of many small files `fetch_files` shows the number
-            torch.hub.download_url_to_file(url, str(path), digest or None, progress=not digest)
-            if digest or zipfile.is_zipfile(path):
-                return
-            path.unlink()
-            reason = "it came incomplete"
-        except RuntimeError:
-            # torch's answer to another SHA-256: cut off, or the login page of a network
-            reason = "what came is not this file: its SHA-256 differs"
-        except (OSError, http.client.HTTPException) as error:
-            reason = error
-        if attempt < ATTEMPTS and not digest:
-            print(f"download: {reason}; attempt {attempt + 1} of {ATTEMPTS}")
-        if attempt == ATTEMPTS or stop.wait(PAUSE * attempt):
-            break
-    raise OSError(f"cannot download {url} ({reason})")
 
 
 # -------------------------------------------------------------------------------- the user's files

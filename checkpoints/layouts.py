@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from checkpoints import matlab, pickles
-from system.download import address_of, download
+from system.download import address_of, cached
 from system.files import UserError
 
 PADDING_MODES = ("replicate", "zeros", "valid")
@@ -81,7 +81,7 @@ def load_checkpoint(path, interpolation: str = "auto") -> dict:
     name = " ".join(str(path).split())  # for messages, which are one line
     address = address_of(path)
     if address:
-        path = download(address, MAX_BYTES)
+        path = cached(address, MAX_BYTES)
     elif not os.path.exists(path):
         raise FileNotFoundError(f"{name}: no such file; give the path of a checkpoint")
     elif not os.path.isfile(path):

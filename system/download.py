@@ -1,90 +1,188 @@
-"""A file at an address on the web, kept so that it is downloaded once."""
+"""Download files from the web, encrypted, with limits for size and time."""
 
 import hashlib
 import re
 import string
+import threading
+import time
 import urllib.request
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import torch
+from tqdm import tqdm
 
-from system.files import UserError, write_file
+from system.files import UserError, printable, replace_file
 
-SECONDS = 30  # that a server may be silent
+SILENCE = 30  # seconds without an answer
+SECONDS = 600  # for one file of weights, all in all
+PAUSE = 1  # seconds before the second attempt, twice as many before the third
+CHUNK = 2**16  # bytes
+LOCAL = ("localhost", "127.0.0.1")  # tests have their servers there
 
 
 def address_of(path) -> str:
-    """A path as an address (of which pathlib leaves one slash); "" if it is a file's."""
-    found = re.match(r"(https?):/+(.+)", str(path), re.IGNORECASE)
+    """Return a path as an address (pathlib leaves one slash of two); "" for a file's path."""
+    found = re.match(r"(https?|hf):/+(.+)", str(path), re.IGNORECASE)
     return f"{found[1].lower()}://{found[2]}" if found else ""
 
 
-def download(address: str, limit: int) -> Path:
-    """The file at an https:// address, in torch.hub's folder: from there if it was downloaded
-    before.
+def cached(address: str, limit: int) -> Path:
+    """Return the file at an https:// address, downloaded once into torch.hub's folder.
 
-    Raises ValueError for an address without encryption and for a file of more than ``limit``
+    Raises UserError for an address without encryption and for a file of more than ``limit``
     bytes, and OSError if the download fails, in one line each.
     """
-    # Not torch.hub.download_url_to_file, which takes files of any size and follows a redirect to
-    # anywhere. The file is read into memory, no more than limit, and written when it is complete
+    check_encrypted(address)
     try:
-        check(address)
         path = place_of(address)
-        if path.is_file():
-            return path
-        opener = urllib.request.build_opener(Redirects)
-        # Browsers show letters and spaces in addresses that servers want as %C3%A4 and %20
-        quoted = quote(address, safe=string.punctuation)
-        request = urllib.request.Request(quoted, headers={"User-Agent": "srcnn-pytorch"})
-        with opener.open(request, timeout=SECONDS) as response:
-            # One byte more than allowed tells that there is more
-            data = response.read(limit + 1)
-            # http.client says nothing if less came than the server had promised
-            if response.length and len(data) <= limit:
-                raise OSError("the connection was cut off")
-    except UserError:
-        raise
-    except Exception as error:  # urllib raises nearly anything on what servers send
-        reason = " ".join(str(error).split()) or type(error).__name__
+        if not path.is_file():
+            download(address, path, limit)
+    except OSError as error:
         raise OSError(
-            f"{address}: cannot be downloaded ({reason}); check the address, or download it "
-            "yourself and give the file"
-        ) from error
-    if len(data) > limit:
-        raise UserError(f"{address}: larger than {limit >> 20} MiB, which no SRCNN is")
-    write_file(data, path)
+            f"{error}; check the address, or download the file yourself and give its path"
+        ) from None
     return path
 
 
 def place_of(address: str) -> Path:
-    """Where a download lies: torch.hub's own folder for checkpoints."""
-    # Of the address only what is fit for a file's name on any system
-    name = Path(urlsplit(address).path)
-    # Everybody calls their files best.pth: the whole address tells them apart
-    digest = hashlib.sha256(address.encode()).hexdigest()[:8]
+    """Return the path of a cached download in torch.hub's own folder for checkpoints."""
+    try:
+        name = Path(urlsplit(address).path)
+    except ValueError as error:
+        raise OSError(f"cannot download {printable(address)} ({error})") from None
+    # Many files are called best.pth: a digest of the whole address tells them apart
+    digest = hashlib.sha256(address.encode(errors="surrogateescape")).hexdigest()[:8]
+    # Only characters that every file system takes
     stem = re.sub(r"[^\w.-]", "_", name.stem)[:80] or "weights"
     suffix = re.sub(r"[^\w.]", "", name.suffix)[:8]
     return Path(torch.hub.get_dir()) / "checkpoints" / f"{stem}-{digest}{suffix}"
 
 
-def check(address: str):
-    """Raise UserError for an address that is not encrypted: anybody between could change the file.
+def check_encrypted(address: str):
+    """Raise UserError for an address without encryption: anybody on the way could change the file.
 
-    Addresses on this machine are taken: the tests have a server there.
+    http:// is allowed on this machine alone.
     """
-    parts = urlsplit(address)
-    if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1"):
+    if not is_encrypted(address):
         raise UserError(
-            f"{address}: not encrypted; give its https:// address, or download it yourself and "
-            "give the file"
+            f"{printable(address)}: not encrypted; give its https:// address, or download it "
+            "yourself and give the file"
         )
 
 
+def is_encrypted(address: str, local: bool = True) -> bool:
+    """Return whether an address is https://, or (with ``local``) http:// on this machine."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # for example [ without ]: the download itself reports it
+        return True
+    return parts.scheme == "https" or (local and parts.scheme == "http" and parts.hostname in LOCAL)
+
+
+def download(
+    address: str,
+    path: Path,
+    limit: int,
+    *,
+    digest: str = "",
+    is_valid=None,
+    attempts: int = 1,
+    seconds: float = SECONDS,
+    progress: bool = False,
+    stop=None,
+):
+    """Download a file to ``path``, atomically, in up to ``attempts`` attempts.
+
+    Args:
+        limit: the most bytes of the file.
+        digest: its SHA-256; "": any.
+        is_valid: function of the downloaded path; False means that the file is incomplete.
+        seconds: limit for each attempt, from the connection to the last byte.
+        progress: show a progress bar, and announce each further attempt.
+        stop: a threading.Event; there are no further attempts once it is set.
+    Raises UserError for an address without encryption and for a file above the limit, and OSError
+    if the last attempt fails, in one line each.
+    """
+    check_encrypted(address)
+    stop = stop or threading.Event()
+    for attempt in range(1, attempts + 1):
+        try:
+            with replace_file(path) as temporary:
+                _within(seconds, _transfer, address, temporary, limit, digest, progress)
+                if is_valid and not is_valid(temporary):
+                    raise OSError("the file is incomplete")
+            return
+        except UserError:
+            raise
+        except Exception as error:  # urllib raises nearly anything on a server's answers
+            reason = printable(str(error)) or type(error).__name__
+            cause = error
+        if progress and attempt < attempts:
+            print(f"download: {reason}; attempt {attempt + 1} of {attempts}")
+        if attempt == attempts or stop.wait(PAUSE * attempt):
+            break
+    raise OSError(f"cannot download {printable(address)} ({reason})") from cause
+
+
+def _within(seconds: float, function, *arguments):
+    """Call a function in a thread; raise TimeoutError if it does not return in time."""
+    # A socket's timeout is for each read: a server that sends a byte now and then, even within
+    # its headers, would never exceed it
+    failed, deadline = [], time.monotonic() + seconds
+
+    def work():
+        try:
+            function(*arguments, deadline)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"not finished after {seconds:.0f} seconds")
+    if failed:
+        raise failed[0]
+
+
+def _transfer(address: str, path: Path, limit: int, digest: str, progress: bool, deadline: float):
+    """Write the answer of a server to a file, and check its size and SHA-256."""
+    opener = urllib.request.build_opener(Redirects)
+    # Browsers show letters and spaces in addresses, servers want %C3%A4 and %20
+    quoted = quote(address, safe=string.punctuation)
+    request = urllib.request.Request(quoted, headers={"User-Agent": "srcnn-pytorch"})
+    received, found = 0, hashlib.sha256()
+    with opener.open(request, timeout=SILENCE) as response, open(path, "wb") as file:
+        options = dict(total=response.length, unit="B", unit_scale=True, leave=False)
+        with tqdm(**options, disable=None if progress else True) as bar:
+            while chunk := response.read1(CHUNK):
+                received += len(chunk)
+                if received > limit:
+                    size = f"{limit >> 20} MiB" if limit >= 2**20 else f"{limit} bytes"
+                    raise UserError(f"{printable(address)}: larger than {size}; give another file")
+                if time.monotonic() > deadline:
+                    return  # `_within` has raised TimeoutError by now
+                found.update(chunk)
+                file.write(chunk)
+                bar.update(len(chunk))
+        # http.client does not complain if less came than the server had announced
+        if response.length:
+            raise OSError("the connection was cut off")
+    # A login page of a network, for example
+    if digest and found.hexdigest() != digest:
+        raise OSError("it sent another file: the SHA-256 differs")
+
+
 class Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows a server elsewhere, but not to an address that we would not take ourselves."""
+    """Follow redirects, but only to encrypted addresses (or within this machine)."""
 
     def redirect_request(self, request, response, code, message, headers, address):
-        check(address)
+        # From the web to this machine is no way for a public file either
+        from_web = urlsplit(request.full_url).scheme == "https"
+        if not is_encrypted(address, local=not from_web):
+            raise UserError(
+                f"{printable(request.full_url)}: redirects to {printable(address)}, not encrypted; "
+                "download it yourself and give the file"
+            )
         return super().redirect_request(request, response, code, message, headers, address)

@@ -102,3 +102,13 @@ def write_csv(rows, path):
     writer.writeheader()
     writer.writerows(rows)
     write_file(text.getvalue(), path)
+
+
+def printable(text, limit: int = 300) -> str:
+    """Return a text for a message: in one line, control characters escaped, cut to ``limit``."""
+    words = " ".join(str(text).split())
+    escaped = (
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
+        for c in words[:limit]
+    )
+    return "".join(escaped)

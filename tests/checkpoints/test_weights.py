@@ -10,10 +10,13 @@ import io
 import os
 import pickle
 import re
+import socket
 import struct
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
 import warnings
 import zipfile
 from pathlib import Path
@@ -36,6 +39,7 @@ from torch import nn
 from checkpoints.layouts import MAX_BYTES, load_checkpoint
 from checkpoints.lookup import shipped_weights
 from model import SRCNN
+from system import download
 
 Y955, Y935, Y915 = (random_layers(k) for k in ((9, 5, 5), (9, 3, 5), (9, 1, 5)))
 RGB915, RGB955 = random_layers((9, 1, 5), 3), random_layers((9, 5, 5), 3)
@@ -772,17 +776,59 @@ def test_addresses_that_give_no_weights(server, tmp_path, monkeypatch):
     page = server("/page", b"<!DOCTYPE html>")
     refused_address(page, ValueError, "a web page, not a file", "raw", "resolve")
     refused_address(server("/text", b"text"), ValueError, "neither a PyTorch checkpoint")
-    refused_address(server("/x")[:-2] + "/none.pth", OSError, "cannot be downloaded", "404")
+    refused_address(server("/x")[:-2] + "/none.pth", OSError, "cannot download", "404")
     short = server("/short", b"PK" * 50, Content_Length="1000")
     refused_address(short, OSError, "the connection was cut off")
     monkeypatch.setattr("checkpoints.layouts.MAX_BYTES", 1000)
     refused_address(server("/large", bytes(2000)), ValueError, "larger than")
     away = server("/away", status=302, Location="http://example.com/weights.pth")
-    refused_address(away, ValueError, "not encrypted; give its https:// address")
+    refused_address(away, ValueError, "/away: redirects to http://example.com", "not encrypted")
     refused_address("http://example.com/a.pth", ValueError, "not encrypted", name="example.com")
-    refused_address("https://127.0.0.1:1/a.pth", OSError, "cannot be downloaded")
-    refused_address("https://[127.0.0.1/a.pth", OSError, "cannot be downloaded")
+    refused_address("https://127.0.0.1:1/a.pth", OSError, "cannot download")
+    refused_address("https://[127.0.0.1/a.pth", OSError, "cannot download")
+    refused_address("https://127.0.0.1:1/a\x1b[2Jb.pth", OSError, "a\\x1b[2Jb.pth")
     assert cached(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "where", ["http://example.com/a", "ftp://localhost/a", "file:///etc/passwd"]
+)
+def test_redirects_stay_encrypted(where, server, tmp_path):
+    refused_address(
+        server("/away", status=302, Location=where), (ValueError, OSError), "/away", "redirect"
+    )
+    assert cached(tmp_path) == []
+
+
+def test_redirects_from_the_web_to_this_machine_are_refused():
+    request = urllib.request.Request("https://example.com/a.pth")
+    with pytest.raises(ValueError, match="redirects to http://localhost/b, not encrypted"):
+        download.Redirects().redirect_request(request, None, 302, "", {}, "http://localhost/b")
+
+
+@pytest.mark.parametrize("part", ["headers", "body"])
+def test_a_download_has_a_limit_for_its_whole_time(part, tmp_path, monkeypatch):
+    """Even if bytes keep coming: no silence is long enough for the socket's own timeout."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def drip():
+        connection, _ = listening.accept()
+        connection.recv(1000)
+        headers = b"HTTP/1.0 200 OK\r\nContent-Length: 9999\r\n"
+        with contextlib.suppress(OSError):
+            connection.sendall(headers + (b"\r\n" if part == "body" else b"X: "))
+            for _ in range(100):
+                connection.sendall(b"a")
+                time.sleep(0.05)
+
+    threading.Thread(target=drip, daemon=True).start()
+    monkeypatch.setenv("no_proxy", "*")
+    started = time.monotonic()
+    with pytest.raises(OSError, match="not finished after"):
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/a"
+        download.download(address, tmp_path / "a", 10**6, seconds=0.5)
+    assert time.monotonic() - started < 3 and not list(tmp_path.iterdir())
+    listening.close()
 
 
 def refused_address(address, error, *words, name=""):
@@ -790,7 +836,7 @@ def refused_address(address, error, *words, name=""):
         load_checkpoint(address)
     line = str(caught.value)
     assert line.isprintable() and (name or "127.0.0.1") in line or "example.com" in line, line
-    assert len(line) < 400 and all(word in line for word in words), line
+    assert len(line) < 400 and all(word in line.lower() for word in map(str.lower, words)), line
 
 
 def op(*parts):

@@ -24,6 +24,7 @@ import config
 import imgproc
 import prepare_dataset
 from images import named_sets, prepared, reading, writing
+from system import download
 
 RANDOM = np.random.default_rng(0)
 LAYOUTS = {
@@ -49,7 +50,7 @@ def tiny(tmp_path, monkeypatch):
     }
     for module in (named_sets, prepare_dataset):
         monkeypatch.setattr(module, "manifest", lambda: manifest)
-    monkeypatch.setattr(prepare_dataset, "PAUSE", 0)
+    monkeypatch.setattr(download, "PAUSE", 0)
     return images
 
 
