@@ -1,6 +1,10 @@
 """Enlarge whole photographs: `upscale`."""
 
+import functools
+import math
+import operator
 import os
+from numbers import Real
 
 import numpy as np
 import torch
@@ -9,84 +13,185 @@ from tqdm import tqdm
 
 import imgproc
 from images import pillow, reading
-from imgproc import BLACK, WHITE, to_tensor
+from imgproc import BLACK, WHITE, resize_to, to_tensor
+from inference.networks import Networks, bundled_networks, single_network
 from inference.tiling import predict
 from model import SRCNN
 from system.files import UserError
+from system.threads import in_threads
 
-STRIP_PIXELS = 2_000_000  # of the result that are worked on at a time: some 300 MB
+STRIP_PIXELS = 2_000_000  # of the result, in all strips that are computed at a time: some 300 MB
+SMALLEST_STRIP = 2**17  # pixels of a strip; smaller ones would compute too much of their margins
+OVERSHOOT = 0.1  # how far float images may leave [0, 1]: bicubic resizing overshoots at edges
 
 
 def upscale(
     image,
-    upscale_factor: int = 3,
-    network: SRCNN | str | None = None,
+    upscale_factor: float = 3,
+    network: SRCNN | str | Networks | None = None,
     self_ensemble: bool = False,
     progress: bool = False,
+    outsize: tuple[int, int] | str | None = None,
 ) -> np.ndarray:
-    """Enlarge an image: luminance by the network (all colours, if it is an RGB one), chroma and
-    alpha by bicubic.
+    """Enlarge an image by any factor.
+
+    The network enlarges luminance (an RGB network: all colours), bicubic enlarges chroma and alpha.
 
     Args:
         image: H×W or H×W×C, C = 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha); uint8,
             uint16, or float in [0, 1]. Or the path of an image file, or a Pillow image.
-        upscale_factor: 2, 3 or 4, if the network is to be the one that ships for it; else the
-            network's.
-        network: an SRCNN, on the device to compute on; "bicubic": none, bicubic for all.
+        upscale_factor: any number above 1. There are networks for 2, 3 and 4. For another factor,
+            one or more networks enlarge to at least the size, and bicubic shrinks to it.
+        network: an SRCNN, on the device to compute on; the path of its weights; "bicubic" for no
+            network; None for the bundled 9-1-5 networks. A network enlarges by its own scale,
+            several times if necessary. Factors 2, 3 and 4 need a network of that scale.
         self_ensemble: see `predict`.
-        progress: show a bar if the image is a large one.
+        progress: show a bar if the image is large.
+        outsize: width and height, or "3840x2160": enlarge to fit into this box, instead of by
+            upscale_factor. The aspect ratio stays. A larger image is shrunk by bicubic.
     Returns:
-        sH×sW or sH×sW×C of the same type; of a file the array, upright; of a Pillow image a Pillow
-        image, upright, with its colour profile, EXIF data and resolution in ``info``. Memory
-        beyond image and result is bounded, whatever their size.
-    Raises UserError for another kind of array, and for a factor that there are no weights for.
+        round(H·factor)×round(W·factor)[×C] of the same type: for a path an upright array; for a
+        Pillow image an upright Pillow image with its colour profile, EXIF data and resolution in
+        ``info``. Memory beyond image and result is bounded, whatever their size.
+    Raises UserError for another kind of array or value, and for a factor without weights.
     """
     if isinstance(image, (str, os.PathLike)):
         image = reading.read_image(image)
     elif pillow.is_pillow(image):
         array, metadata = pillow.from_pillow(image)
-        array = upscale(array, upscale_factor, network, self_ensemble, progress)
+        array = upscale(array, upscale_factor, network, self_ensemble, progress, outsize)
         return pillow.to_pillow(array, metadata)
     image = _checked(image)
+    factor = _factor_for(image.shape, upscale_factor, outsize)
     if network is None:
-        network = SRCNN.from_pretrained(upscale_factor)
-    # Weights of a file may not say what they are for (0)
-    if network != "bicubic" and network.upscale_factor not in (0, upscale_factor):
-        made_for = network.upscale_factor
-        raise UserError(f"the network is for x{made_for}: give upscale_factor={made_for}")
+        network = bundled_networks()
+    elif isinstance(network, (str, os.PathLike)) and network != "bicubic":
+        network = load_network(network)
+    height, width = enlarged_size(image.shape, factor)
+    if network == "bicubic" and not isinstance(factor, int):
+        return resize_to(image, height, width)
+    if not isinstance(network, Networks):
+        network = single_network(network, None if outsize else factor)
+    # By networks to at least the size, then down to it by bicubic, which avoids aliasing. Between
+    # two networks the result is rounded to the image's type, as in a file
+    for scale in network.steps(factor):
+        image = _by_network(image, scale, network[scale], self_ensemble, progress)
+    return image if image.shape[:2] == (height, width) else resize_to(image, height, width)
+
+
+def fitting_factor(shape, outsize: tuple[int, int] | str) -> float:
+    """Return the factor by which an H×W[×C] image fits into a box: (width, height) or "3840x2160".
+
+    Raises UserError for another box.
+    """
+    try:
+        box = outsize.lower().split("x") if isinstance(outsize, str) else outsize
+        box_width, box_height = (
+            int(side) if isinstance(side, str) else operator.index(side) for side in box
+        )
+    except (TypeError, ValueError):
+        box_width = box_height = 0
+    if min(box_width, box_height) < 1:
+        raise UserError(f"outsize={outsize!r}: give width and height, for example (3840, 2160)")
+    return min(box_width / shape[1], box_height / shape[0])
+
+
+def enlarged_size(shape, factor: float) -> tuple[int, int]:
+    """Return height and width of an H×W[×C] image after enlarging by a factor."""
+    # A box may be so small that a narrow picture would have no pixel across
+    return max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor))
+
+
+def _factor_for(shape, upscale_factor, outsize) -> float:
+    """Return the factor as an int or float: numpy's numbers do not work everywhere."""
+    if outsize is not None:
+        return fitting_factor(shape, outsize)
+    # numpy's integers and floats are Real, text and True are no factors
+    usable = isinstance(upscale_factor, Real) and not isinstance(upscale_factor, bool)
+    if not usable or not 1 < upscale_factor < math.inf:
+        raise UserError(f"upscale_factor={upscale_factor!r}: give a number above 1, such as 2.5")
+    factor = float(upscale_factor)
+    return int(factor) if factor.is_integer() else factor
+
+
+def _by_network(image: np.ndarray, scale: int, network, self_ensemble: bool, progress: bool):
+    """Enlarge an image by one network; the same type."""
     planes = image if image.ndim == 3 else image[..., None]
-    # The number that stands for white
-    peak = 1 if image.dtype.kind == "f" else np.iinfo(image.dtype).max
     height, width, channels = planes.shape
-    result = np.empty((height * upscale_factor, width * upscale_factor, channels), image.dtype)
-    # Strip by strip, so that the memory needed does not grow with the photograph. Each with the
-    # rows around it that its pixels depend on: 4 for bicubic, and the network's
+    result = np.empty((height * scale, width * scale, channels), image.dtype)
+    # The rows around a strip that its pixels depend on: 4 for bicubic, and the network's
     margin = 4
     if network != "bicubic":
-        # The three kernels reach (f1 - 1 + f2 - 1 + f3 - 1) / 2 rows of the large image
-        margin += -(-(sum(network.kernel_sizes) - 3) // (2 * upscale_factor))
-    rows = max(8, STRIP_PIXELS // (width * upscale_factor**2))
-    strips = range(0, height, rows)
-    for top in tqdm(strips, unit="strip", leave=False, disable=not progress or len(strips) < 2):
-        first, last = max(0, top - margin), min(height, top + rows + margin)
-        strip = planes[first:last].astype(np.float32) / peak
-        strip = _enlarge(strip, upscale_factor, network, self_ensemble)
-        # Without the margin, rounded as MATLAB rounds (half up), cut to what the type holds
-        kept = min(rows, height - top) * upscale_factor
-        strip = strip[(top - first) * upscale_factor :][:kept].clip(0, 1)
-        rounded = strip if peak == 1 else np.floor(strip * peak + 0.5)
-        result[top * upscale_factor :][:kept] = rounded
+        # All kernels together reach (sum of f - 1) / 2 rows of the large image
+        sizes = network.kernel_sizes
+        margin += -(-(sum(sizes) - len(sizes)) // (2 * scale))
+
+    def fill(top: int, bottom: int):
+        first, last = max(0, top - margin), min(height, bottom + margin)
+        strip = _to_float(planes[first:last])
+        strip = _enlarge(strip, scale, network, self_ensemble)
+        strip = strip[(top - first) * scale :][: (bottom - top) * scale]
+        result[top * scale : bottom * scale] = _from_float(strip, image.dtype)
+
+    # On a CPU every thread computes its own strip alone. Operations that all threads share would
+    # end in a barrier each, where the threads spin
+    on_cpu = network == "bicubic" or network.reconstruction.weight.device.type == "cpu"
+    threads = torch.get_num_threads() if on_cpu else 1
+    strips = _strips(height, width * scale**2, threads)
+    # Not all at once, for the bar's sake
+    rounds = [strips[i : i + threads] for i in range(0, len(strips), threads)]
+    quiet = not progress or len(strips) < 2
+    for some in tqdm(rounds, unit="strip", leave=False, disable=quiet):
+        in_threads(threads, [functools.partial(fill, *rows) for rows in some])
     return result if image.ndim == 3 else result[..., 0]
 
 
+def _strips(height: int, row_pixels: int, threads: int) -> list[tuple[int, int]]:
+    """Cut rows into strips of equal height: (first row, row after the last).
+
+    Args:
+        row_pixels: pixels of the result for each row.
+        threads: strips that are computed at a time.
+    """
+    # So many pixels that memory stays bounded. At least 8 rows, as the margins are computed twice
+    most = max(8, STRIP_PIXELS // threads // row_pixels)
+    count = -(-height // most)
+    # A multiple of the threads, unless the strips would become too small
+    equal = -(-count // threads) * threads
+    if height * row_pixels // equal >= SMALLEST_STRIP:
+        count = equal
+    rows = -(-height // count)
+    return [(top, min(top + rows, height)) for top in range(0, height, rows)]
+
+
+def _to_float(planes: np.ndarray) -> np.ndarray:
+    """Integers to float32 in [0, 1]; float images to float32."""
+    x = planes.astype(np.float32)
+    return x if planes.dtype.kind == "f" else x / np.iinfo(planes.dtype).max
+
+
+def _from_float(x: np.ndarray, dtype) -> np.ndarray:
+    """float32 to a type: clipped to [0, 1], integers rounded half up as MATLAB does."""
+    x = x.clip(0, 1)
+    return x if dtype.kind == "f" else np.floor(x * np.iinfo(dtype).max + 0.5)
+
+
 def _checked(image) -> np.ndarray:
-    """image as an array, if it is one that `upscale` takes; UserError otherwise."""
+    """Return image as an array. Raise UserError for one that `upscale` cannot take."""
     image = np.asarray(image)
     colours = image.shape[2] if image.ndim == 3 else 1
     if image.ndim not in (2, 3) or not 1 <= colours <= 4 or image.size == 0:
         raise UserError(f"an image of shape {image.shape}: give H×W or H×W×C with C from 1 to 4")
     if image.dtype not in (np.uint8, np.uint16) and image.dtype.kind != "f":
         raise UserError(f"an image of type {image.dtype}: give uint8, uint16 or float in [0, 1]")
+    if image.dtype.kind == "f":
+        low, high = float(image.min()), float(image.max())
+        # NaN fails every comparison
+        if not -OVERSHOOT <= low <= high <= 1 + OVERSHOOT:
+            raise UserError(
+                f"a float image with values from {low:g} to {high:g}: give values in [0, 1] (for "
+                "0 to 255, divide by 255 or convert to uint8)"
+            )
     return image
 
 

@@ -113,8 +113,59 @@ def test_other_arrays_are_refused():
             enlarge.upscale(image, 3, identity())
     with pytest.raises(ValueError, match="give upscale_factor=3"):
         enlarge.upscale(np.zeros((4, 4), np.uint8), 2, identity())
-    with pytest.raises(ValueError, match="x7"):
-        enlarge.upscale(np.zeros((4, 4), np.uint8), 7)
+    for factor in (1, 0.5, -2, float("nan"), float("inf"), "2", True, None, (2, 2)):
+        with pytest.raises(ValueError, match="upscale_factor=.*: give a number above 1"):
+            enlarge.upscale(np.zeros((4, 4), np.uint8), factor)
+    for box in ("3840", (0, 5), (1, 2, 3), 5, (2.5, 3), "ax3"):
+        with pytest.raises(ValueError, match="outsize=.*: give width and height"):
+            enlarge.upscale(np.zeros((4, 4), np.uint8), outsize=box)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_that_are_not_from_0_to_1_are_refused(dtype):
+    """0 to 255 came out white without a message; bicubic's overshoot is no mistake."""
+    image = random_image((6, 7, 3), dtype)
+    for wrong in (image * 255, image * 2, image - 1, image * np.nan, image + dtype(np.inf)):
+        with pytest.raises(ValueError, match=r"values from .*: give values in \[0, 1\]"):
+            enlarge.upscale(wrong, 3, identity())
+    assert enlarge.upscale(image * dtype(1.18) - dtype(0.09), 3, identity()).max() == 1
+
+
+def test_any_kind_of_number_and_a_path_as_network(tmp_path, photograph, identity_file):
+    expected = enlarge.upscale(photograph, 2)
+    for factor in (np.int64(2), np.uint8(2), 2.0, np.float32(2)):
+        np.testing.assert_array_equal(enlarge.upscale(photograph, factor), expected)
+    for path in (identity_file, str(identity_file)):
+        np.testing.assert_array_equal(
+            enlarge.upscale(photograph, 3, path), enlarge.upscale(photograph, 3, identity())
+        )
+    with pytest.raises((ValueError, OSError), match="nowhere.pth"):
+        enlarge.upscale(photograph, 3, "nowhere.pth")
+
+
+@pytest.mark.parametrize(
+    "options, steps, size",
+    [
+        ({"upscale_factor": 2.5}, [3], (100, 125)),
+        ({"upscale_factor": 7}, [4, 2], (280, 350)),
+        ({"upscale_factor": np.float64(1.3)}, [2], (52, 65)),
+        ({"outsize": (125, 200)}, [3], (100, 125)),
+        ({"outsize": "20x20"}, [], (16, 20)),
+        ({"upscale_factor": 2.5, "network": identity()}, [3], (100, 125)),
+        ({"upscale_factor": 6, "network": identity()}, [3, 3], (240, 300)),
+        ({"upscale_factor": 2.5, "network": "bicubic"}, [], (100, 125)),
+    ],
+)
+def test_any_factor(photograph, options, steps, size):
+    """In Python as by upscale.py: networks to at least the size, bicubic down to it."""
+    result = enlarge.upscale(photograph, **options)
+    assert result.shape == (*size, 3) and result.dtype == np.uint8
+    expected = photograph
+    for scale in steps:
+        expected = enlarge.upscale(expected, scale, options.get("network"))
+    if expected.shape[:2] != size:
+        expected = imgproc.resize_to(expected, *size)
+    np.testing.assert_array_equal(result, expected)
 
 
 def test_files_folders_and_patterns(run_script, identity_file, tmp_path, photograph):
