@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from images.prepared import load_images, prepared_folder
 from imgproc import downscale, imresize, mirror, modcrop, modcropped, upsample
-from system.devices import free_memory
 from system.files import UserError
+from system.memory import free_memory
 
 SHARE_OF_MEMORY = 0.4  # of what is free on a device, for the training set
 

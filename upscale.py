@@ -36,7 +36,7 @@ from imgproc import resize_to
 from inference.enlarge import load_network, upscale
 from system.devices import pick_device
 from system.files import UserError, make_folder
-from system.torch_errors import explain
+from system.torch_errors import message_for_user
 
 SCALES = (2, 3, 4)  # of the networks that other sizes are made with
 
@@ -64,7 +64,7 @@ def main(settings):
                 enlarge_file(source, target, networks, settings)
                 written += 1
             except Exception as error:
-                reason = explain(error, device=networks.device)
+                reason = message_for_user(error, device=networks.device)
                 # Anything else is a bug, and keeps its traceback
                 if not reason and not isinstance(error, (UserError, OSError)):
                     raise

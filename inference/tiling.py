@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from model import SRCNN
 from system.convolutions import convolve, keep_memory, narrow, relu_
-from system.devices import exact_float32, free_memory
+from system.devices import exact_float32
 from system.files import UserError
+from system.memory import free_memory
 from system.threads import in_threads
 from system.torch_errors import lacks_memory
 

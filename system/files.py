@@ -1,46 +1,99 @@
-"""What a user can mend, and files that appear whole or not at all."""
+"""User errors, and files that are written atomically."""
 
 import contextlib
 import csv
 import io
 import os
+import re
+import secrets
 import tempfile
 from pathlib import Path
 
 
 class UserError(ValueError):
-    """What a user can mend. Its one line, which scripts show, names the file or setting and the
-    remedy."""
+    """An error a user can fix. Scripts show its one line: the file or setting, and the remedy."""
 
 
 @contextlib.contextmanager
-def replace_file(path):
-    """``with replace_file(path) as temporary:`` write to temporary, which then becomes path.
+def replace_file(path, durable: bool = False):
+    """Write a file atomically: ``with replace_file(path) as temporary:`` write to temporary.
 
-    That takes one step, so that nobody meets half a file. After an error temporary is removed
-    and an old path stays as it was. Makes the folder. Raises OSError that names path.
+    At the end os.replace gives temporary the name of path, so no reader sees half a file. After an
+    error temporary is removed and an old path is unchanged. Makes the folder.
+
+    Args:
+        durable: flush the file and its folder to the disk, so that the file survives a power cut.
+    Raises OSError with the name of path.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside it, so that both are on one disk: os.replace cannot move across disks
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary = path
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _new_temporary(path)
         yield temporary
+        if durable:
+            _flush(temporary)
         os.replace(temporary, path)
+        if durable:
+            _flush(path.parent)
     except OSError as error:
-        # A full disk shows in write(), which knows no name; and temporary means nothing to a user
+        # write() on a full disk gives no name, and the temporary name means nothing to a user
         if error.errno and str(error.filename or temporary) == str(temporary):
             error.filename = str(path)
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary != path:
+            # Report the first error: on a read-only disk unlink fails too
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _new_temporary(path: Path) -> Path:
+    """Create an empty file in the folder of path, with a short random name."""
+    # In the same folder because os.replace cannot move across disks
+    while True:
+        # Names are limited to 255 bytes; 40 characters take at most 160
+        temporary = path.with_name(f"{path.name[:40]}.tmp-{secrets.token_hex(4)}")
+        # O_EXCL follows no link and takes no existing file. 0o666: minus the user's umask
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            return temporary
+
+
+def _flush(path: Path):
+    """Wait until a file or a folder's list of names is on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        # Some network drives cannot flush a folder. The file itself must be flushed
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder, names):
+    """Remove temporary files of these names, left in a folder by a killed process.
+
+    Only call it while no other process writes these files. Other files and folders stay, for
+    example a user's notes.tmp-1.
+    """
+    # Earlier versions ended the name with the process's number
+    ours = "|".join(re.escape(name[:40]) for name in names)
+    for path in Path(folder).iterdir():
+        named = re.fullmatch(rf"(?:{ours})\.tmp-(?:[0-9a-f]{{8}}|\d+)", path.name)
+        if named and path.is_file() and not path.is_symlink():
+            path.unlink()
 
 
 def make_folder(path):
-    """Make a folder for results, and try it. Raises OSError, one line, if it cannot be used."""
+    """Make a folder for results and test that it can be written to. Raises OSError, one line."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
-        # The only sure test: permissions do not tell of a disk that is mounted read-only
+        # Permissions do not show a disk that is mounted read-only
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise OSError(
@@ -48,12 +101,12 @@ def make_folder(path):
         ) from None
 
 
-def write_file(content, path):
-    """Write text (as UTF-8) or bytes, whole or not at all."""
+def write_file(content, path, durable: bool = False):
+    """Write text (as UTF-8) or bytes atomically; see `replace_file`."""
     if isinstance(content, str):
-        # A name of a file that is no UTF-8, as old archives have them, keeps its bytes
+        # Keep the bytes of file names that are not UTF-8, as in old archives
         content = content.encode(errors="surrogateescape")
-    with replace_file(path) as temporary:
+    with replace_file(path, durable) as temporary:
         temporary.write_bytes(content)
 
 
@@ -81,22 +134,22 @@ def network_name(kernel_sizes, upscale_factor: int, channels: int, widths=None) 
     return "_".join([*parts, f"x{upscale_factor}"]) + ("_rgb" if channels == 3 else "")
 
 
-def save(content, path):
-    """torch.save, whole or not at all: by way of memory, because of a full disk it would say
-    "unexpected pos"."""
-    # Not at the top: settings.py needs this room before --help, which need not wait for torch
+def save(content, path, durable: bool = False):
+    """Call torch.save atomically; see `replace_file`."""
+    # Not at the top: settings.py imports this file before torch, so that --help is quick
     import torch
 
+    # Serialize to memory first: on a full disk torch.save gives a misleading error
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_file(buffer.getbuffer(), path)
+    write_file(buffer.getbuffer(), path, durable)
 
 
 def write_csv(rows, path):
-    """Write dicts as the rows of a table, whole or not at all; the columns are all their keys."""
-    # In the order in which they first occur, which a set would lose
+    """Write dicts as the rows of a table, atomically. The columns are all their keys."""
+    # dict.fromkeys keeps the order of their first occurrence
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    # The csv module ends lines itself
+    # newline="": the csv module ends lines itself
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns)
     writer.writeheader()

@@ -1,16 +1,23 @@
-"""One line for those of torch's errors that a user can do something about."""
+"""Translate errors of torch that a user can fix into one line."""
 
 import os
 
+import torch
 from torch import distributed
 
-# What torch says, in lower case, and what we say instead. The last one is cuBLAS's and cuDNN's
-NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "status_alloc_failed")
+# torch 2.4 has the older name. Other libraries have no class of their own: Apple's backend, the
+# CPU's allocator, cuBLAS and cuDNN raise RuntimeError
+OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError), MemoryError
+NO_MEMORY = (
+    *("mps backend out of memory", "can't allocate memory", "not enough memory"),
+    *("cublas_status_alloc_failed", "cudnn_status_alloc_failed", "cuda error: out of memory"),
+)
+MEMORY_LINE = (
+    "out of memory on {device}; end what else uses it, set device=cpu, or in training lower "
+    "batch_size, crop_size or max_device_gb"
+)
+# Words in torch's message, in lower case, and the line for the user
 REMEDIES = {
-    NO_MEMORY: (
-        "out of memory on {device}; end what else uses it, set device=cpu, or in training lower "
-        "batch_size, crop_size or max_device_gb"
-    ),
     ("no kernel image",): (
         "this build of torch has no kernels for this GPU; install one that has (pytorch.org), or "
         "set device=cpu"
@@ -23,31 +30,34 @@ REMEDIES = {
         "port {port} is in use; choose another with torchrun --master_port, or use --standalone"
     ),
 }
-# What torch says when another process ended or cannot be reached
+# Words in torch's message when another process ended or cannot be reached
 LOST = (
     *("closed", "reset", "broken pipe", "timed out", "timeout", "refused", "unreachable"),
     *("failed to recv", "failed to connect", "remote process", "no route to host", "handshake"),
 )
 
 
-def explain(error: Exception, rank: int = 0, device="") -> str | None:
-    """One line for an error of torch's that a user can do something about; None for any other."""
-    # What Python raises where torch would say the same
-    if isinstance(error, MemoryError):
-        error, device = RuntimeError("out of memory"), "the CPU"
+def message_for_user(error: Exception, rank: int = 0, device="") -> str | None:
+    """Return one line for an error of torch that a user can fix; None for any other error.
+
+    Args:
+        rank, device: the process and the device that the error is about, for the line.
+    """
+    if lacks_memory(error):
+        place = "the CPU" if isinstance(error, MemoryError) else device or "the device"
+        return MEMORY_LINE.format(device=place)
     if not isinstance(error, RuntimeError):
         return None
     message = " ".join(str(error).split())
     for words, line in REMEDIES.items():
         if any(word in message.lower() for word in words):
-            port = os.environ.get("MASTER_PORT")
-            return line.format(device=device or "the device", port=port)
-    # Without a C++ compiler or Triton, or on a GPU that is too old for it
+            return line.format(port=os.environ.get("MASTER_PORT"))
+    # No C++ compiler, no Triton, or a GPU that is too old for it
     if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
         return f"torch.compile does not work here; set compile=false ({message[:200]})"
-    # Whatever else is not of torch.distributed is a bug; a build of torch may be without it
-    own = getattr(distributed, "DistError", ())
-    if not isinstance(error, own) and "gloo" not in message.lower():
+    # Errors outside torch.distributed are bugs. Some builds of torch lack DistError
+    distributed_error = getattr(distributed, "DistError", ())
+    if not isinstance(error, distributed_error) and "gloo" not in message.lower():
         return None
     if any(word in message.lower() for word in LOST):
         return f"process {rank} lost the others, which ended or cannot be reached"
@@ -55,6 +65,8 @@ def explain(error: Exception, rank: int = 0, device="") -> str | None:
 
 
 def lacks_memory(error: Exception) -> bool:
-    """Whether a device's memory was not enough. By the words, since Apple's backend and NVIDIA's
-    libraries raise other types than torch.OutOfMemoryError."""
-    return any(word in str(error).lower() for word in NO_MEMORY)
+    """Return whether a device had too little memory."""
+    if isinstance(error, OUT_OF_MEMORY):
+        return True
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in message for word in NO_MEMORY)

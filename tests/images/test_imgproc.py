@@ -1,6 +1,5 @@
 """imgproc.py against MATLAB's rules, written out here a second time, and against the paper's figures."""
 
-import os
 import struct
 import subprocess
 import sys
@@ -16,7 +15,6 @@ from torch.torch_version import TorchVersion
 import imgproc
 from images import named_sets, reading, writing
 from images.named_sets import image_paths
-from system import files
 
 RANDOM = np.random.default_rng(0)
 
@@ -479,31 +477,6 @@ def test_fuzzed_images_end_well_or_in_one_line(tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------------- other helpers
-def test_replace_file_leaves_all_or_nothing(tmp_path):
-    path = tmp_path / "new" / "file"
-    with files.replace_file(path) as temporary:
-        temporary.write_text("first")
-        assert not path.exists()
-    for error in (KeyboardInterrupt, RuntimeError):
-        with pytest.raises(error), files.replace_file(path) as temporary:
-            temporary.write_text("half of the sec")
-            raise error
-    assert path.read_text() == "first" and list(path.parent.iterdir()) == [path]
-
-
-def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path):
-    with pytest.raises(FileNotFoundError) as raised, files.replace_file(tmp_path / "a/b") as path:
-        path.parent.rmdir()
-        path.write_text("half")
-    assert raised.value.filename == str(tmp_path / "a/b")
-
-
-def test_text_with_a_name_that_is_no_utf8(tmp_path):
-    name = os.fsdecode(b"f\xfcr \xc3\xbc")
-    files.write_file(name, tmp_path / "file")
-    assert (tmp_path / "file").read_bytes() == b"f\xfcr \xc3\xbc"
-
-
 def test_sample_images_are_photographs_in_the_wheel():
     for part in ("train", "test"):
         for path in named_sets.sample_images(part):

@@ -10,12 +10,12 @@ import torch._inductor.exc
 from launch import free_port
 from torch import distributed
 
-from system import devices
+from system import devices, memory
 from system import processes as groups
 from system.devices import exact_float32, pick_device
 from system.files import UserError
 from system.processes import processes
-from system.torch_errors import explain
+from system.torch_errors import message_for_user
 
 
 def offer(monkeypatch, **works):
@@ -116,12 +116,13 @@ def test_each_process_has_its_own_gpu(monkeypatch, world, local, visible, name, 
         (RuntimeError, "mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)", None),
         (RuntimeError, "CUDA error: device-side assert triggered", None),
         (TypeError, "connection closed by gloo", None),
+        (RuntimeError, "a message that only quotes 'out of memory'", None),
     ],
 )  # fmt: skip
 def test_what_is_said_of_errors(monkeypatch, kind, message, line):
     """Each in one line, "lost the others" of those alone that are that, and a traceback for everything else."""
     monkeypatch.setenv("MASTER_PORT", "29500")
-    said = explain(kind(message) if message else kind(), 1, "cuda:0")
+    said = message_for_user(kind(message) if message else kind(), 1, "cuda:0")
     if line is None:
         assert said is None
     elif line == "LOST":
@@ -148,6 +149,36 @@ def one_process_of(world, monkeypatch) -> int:
     return port
 
 
+@pytest.mark.parametrize(
+    "variables, complaint",
+    [
+        ({"RANK": "1"}, "RANK=1, but not WORLD_SIZE, MASTER_ADDR, MASTER_PORT.*: unset RANK$"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2, but not RANK"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "but not MASTER_ADDR, MASTER_PORT"),
+        ({"RANK": "two"}, "RANK=two"),
+        (dict.fromkeys(groups.LAUNCHER, "3"), "RANK=3 WORLD_SIZE=3"),
+    ],
+)
+def test_incomplete_launcher_variables(monkeypatch, variables, complaint):
+    """An error, never a silent run that writes nothing."""
+    for name in groups.LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=complaint), processes("cpu"):
+        raise AssertionError("began")
+
+
+@pytest.mark.parametrize(
+    "variables", [{}, {"RANK": "0"}, {"WORLD_SIZE": "1"}, {"MASTER_PORT": "1"}]
+)
+def test_variables_of_one_process(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with processes("cpu") as place:
+        assert place[:2] == (0, 1)
+
+
 def test_others_that_never_come(monkeypatch):
     port = one_process_of(2, monkeypatch)
     monkeypatch.setattr(groups, "TIMEOUT", groups.timedelta(seconds=1))
@@ -163,7 +194,7 @@ def test_others_that_never_come(monkeypatch):
 def test_a_kind_of_device_that_processes_cannot_share(monkeypatch):
     one_process_of(2, monkeypatch)
     monkeypatch.setattr(groups, "pick_device", lambda name: torch.device("mps"))
-    with pytest.raises(UserError, match="device=mps: torch has nothing here to join 2 processes"):
+    with pytest.raises(UserError, match="device=mps: torch cannot connect 2 processes here"):
         with processes("mps"):
             raise AssertionError("joined")
 
@@ -249,16 +280,16 @@ def test_what_devices_are_able_to_do(monkeypatch):
 
 
 def test_free_memory_of_a_cpu_is_bounded_by_the_container(monkeypatch, tmp_path):
-    whole = devices.free_memory("cpu")
+    whole = memory.free_memory("cpu")
     assert 0 < whole <= 2**50
-    monkeypatch.setattr(devices, "control_group", lambda old: tmp_path)
-    assert devices.free_memory("cpu") > whole / 2  # no limit is written there
+    monkeypatch.setattr(memory, "control_group", lambda old: tmp_path)
+    assert memory.free_memory("cpu") > whole / 2  # no limit is written there
     (tmp_path / "memory.current").write_text("3000000\n")
     for limit, expected in (("5000000", 2_000_000), ("1000000", 0)):
         (tmp_path / "memory.max").write_text(f"{limit}\n")
-        assert devices.free_memory("cpu") == expected
+        assert memory.free_memory("cpu") == expected
     (tmp_path / "memory.max").write_text("max\n")
-    assert devices.free_memory("cpu") > whole / 2
+    assert memory.free_memory("cpu") > whole / 2
 
 
 def test_free_memory_of_gpus_that_do_not_tell(monkeypatch):
@@ -274,20 +305,20 @@ def test_free_memory_of_gpus_that_do_not_tell(monkeypatch):
     for name in ("memory_reserved", "memory_allocated"):
         monkeypatch.setattr(torch.xpu, name, lambda device: 0, raising=False)
     monkeypatch.setattr(torch.xpu, "mem_get_info", mem_get_info, raising=False)
-    assert devices.free_memory("xpu") == 16_000
+    assert memory.free_memory("xpu") == 16_000
     monkeypatch.delattr(torch.xpu, "mem_get_info")
-    assert devices.free_memory("xpu") == 16_000
+    assert memory.free_memory("xpu") == 16_000
     monkeypatch.delattr(torch.mps, "recommended_max_memory", raising=False)
-    monkeypatch.setattr(devices, "LIMITS", ())
-    assert devices.free_memory("mps") == pytest.approx(devices.free_memory("cpu"), rel=0.2)
+    monkeypatch.setattr(memory, "LIMITS", ())
+    assert memory.free_memory("mps") == pytest.approx(memory.free_memory("cpu"), rel=0.2)
 
 
 def test_free_memory_of_a_gpu_counts_what_the_allocator_keeps(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10_000, 80_000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 7_000)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2_000)
-    assert devices.free_memory("cuda") == 15_000
+    assert memory.free_memory("cuda") == 15_000
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 20_000, raising=False)
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 7_000)
     monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 2_000)
-    assert devices.free_memory("mps") == 18_000
+    assert memory.free_memory("mps") == 18_000
