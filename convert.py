@@ -22,7 +22,7 @@ import io
 from pathlib import Path
 
 import config
-from checkpoints.layouts import load_checkpoint, not_run, to_layout
+from checkpoints.layouts import ignored_note, load_checkpoint, to_layout
 from checkpoints.lookup import find_weights
 from inference.onnx_graphs import export_onnx, export_onnx_image
 from model import SRCNN
@@ -46,8 +46,8 @@ INTERPOLATION["mmagic"] = "torch"
 
 def main(settings):
     source, layout = find_weights(settings), settings.layout
-    if source.told:
-        print(source.told)
+    if source.message:
+        print(source.message)
     # Of whatever layout: load_checkpoint tells them apart, and always answers in ours
     checkpoint = load_checkpoint(source.path, settings.interpolation)
     network = SRCNN.from_checkpoint(checkpoint)
@@ -78,8 +78,8 @@ def notes(network: SRCNN, checkpoint: dict, layout: str) -> list[str]:
     """What others' code does differently with these weights, and what it must be told."""
     # Only what could surprise: where the other code does what the weights need, nothing is said
     said, f = [], network.kernel_sizes
-    if network.passed_over:
-        said.append(not_run(network.passed_over))
+    if network.ignored:
+        said.append(ignored_note(network.ignored))
     # At the border: 6 pixels for 9-1-5, half of what the three kernels reach together
     if network.padding_mode != PADDING.get(layout, network.padding_mode):
         said.append(

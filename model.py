@@ -59,8 +59,8 @@ class SRCNN(nn.Module):
                 another.
 
         Attributes ``upscale_factor`` (0: unknown) and ``interpolation`` ("matlab" or "torch") say
-        for which input the weights were made, and ``facts`` what their file tells of their making;
-        `from_pretrained` sets them, and ``passed_over``: names in the file that were not run.
+        for which input the weights were made, and ``metadata`` how they were made;
+        `from_pretrained` sets them, and ``ignored``: names in the file that were not run.
         Raises ValueError for what no SRCNN has.
         """
         # Files and the command line give lists; tuples of the same sizes are equal
@@ -77,8 +77,8 @@ class SRCNN(nn.Module):
         self.kernel_sizes, self.widths = kernel_sizes, widths
         self.channels, self.padding_mode = channels, padding_mode
         # Until `from_checkpoint` has told them
-        self.upscale_factor, self.interpolation, self.facts = 0, "matlab", {}
-        self.passed_over = []
+        self.upscale_factor, self.interpolation, self.metadata = 0, "matlab", {}
+        self.ignored = []
 
     def macs_per_pixel(self) -> int:
         """Multiply-accumulates for each output pixel; 8,032 for 9-1-5 (5,184 + 2,048 + 800)."""
@@ -112,9 +112,10 @@ class SRCNN(nn.Module):
         names = "kernel_sizes", "channels", "widths", "padding_mode"
         network = cls(*(checkpoint[name] for name in names))
         network.load_state_dict(checkpoint["state_dict"])
-        for name in ("upscale_factor", "interpolation", "facts"):
+        for name in ("upscale_factor", "interpolation"):
             setattr(network, name, checkpoint[name])
-        network.passed_over = checkpoint.get("passed_over", [])
+        network.metadata = checkpoint["facts"]
+        network.ignored = checkpoint.get("ignored", [])
         return network.eval()
 
     def state_dict(self, *arguments, **options):
@@ -132,12 +133,12 @@ class SRCNN(nn.Module):
             "upscale_factor": self.upscale_factor,
         }
 
-    def to_checkpoint(self, facts: dict, training: dict | None = None) -> dict:
+    def to_checkpoint(self, metadata: dict, training: dict | None = None) -> dict:
         """What a file of ours holds, for torch.save: plain types and tensors, so that it loads with
         weights_only=True.
 
         Args:
-            facts: how the weights came about.
+            metadata: how the weights were made.
             training: what train.py needs to go on.
         """
         # Contiguous copies in memory of their own: a view would be saved with all of what it is of
@@ -150,7 +151,7 @@ class SRCNN(nn.Module):
             "kernel_sizes": list(self.kernel_sizes),
             "channels": self.channels,
             "widths": list(self.widths),
-            "facts": facts,
+            "facts": metadata,  # the files' name of it
             "state_dict": state_dict,
         }
         return content | ({"training": training} if training else {})

@@ -40,7 +40,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import config
-from checkpoints.layouts import load_checkpoint, not_run
+from checkpoints.layouts import ignored_note, load_checkpoint
 from dataset import StreamedCrops, training_set, validation_sets
 from evaluation.protocol import evaluate
 from evaluation.tables import excluded_note, number
@@ -530,8 +530,8 @@ def describe(run, crops, holdout):
         say(f"goes on at step {run.step:,} of {settings.steps:,}")
     elif settings.resume:
         say(f"starts at step 0 from the weights of {settings.resume}")
-    if run.average.passed_over:
-        say(f"note: {not_run(run.average.passed_over)}")
+    if run.average.ignored:
+        say(f"note: {ignored_note(run.average.ignored)}")
     if run.changed:
         say("changed since it began: " + "; ".join(run.changed))
     if run.replaces:

@@ -28,7 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 import config
-from checkpoints.layouts import not_run
+from checkpoints.layouts import ignored_note
 from checkpoints.lookup import find_weights
 from images import formats, reading, writing
 from images.comparison import comparison, detail
@@ -313,11 +313,11 @@ class Networks:
 
     def load(self, scale: int):
         source = find_weights(self._settings_for(scale))
-        if source.told:
-            tqdm.write(source.told)
+        if source.message:
+            tqdm.write(source.message)
         network = load_network(source.path, scale, self.settings.interpolation)
-        if network.passed_over:
-            tqdm.write(f"note: {not_run(network.passed_over)}")
+        if network.ignored:
+            tqdm.write(f"note: {ignored_note(network.ignored)}")
         return network.to(self.device)
 
     def __getitem__(self, scale: int):

@@ -21,7 +21,7 @@ from torch import Tensor, distributed
 from tqdm import tqdm
 
 import config
-from checkpoints.layouts import not_run
+from checkpoints.layouts import ignored_note
 from checkpoints.lookup import find_weights
 from evaluation import records, report
 from evaluation.protocol import WINDOW, evaluate, merge
@@ -104,11 +104,11 @@ def validate_file(settings, team: Team) -> int:
     Returns how many images could not be read.
     """
     source = find_weights(settings)
-    if source.told:
-        team.say(source.told)
+    if source.message:
+        team.say(source.message)
     task = load_task(source.path, settings.upscale_factor, settings, team.device)
-    if task.network.passed_over:
-        team.say(f"note: {not_run(task.network.passed_over)}")
+    if task.network.ignored:
+        team.say(f"note: {ignored_note(task.network.ignored)}")
     sets = find_sets(settings, team)
     folder = records.results_folder(settings, source, task.network.upscale_factor != 0)
     # Before the work: a folder that cannot be written to shows at once
@@ -287,7 +287,7 @@ def validate_folder(settings, team: Team) -> int:
             left_out += say_left_out(set_name, results[set_name], task.upscale_factor, team)
         record = task.record(str(path), results)
         # What train.py noted in the file: PSNR on training images that it had held out
-        held_out = task.network.facts.get("psnr_holdout")
+        held_out = task.network.metadata.get("psnr_holdout")
         for row in weights_rows(name, record, held_out):
             rows.append(row)
             team.say(markdown(readable_row(row, sets), widths))

@@ -73,7 +73,7 @@ def load_checkpoint(path, interpolation: str = "auto") -> dict:
         interpolation, upscale_factor (0: unknown), layout,
         facts: what the file tells of its making,
         training: train.py's state, or None,
-        passed_over: names in the file that are neither numbers, text nor containers, such as
+        ignored: names in the file that are neither numbers, text nor containers, such as
         "argparse.Namespace"; nothing of the kind is imported or run.
     Raises OSError where the file cannot be read and ValueError where it holds no SRCNN, in one
     line each. The file may come from anywhere: time and memory stay bounded.
@@ -109,13 +109,13 @@ def load_checkpoint(path, interpolation: str = "auto") -> dict:
 
 def _recognise(data: bytes, interpolation: str) -> dict:
     """`load_checkpoint`'s answer from the bytes of a file."""
-    said, entries, passed_over = _read(data)
+    said, entries, ignored = _read(data)
     try:
         state_dict, layout = _find_layers(said, entries)
         kernel_sizes, channels, widths = _architecture(state_dict)
     except UserError as refused:
         # Where no weights are, they may have been in an object that was passed over
-        raise UserError(f"{refused}{_would_run(passed_over)}") from None
+        raise UserError(f"{refused}{_would_run(ignored)}") from None
     # The one network that MMagic offers, whose bare weights have the names of yjn870's
     if layout == "yjn870" and (kernel_sizes, channels) == ((9, 1, 5), 3):
         layout = "mmagic"
@@ -133,7 +133,7 @@ def _recognise(data: bytes, interpolation: str) -> dict:
         "layout": layout,
         "facts": facts,
         "training": said.get("training") if isinstance(said.get("training"), dict) else None,
-        "passed_over": [_shown(name) for name in passed_over],
+        "ignored": [_shown(name) for name in ignored],
     }
 
 
@@ -151,7 +151,7 @@ def _read(data: bytes) -> tuple[dict, dict, list[str]]:
             f"neither a PyTorch checkpoint nor a MATLAB file (it begins with {data[:32]!r}); "
             "give a file by torch.save, or the authors' .mat"
         )
-    content, passed_over = pickles.load(data)
+    content, ignored = pickles.load(data)
     # What an outer dict says counts more than what lies within it
     said = {}
     # A bound, because a dict can lie within itself
@@ -169,17 +169,17 @@ def _read(data: bytes) -> tuple[dict, dict, list[str]]:
             found = [value for value in dicts.values() if _prefix(value) is not None]
             inner = found if len(found) == 1 else []
         if not inner:
-            return said, content, passed_over
+            return said, content, ignored
         content = inner[0]
     found = "an object" if isinstance(content, pickles.Opaque) else f"a {type(content).__name__}"
-    raise UserError(f"holds {found}; expected an SRCNN's state dict{_would_run(passed_over)}")
+    raise UserError(f"holds {found}; expected an SRCNN's state dict{_would_run(ignored)}")
 
 
-def _would_run(passed_over: list[str]) -> str:
+def _would_run(ignored: list[str]) -> str:
     """For a message: what a file without weights holds instead."""
-    if not passed_over:
+    if not ignored:
         return ""
-    names = ", ".join(map(_shown, passed_over[:3])) + (", ..." if len(passed_over) > 3 else "")
+    names = ", ".join(map(_shown, ignored[:3])) + (", ..." if len(ignored) > 3 else "")
     return f"; it would run {names}, which is not done: if you trust it, save its state_dict alone"
 
 
@@ -294,10 +294,10 @@ def _shown(text) -> str:
     return type(text).__name__
 
 
-def not_run(passed_over: list[str]) -> str:
+def ignored_note(ignored: list[str]) -> str:
     """What scripts say of the names that `load_checkpoint` passed over in a file."""
-    more = f" and {len(passed_over) - 3} more" if len(passed_over) > 3 else ""
-    return f"passed over in the file, and not run: {', '.join(passed_over[:3])}{more}"
+    more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
+    return f"ignored in the file, and not run: {', '.join(ignored[:3])}{more}"
 
 
 # ---------------------------------------------------------------------- the authors' MATLAB files

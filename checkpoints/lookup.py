@@ -1,91 +1,162 @@
-"""Which weights a script works with."""
+"""Find the weights that a script works with."""
 
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from system.files import UserError, network_name
+from system.download import address_of
+from system.files import UserError, network_name, printable
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "assets" / "weights"
+SUFFIXES = ".pth .pt .tar .ckpt .mat .safetensors .bin .pkl .pickle .th".split()
 
 
-def shipped_weights(upscale_factor: int, kernel_sizes=(9, 1, 5), channels: int = 1) -> Path:
-    """The file of the weights that ship for a network; ValueError, naming those there are, where
-    none do."""
-    path = WEIGHTS / f"{network_name(kernel_sizes, upscale_factor, channels)}.pth"
+def shipped_weights(upscale_factor: int, kernel_sizes=(9, 1, 5), channels: int = 1, widths=None):
+    """Return the path of the bundled weights for a network.
+
+    Raises UserError with the names of all bundled weights if there are none for it.
+    """
+    path = WEIGHTS / f"{network_name(kernel_sizes, upscale_factor, channels, widths)}.pth"
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in WEIGHTS.glob("*.pth"))) or "none"
         raise UserError(
-            f"no weights ship as {path.stem} (there are: {there}); give model_path, or train them"
+            f"no bundled weights {path.stem} (there are: {there}); give model_path, or train them"
         )
     return path
 
 
 @dataclass(frozen=True)
 class Source:
-    """Which weights a script works with.
+    """The weights that a script works with.
 
     kind: "run" (best.pth of a training run in results_dir), "shipped" (in assets/weights) or
     "file" (any other).
-    name: for what is made of them: the run's, the file's, or shipped_ and the file's.
-    told: what a script says first, where it chose; "" where the user named the file.
+    name: for outputs: the run's, the file's, or shipped_ and the file's.
+    message: for the user, where the script chose the file; "" where the user named it.
     """
 
     path: str
     kind: str
     name: str
-    told: str = ""
+    message: str = ""
 
 
 def find_weights(settings) -> Source:
-    """The weights that validate.py, upscale.py and convert.py work with. By settings.model_path:
+    """Return the weights that validate.py, upscale.py and convert.py work with.
 
-    - a file: that one
-    - empty: best.pth of the run in results_dir/exp_name where there is one, else those that ship
-    - "shipped": those that ship, whatever lies there (./shipped is a file of that name)
+    By settings.model_path:
 
-    upscale_factor, kernel_sizes and channels say which of those that ship; ValueError where none
-    do. The file itself is not looked into.
+    - a file or an address: that one
+    - a run's folder: its best.pth
+    - "shipped": the bundled weights (./shipped is a file of that name)
+    - empty: best.pth of the run in results_dir/exp_name if there is one; else the bundled weights,
+      unless the user has set exp_name
+
+    upscale_factor, kernel_sizes and channels select the bundled weights. The file is not opened.
+    Raises UserError, with similar names, for a run or bundled weights that do not exist.
     """
     results_dir, model_path = settings.results_dir, settings.model_path
     best = Path(results_dir) / settings.exp_name / "best.pth"
     if model_path not in ("", "shipped"):
-        return _source_of(model_path, results_dir)
+        return _named_source(model_path, results_dir)
     if not model_path and best.is_file():
-        told = (
-            f"weights: {best}, your run; --model_path shipped for those that come with the project"
-        )
-        return Source(str(best), "run", best.parent.name, told)
-    path = _near(shipped_weights(settings.upscale_factor, settings.kernel_sizes, settings.channels))
-    # A user who has trained may not expect the weights that ship: the first line says how to get
-    # those of the run
+        message = f"weights: {best}, your run; --model_path shipped for the bundled weights"
+        return Source(str(best), "run", best.parent.name, message)
+    if not model_path and "exp_name" in settings.by_hand:
+        raise UserError(_missing_run(best))
+    path = shipped_weights(
+        settings.upscale_factor,
+        settings.kernel_sizes,
+        settings.channels,
+        getattr(settings, "widths", None),
+    )
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    # A user with own runs may not expect the bundled weights: the first line names the other way
     if best.is_file():
         hint = f"your run {best} is used without --model_path"
     elif (last := best.with_name("last.pth")).is_file():
-        hint = f"there is no {best} yet; --model_path {last} for your run as it stands"
+        hint = f"there is no {best} yet; --model_path {last} for your run's current state"
     else:
-        runs = [run.parent.name for run in Path(results_dir).glob("*/best.pth")]
-        close = get_close_matches(settings.exp_name, runs, 1)
-        wanted = f"--exp_name {close[0]}, --model_path" if close else "--exp_name or --model_path"
-        hint = f"no {best} is there; for others give {wanted}"
-    told = f"weights: {path}, which comes with the project ({hint})"
-    return Source(str(path), "shipped", f"shipped_{path.stem}", told)
+        hint = f"no {best} is there; for others give --exp_name or --model_path"
+    message = f"weights: {path}, bundled with the project ({hint})"
+    return Source(str(path), "shipped", f"shipped_{path.stem}", message)
 
 
-def _source_of(model_path: str, results_dir) -> Source:
-    """A file that the user named: of a run, of those that ship, or any other."""
+def _missing_run(best: Path) -> str:
+    """Return the message for a run that the user named and that has no best.pth."""
+    run, results_dir = best.parent.name, best.parent.parent
+    if (last := best.with_name("last.pth")).is_file():
+        return f"exp_name={run}: {best} does not exist yet; give --model_path {last}"
+    runs = sorted(path.parent.name for path in results_dir.glob("*/best.pth"))
+    if near := get_close_matches(run, runs, 3):
+        remedy = f"did you mean --exp_name {' or '.join(near)}?"
+    elif runs:
+        remedy = f"runs there: {', '.join(runs[:5])}{', ...' if len(runs) > 5 else ''}"
+    else:
+        remedy = "train it first, or give --model_path"
+    return printable(f"exp_name={run}: no run of this name in {results_dir}; {remedy}")
+
+
+def _named_source(model_path: str, results_dir) -> Source:
+    """Return the source for weights that the user named."""
     path = Path(model_path)
-    # The name without .pth, and without .pth.tar, as Lornatang's files end
-    place, stem = path.resolve().parent, Path(path.name.removesuffix(".tar")).stem
+    if path.is_dir():
+        there = weights_in_folder(path)
+        if (path / "best.pth").is_file():
+            path = path / "best.pth"
+        elif len(there) == 1:
+            (path,) = there.values()
+        else:
+            names = ", ".join(str(p.relative_to(path)) for p in list(there.values())[:3])
+            content = f"{len(there)} files of weights ({names}, ...)" if there else "no weights"
+            raise UserError(printable(f"{path}: a folder with {content}; give one file"))
+        model_path = str(path)
+    # hf://owner/name/file@revision
+    name = path.name.partition("@")[0] if address_of(model_path).startswith("hf:") else path.name
+    # Without .pth, and without .pth.tar, the ending of Lornatang's files
+    place, stem = path.resolve().parent, Path(name.removesuffix(".tar")).stem
     if place == WEIGHTS:
         return Source(model_path, "shipped", f"shipped_{stem}")
     if path.name == "best.pth" and place.parent == Path(results_dir).resolve():
         return Source(model_path, "run", place.name)
-    # Every run calls its files best.pth and last.pth: its name tells them apart
+    # Every run calls its files best.pth and last.pth: the folder's name tells them apart
     name = f"{place.name}_{stem}" if stem in ("best", "last") else stem
     return Source(model_path, "file", name)
 
 
-def _near(path: Path) -> Path:
-    """As a user in the project's folder would write it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+def weights_in_folder(folder) -> dict[str, Path]:
+    """List the weights of a folder, as {name: file}, sorted by name.
+
+    These are its own files, and best.pth (or else last.pth) of each run in it, under the run's
+    name. Hidden files are ignored, and files that cannot be weights: neither their ending nor their
+    first bytes are those of a format that `load_checkpoint` reads.
+    """
+    own, runs = [], []
+    for path in sorted(Path(folder).iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_file() and _may_be_weights(path):
+            own.append(path)
+        elif path.is_dir():
+            found = [path / name for name in ("best.pth", "last.pth") if (path / name).is_file()]
+            runs += found[:1]
+    named = [(path.stem, path) for path in own] + [(path.parent.name, path) for path in runs]
+    names = [name for name, _ in named]
+    # a.pth and a.mat keep their endings
+    return {name if names.count(name) == 1 else path.name: path for name, path in sorted(named)}
+
+
+def _may_be_weights(path: Path) -> bool:
+    """Return whether a file's ending, or its first bytes, are those of weights."""
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    try:
+        with open(path, "rb") as file:
+            head = file.read(1024)
+    except OSError:
+        return False
+    # A zip file may be anything: torch's begins with its data.pkl
+    is_zip = head.startswith(b"PK") and b"/data.pkl" in head
+    is_safetensors = head[8:9] == b"{" and head[6:8] == b"\0\0"
+    return is_zip or is_safetensors or head.startswith((b"\x80", b"MATLAB 5.0"))

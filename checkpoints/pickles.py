@@ -207,12 +207,12 @@ class Machine(pickle._Unpickler):
     """Python's, but for the instructions that import, call and fill in.
 
     ``storage(dtype, key, count)`` gives the numbers that tensors refer to. Attribute
-    ``passed_over`` has the names met that stand for no plain data, each once.
+    ``ignored`` has the names met that stand for no plain data, each once.
     """
 
     def __init__(self, file: Bounded, storage):
         super().__init__(file, encoding="latin1")
-        self.file, self.storage, self.passed_over = file, storage, {}
+        self.file, self.storage, self.ignored = file, storage, {}
 
     def load(self):
         """The object that the pickle at the file's position describes."""
@@ -232,7 +232,7 @@ class Machine(pickle._Unpickler):
         # The classes of TorchScript, whose code lies in the archive and is left there
         if name.startswith("__torch__."):
             return Maker(name, Module)
-        self.passed_over[name] = True
+        self.ignored[name] = True
         return Opaque(name)
 
     def persistent_load(self, reference):
@@ -374,7 +374,7 @@ def load(data: bytes) -> tuple[object, list[str]]:
     Raises UserError, in words that follow the file's name; on damaged files nearly anything.
     """
     read = _load_zip if data.startswith(b"PK") else _load_legacy
-    content, passed_over = read(data)
+    content, ignored = read(data)
     if isinstance(content, Module):
         content = _flat(content)
         if not any(isinstance(value, torch.Tensor) for value in content.values()):
@@ -391,7 +391,7 @@ def load(data: bytes) -> tuple[object, list[str]]:
         for key, value in content.items():
             if isinstance(value, Module):
                 content[key] = flat[id(value)]
-    return content, list(passed_over)
+    return content, list(ignored)
 
 
 def _load_zip(data: bytes):
@@ -431,7 +431,7 @@ def _load_zip(data: bytes):
         return storages[key].view(dtype)
 
     machine = Machine(Bounded(archive.read(pickles[0])), storage)
-    return machine.load(), machine.passed_over
+    return machine.load(), machine.ignored
 
 
 def _load_legacy(data: bytes):
@@ -469,7 +469,7 @@ def _load_legacy(data: bytes):
             numbers = bytearray(data[at + 8 : at + 8 + values.nbytes])
             values.copy_(torch.frombuffer(numbers, dtype=values.dtype, count=len(values)))
         at += 8 + values.nbytes
-    return content, machine.passed_over
+    return content, machine.ignored
 
 
 def _flat(module: Module) -> dict:

@@ -175,7 +175,7 @@ def read_checkpoint(path: Path):
     if network.padding_mode != "valid":
         shape = (1, network.channels, 9, 9)
         assert network(torch.zeros(shape)).shape == shape
-    assert all(type(name) is str for name in checkpoint["passed_over"])
+    assert all(type(name) is str for name in checkpoint["ignored"])
     assert not {"this", "antigravity"} & set(sys.modules), "the file had a module imported"
 
 

@@ -182,13 +182,13 @@ def test_our_matlab_file_is_as_scipy_reads_and_writes_it(tmp_path):
     assert found["padding_mode"] == ["zeros"] and found["upscale_factor"] == 3
 
 
-def test_what_was_passed_over_is_said(tmp_path, capsys):
+def test_what_was_ignored_is_said(tmp_path, capsys):
     (tmp_path / "run.ckpt").write_bytes(layouts.lightning(Y955))
     settings = ["--model_path", str(tmp_path / "run.ckpt"), "--output", str(tmp_path / "new.pth")]
     convert.main(config.load(None, settings))
     note = capsys.readouterr().out.splitlines()[-1]
-    assert note.startswith("note: passed over in the file, and not run: ") and "more" in note
-    assert load_checkpoint(tmp_path / "new.pth")["passed_over"] == []
+    assert note.startswith("note: ignored in the file, and not run: ") and "more" in note
+    assert load_checkpoint(tmp_path / "new.pth")["ignored"] == []
     # By the other scripts that read it, too (train.py: test_weights_of_others_start_at_step_0)
     image = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
     writing.write_image(tmp_path / "set" / "a.png", image)
@@ -307,6 +307,6 @@ def test_hub(tmp_path, monkeypatch):
     x = torch.rand(1, 3, 24, 24)
     torch.testing.assert_close(network(x), convolve(RGB955, x, "replicate"), atol=1e-5, rtol=0)
     with pytest.raises(
-        ValueError, match="no weights ship as srcnn_9-1-5_x11 .there are: srcnn_9-5-5_x4_rgb"
+        ValueError, match="no bundled weights srcnn_9-1-5_x11 .there are: srcnn_9-5-5_x4_rgb"
     ):
         torch.hub.load(str(ROOT), "srcnn", source="local", upscale_factor=11)

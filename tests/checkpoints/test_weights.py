@@ -475,14 +475,14 @@ def test_a_pickle_that_runs_code_does_not(around, protocol, tmp_path):
         load_checkpoint(write(tmp_path, zip_with(pickle.dumps(Runs(os.system, "true"), 2))))
 
 
-def test_objects_of_the_makers_classes_are_passed_over(tmp_path):
+def test_objects_of_the_makers_classes_are_ignored(tmp_path):
     """Beside a state dict they are left out; alone they are no weights, and never made."""
     model = Parallel(nn.Linear(1, 1))
     path = write(tmp_path, {"state_dict": state_dict(Y915), "model": model})
     found = load_checkpoint(path)
     assert found["layout"] == "lornatang"
-    assert "test_weights.Parallel" in found["passed_over"]
-    assert "torch.nn.modules.linear.Linear" in found["passed_over"]
+    assert "test_weights.Parallel" in found["ignored"]
+    assert "torch.nn.modules.linear.Linear" in found["ignored"]
     refused(write(tmp_path, {"model": model}), "would run test_weights.Parallel")
 
 
@@ -498,7 +498,7 @@ def test_code_beside_weights_does_not_run(around, tmp_path):
     path = write(tmp_path, around({**calls, "state_dict": {**weights, "extra": calls["system"]}}))
     found = load_checkpoint(path)
     assert not (tmp_path / "ran").exists()
-    names = set(found["passed_over"])  # protocol 2 writes some as Python 2 called them
+    names = set(found["ignored"])  # protocol 2 writes some as Python 2 called them
     assert {"posix.system", "__builtin__.eval"} <= names and len(names) == 3
     assert all(torch.equal(found["state_dict"][name], weights[name]) for name in weights)
 
@@ -539,20 +539,20 @@ SAVED = {
 @pytest.mark.parametrize("kind", SAVED)
 def test_checkpoints_as_training_leaves_them(kind, legacy, protocol, tmp_path):
     """Objects of packages that need not be installed, numpy's numbers, paths, dates, functions."""
-    make, layers, interpolation, passed_over, facts = SAVED[kind]
+    make, layers, interpolation, ignored, facts = SAVED[kind]
     path = write(tmp_path, make(layers, legacy, protocol))
     found = load_checkpoint(path)
-    assert set(passed_over) <= set(found["passed_over"]), found["passed_over"]
+    assert set(ignored) <= set(found["ignored"]), found["ignored"]
     assert found["facts"] == facts and found["interpolation"] == interpolation
     x = torch.rand(1, layers[0][0].shape[1], 21, 26)
     computed = SRCNN.from_pretrained(path)(x)
     torch.testing.assert_close(computed, convolve(layers, x, "zeros"), atol=1e-5, rtol=0)
 
 
-def test_names_passed_over_are_fit_to_print(tmp_path, capsys):
+def test_names_ignored_are_fit_to_print(tmp_path, capsys):
     content = {**state_dict(Y915), "x": Runs(os.system, "true")}
     data = torch_bytes(content, legacy=True).replace(b"cposix\nsystem\n", b"cpo\x1b[2Jx\nsystem\n")
-    found = load_checkpoint(write(tmp_path, data))["passed_over"]
+    found = load_checkpoint(write(tmp_path, data))["ignored"]
     assert found == ["po\\x1b[2Jx.system"] and found[0].isprintable()
 
 
@@ -569,7 +569,7 @@ sys.path.insert(0, {str(ROOT)!r})
 from checkpoints.layouts import load_checkpoint
 before = set(sys.modules)
 for path in {paths!r}:
-    assert load_checkpoint(path)["passed_over"]
+    assert load_checkpoint(path)["ignored"]
 assert not {{"mmengine", "lightning"}} & set(sys.modules)
 print(*(set(sys.modules) - before))
 """)
@@ -598,7 +598,7 @@ def test_networks_saved_whole(legacy, tmp_path):
         {"model": nn.DataParallel(network), "optimizer": state},
     ):
         path = write(tmp_path, torch_bytes(content, legacy))
-        assert "sample_layouts.Plain" in load_checkpoint(path)["passed_over"]
+        assert "sample_layouts.Plain" in load_checkpoint(path)["ignored"]
         restored = SRCNN.from_pretrained(path)(x)
         torch.testing.assert_close(restored, convolve(Y915, x, "zeros"), atol=1e-5, rtol=0)
     ours = SRCNN((9, 1, 5), widths=(8, 4))
@@ -1044,7 +1044,7 @@ def test_files_that_are_none(tmp_path):
 
 
 def test_weights_that_do_not_ship_are_named():
-    with pytest.raises(ValueError, match="no weights ship as srcnn_7-1-5_x9_rgb"):
+    with pytest.raises(ValueError, match="no bundled weights srcnn_7-1-5_x9_rgb"):
         SRCNN.from_pretrained(9, (7, 1, 5), 3)
-    with pytest.raises(ValueError, match="no weights ship as srcnn_9-1-5_x7 "):
+    with pytest.raises(ValueError, match="no bundled weights srcnn_9-1-5_x7 "):
         shipped_weights(7)

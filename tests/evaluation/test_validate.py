@@ -285,7 +285,7 @@ print(sorted(protocol.evaluate(SRCNN().eval(), [("a", image)], 2, with_ssim=Fals
     [
         (["--upscale_factor", 4], "made for x3"),
         (["--model_path", "missing.pth"], "missing.pth"),
-        (["--model_path", ""], "no weights ship as srcnn_9-1-5_x7"),
+        (["--model_path", ""], "no bundled weights srcnn_9-1-5_x7"),
         (["--results_dir", "{file}/results"], "cannot be written"),
         (["--test_sets", "{empty}"], "no images there"),
         (["--test_sets", "{texts}"], "a.png: not a PNG"),
@@ -387,11 +387,14 @@ def test_which_weights_are_used(tmp_path, monkeypatch):
     shipped = str(WEIGHTS / "srcnn_9-1-5_x3.pth")
     source = found()
     assert (source.path, source.kind, source.name) == (shipped, "shipped", "shipped_srcnn_9-1-5_x3")
-    assert "no results/srcnn_9-1-5_x3/best.pth is there" in source.told and "\n" not in source.told
+    assert (
+        "no results/srcnn_9-1-5_x3/best.pth is there" in source.message
+        and "\n" not in source.message
+    )
     run = Path("results", "srcnn_9-1-5_x3")
     run.mkdir(parents=True)
     (run / "last.pth").touch()
-    assert found().path == shipped and f"--model_path {run / 'last.pth'}" in found().told
+    assert found().path == shipped and f"--model_path {run / 'last.pth'}" in found().message
     (run / "best.pth").touch()
     source = found()
     assert (source.path, source.kind, source.name) == (
@@ -399,14 +402,26 @@ def test_which_weights_are_used(tmp_path, monkeypatch):
         "run",
         "srcnn_9-1-5_x3",
     )
-    assert "--model_path shipped" in source.told
+    assert "--model_path shipped" in source.message
     source = found("--model_path", "shipped")
-    assert (source.path, source.kind) == (shipped, "shipped") and str(run) in source.told
+    assert (source.path, source.kind) == (shipped, "shipped") and str(run) in source.message
     assert found("--upscale_factor", 2).kind == "shipped"  # that run is for x3
     run.rename("results/mine")
     assert found("--exp_name", "mine").path == "results/mine/best.pth"
-    assert "--exp_name mine" in found("--exp_name", "mien").told
-    with pytest.raises(ValueError, match="no weights ship as srcnn_9-1-5_x7"):
+    # A misspelt name is an error: the bundled weights would be measured in its place
+    with pytest.raises(
+        ValueError, match="exp_name=min: .* in results; did you mean --exp_name mine"
+    ):
+        found("--exp_name", "min")
+    with pytest.raises(ValueError, match="exp_name=other: .*; runs there: mine$"):
+        found("--exp_name", "other")
+    assert found("--exp_name", "other", "--model_path", "shipped").kind == "shipped"
+    Path("results/mine/best.pth").rename("results/mine/last.pth")
+    with pytest.raises(ValueError, match="best.pth does not exist yet; give --model_path .*last"):
+        found("--exp_name", "mine")
+    with pytest.raises(ValueError, match="train it first, or give --model_path"):
+        found("--exp_name", "other")
+    with pytest.raises(ValueError, match="no bundled weights srcnn_9-1-5_x7"):
         found("--upscale_factor", 7)
 
 

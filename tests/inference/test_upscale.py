@@ -285,7 +285,7 @@ def test_where_outputs_go_and_what_is_overwritten(
     "arguments, message",
     [
         ([], "nothing to do"),
-        (["a.png", "--upscale_factor", 7], "no weights ship as srcnn_9-1-5_x7"),
+        (["a.png", "--upscale_factor", 7], "no bundled weights srcnn_9-1-5_x7"),
         (["a.png", "--upscale_factor", 2, "--model_path", "identity.pth"], "made for x3"),
         (["a.png", "--model_path", "valid.pth"], "padding_mode 'valid'"),
         (

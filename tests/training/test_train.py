@@ -318,7 +318,7 @@ def test_weights_of_others_start_at_step_0(start, tmp_path):
         1e-9,
     )
     assert run.wait() == 0, run.output
-    assert "note: passed over in the file, and not run: argparse.Namespace\n" in run.output
+    assert "note: ignored in the file, and not run: argparse.Namespace\n" in run.output
     last = load_checkpoint(tmp_path / f"results/{NAME}_paper/last.pth")
     assert last["training"]["step"] == 1 and last["upscale_factor"] == 3
     assert (last["padding_mode"], last["interpolation"]) == (

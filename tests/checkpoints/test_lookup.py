@@ -1,0 +1,89 @@
+"""Which weights are meant: folders of weights, folders of runs, names that do not exist."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import error_line
+from sample_layouts import mat_bytes, ours, random_layers, torch_bytes
+
+import config
+from checkpoints.lookup import find_weights, weights_in_folder
+
+
+def found(*words):
+    return find_weights(config.load(None, [str(word) for word in words]))
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """A folder as training and validation leave it, with two runs and one that has begun."""
+    monkeypatch.chdir(tmp_path)
+    content = torch_bytes(ours(random_layers((9, 1, 5), widths=(4, 3))))
+    for run, names in (("a", ["best", "last"]), ("b", ["best"]), ("begun", ["last"])):
+        folder = tmp_path / "results" / run
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / f"{name}.pth").write_bytes(content)
+        for name in ("metrics.csv", "report.html", "validation.json", ".hidden.pth"):
+            (folder / name).write_text("text")
+    (tmp_path / "results" / "upscaled").mkdir()
+    (tmp_path / "results" / "theirs.csv").write_text("weights\n")
+    return tmp_path / "results"
+
+
+def test_a_folder_of_runs_is_as_good_as_a_folder_of_weights(results):
+    expected = {run: results / run / "best.pth" for run in ("a", "b")}
+    expected["begun"] = results / "begun" / "last.pth"
+    assert weights_in_folder(results) == expected
+    assert weights_in_folder("results/a") == {
+        n: Path(f"results/a/{n}.pth") for n in ("best", "last")
+    }
+    (results / "a.pth").write_bytes(b"")
+    assert set(weights_in_folder(results)) == {"a.pth", "best.pth", "b", "begun"}
+
+
+def test_files_that_cannot_be_weights_are_not_listed(tmp_path):
+    content = {"a": torch.zeros(2)}
+    files = {
+        "damaged.pth": b"",
+        "theirs.pth.tar": b"text",
+        "by_content": torch_bytes(content),
+        "old.model": torch_bytes(content, legacy=True),
+        "authors.bak": mat_bytes({"x": [1.0]}) if _has_scipy() else b"MATLAB 5.0 MAT-file",
+        "tensors.bak": b"\2\0\0\0\0\0\0\0{}",
+    }
+    others = dict.fromkeys(("notes.txt", "README.md", "log", "x.onnx", "x.zip"), b"PK\3\4text")
+    for name, data in {**files, **others}.items():
+        (tmp_path / name).write_bytes(data)
+    listed = [path.name for path in weights_in_folder(tmp_path).values()]
+    assert sorted(listed) == sorted(files)
+
+
+def _has_scipy() -> bool:
+    try:
+        import scipy  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def test_a_run_by_its_folder(results):
+    source = found("--model_path", "results/a")
+    assert (source.path, source.kind, source.name) == ("results/a/best.pth", "run", "a")
+    assert found("--model_path", "results/begun/").path == "results/begun/last.pth"
+    with pytest.raises(ValueError, match="results: a folder with 3 files of weights .*best.pth"):
+        found("--model_path", "results")
+    with pytest.raises(ValueError, match="results/upscaled: a folder with no weights"):
+        found("--model_path", "results/upscaled")
+
+
+@pytest.mark.parametrize("script", ["validate.py", "upscale.py", "convert.py"])
+def test_a_misspelt_run_is_an_error_in_every_script(script, results, run_script, tmp_path):
+    """It used to take the bundled weights, and wrote under the misspelt name."""
+    (results / "a").rename(results / "mine")
+    (tmp_path / "photo.png").write_bytes(b"")
+    more = ["photo.png"] if script == "upscale.py" else []
+    done = run_script(script, *more, "--exp_name", "min")
+    assert "no run of this name in results; did you mean --exp_name mine?" in error_line(done)
+    assert not (results / "min").exists()
