@@ -23,8 +23,8 @@ model_path: str = ""  # weights: file, folder, https:// address, "shipped"; empt
 interpolation: str = "auto"  # bicubic that the weights are for: "matlab", "torch" or "auto"
 self_ensemble: bool = False  # valid, upscale: mean over 8 flips and rotations, 8 times the work
 # Images, and where results go
-train_set: str = "T91"  # train: "T91", "sample" or a folder of images
-test_sets: tuple[str, ...] = ("Set5", "Set14")  # also "BSD100", "Urban100", "sample", folders
+train_set: str = "T91"  # train: "T91", "T291", "sample" or a folder of images
+test_sets: tuple[str, ...] = ("Set5", "Set14")  # also BSD100, BSD200, Urban100, sample, folders
 data_dir: str = "data"  # images, and the tensors that prepare_dataset.py makes of them
 source: str = ""  # prepare: folder or archive with T91, Set5, ... instead of the download
 results_dir: str = "results"  # where runs write

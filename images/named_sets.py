@@ -14,20 +14,41 @@ SAMPLE = {
     "moon.png motorcycle_left.png retina.jpg".split(),
     "test": "astronaut.png camera.png chelsea.png coffee.png rocket.jpg".split(),
 }
+# Sets that consist of sets of the manifest. Papers after SRCNN train on these 291 images
+COMPOSED = {"T291": ("T91", "BSDS500-train")}
 
 
 def list_images(folder) -> list[Path]:
-    """The image files of a folder, sorted by name. Raises UserError if there are none, OSError if
-    it is no folder."""
-    paths = [path for path in Path(folder).iterdir() if path.suffix.lower() in SUFFIXES]
-    paths = sorted(path for path in paths if not path.name.startswith("."))
+    """Return the image files of a folder, sorted by name.
+
+    Raises UserError if there are none, OSError if it is no folder.
+    """
+    paths = [path for path in _visible(folder) if _is_image(path)]
     if not paths:
         raise UserError(f"{folder}: no images there ({', '.join(SUFFIXES)})")
     return paths
 
 
+def ignored_files(folder) -> list[Path]:
+    """Return the files of a folder that `list_images` leaves out, without hidden ones.
+
+    These are other kinds of files (GIF, text), and pipes and sockets of any name.
+    """
+    return [path for path in _visible(folder) if not _is_image(path) and not path.is_dir()]
+
+
+def _visible(folder) -> list[Path]:
+    return sorted(path for path in Path(folder).iterdir() if not path.name.startswith("."))
+
+
+def _is_image(path: Path) -> bool:
+    # To open a pipe would wait forever. A broken link is kept: reading it names the file
+    readable = path.is_file() or (path.is_symlink() and not path.exists())
+    return path.suffix.lower() in SUFFIXES and readable
+
+
 def sample_images(part: str) -> list[Path]:
-    """The "train" or "test" photographs of the built-in set, files inside scikit-image."""
+    """Return the "train" or "test" photographs of the built-in set, files inside scikit-image."""
     package = importlib.util.find_spec("skimage")
     folder = Path(package.origin).parent / "data" if package else Path("no skimage")
     paths = [folder / name for name in SAMPLE[part]]
@@ -37,19 +58,30 @@ def sample_images(part: str) -> list[Path]:
 
 
 def manifest() -> dict[str, dict[str, str]]:
-    """The sets that prepare_dataset.py can fetch, as {set: {file name: SHA-256}}.
+    """Return the sets that prepare_dataset.py can fetch, as {set: {file name: SHA-256}}.
 
-    They are T91, Set5, Set14, BSD100 and Urban100.
+    They are T91, Set5, Set14, BSD100, Urban100, BSD200 (the test images of BSDS500) and
+    BSDS500-train.
     """
     path = Path(__file__).parents[1] / "assets" / "manifest.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def known_files(name: str) -> dict[tuple[str, str], str]:
+    """Return {(set of the manifest, file name): SHA-256} of a known set; {} for any other name."""
+    known = manifest()
+    return {
+        (member, file): digest
+        for member in COMPOSED.get(name, (name,))
+        for file, digest in sorted(known.get(member, {}).items())
+    }
+
+
 def image_paths(data_dir, name: str, part: str = "test") -> list[Path]:
-    """The image files of a set.
+    """Return the image files of a set.
 
     Args:
-        name: a set of the manifest, "sample", or a folder: a path, or its name in data_dir.
+        name: a set of the manifest, "T291", "sample", or a folder: a path, or its name in data_dir.
         part: of "sample", "train" or "test".
 
     Raises FileNotFoundError, one line, if one of them is not there, and UserError for a folder
@@ -57,28 +89,35 @@ def image_paths(data_dir, name: str, part: str = "test") -> list[Path]:
     """
     if name == "sample":
         return sample_images(part)
-    folder, known = Path(data_dir) / name, manifest()
-    if name in known:
-        paths = [folder / file for file in sorted(known[name])]
-        lacking = sum(not path.is_file() for path in paths)
-        if lacking:
-            setting = "train_set" if name == "T91" else "test_sets"
+    files = known_files(name)
+    if files:
+        paths = [Path(data_dir, *key) for key in files]
+        missing = [path for path in paths if not path.is_file()]
+        if missing:
+            setting = "train_set" if name in ("T91", "T291") else "test_sets"
             raise FileNotFoundError(
-                f"{folder}: {lacking} of the {len(paths)} images of {name} are not there; "
-                f"run prepare_dataset.py --{setting} {name}"
+                f"{missing[0].parent}: {len(missing)} of the {len(paths)} images of {name} are not "
+                f"there; run prepare_dataset.py --{setting} {name}"
             )
         return paths
+    return list_images(set_folder(data_dir, name))
+
+
+def set_folder(data_dir, name: str) -> Path:
+    """Return the folder that a name means: a path, or a folder in data_dir.
+
+    Raises FileNotFoundError, one line, if there is neither.
+    """
     # A path comes before a folder of that name in data_dir
-    given = Path(name).expanduser()
-    folder = given if given.is_dir() else folder
-    if not folder.is_dir():
-        raise FileNotFoundError(unknown_set(name))
-    return list_images(folder)
+    for folder in (Path(name).expanduser(), Path(data_dir) / name):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(unknown_set(name))
 
 
 def unknown_set(name: str) -> str:
-    """The complaint about a name that is neither a set nor a folder."""
-    sets = [*manifest(), "sample"]
+    """Return the message about a name that is neither a set nor a folder."""
+    sets = [*manifest(), *COMPOSED, "sample"]
     # As for set5 and Set-5: only letters and digits count
     plain = {"".join(filter(str.isalnum, known)).lower(): known for known in sets}
     written = "".join(filter(str.isalnum, name)).lower()

@@ -43,10 +43,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 import sample_layouts as layouts
 
 import config
-import prepare_dataset
 import train
 from checkpoints.layouts import load_checkpoint
-from images import formats, reading
+from images import fetching, formats, named_sets, reading
 from model import SRCNN
 
 cv2 = formats.load_opencv()  # as the project has it: silent
@@ -535,7 +534,7 @@ def read_archive(path: Path):
     data = path.parent / "data"
     shutil.rmtree(data, ignore_errors=True)
     try:
-        prepare_dataset.fetch(["T91", "Set5"], data, str(path))
+        fetching.fetch(["T91", "Set5"], data, str(path))
         for folder, name in TARGETS:
             assert (data / folder / name).read_bytes() == images_of_sets[folder, name]
     finally:
@@ -683,7 +682,7 @@ mat_files = [
     layouts.mat_bytes(layouts.authors_arrays(small_layers), packed) for packed in (True, False)
 ]
 images_of_sets = dict(zip(TARGETS, image_files[".bmp"]))
-prepare_dataset.manifest = lambda: {
+named_sets.manifest = lambda: {
     name: {
         file: hashlib.sha256(images_of_sets[s, file]).hexdigest()
         for s, file in TARGETS

@@ -23,7 +23,7 @@ from conftest import ROOT, error_line, image_set
 import config
 import imgproc
 import prepare_dataset
-from images import named_sets, prepared, reading, writing
+from images import archives, fetching, named_sets, prepared, reading, writing
 from system import download
 
 RANDOM = np.random.default_rng(0)
@@ -48,8 +48,7 @@ def tiny(tmp_path, monkeypatch):
         name: {f: hashlib.sha256(c).hexdigest() for (n, f), c in images.items() if n == name}
         for name in ("T91", "Set5")
     }
-    for module in (named_sets, prepare_dataset):
-        monkeypatch.setattr(module, "manifest", lambda: manifest)
+    monkeypatch.setattr(named_sets, "manifest", lambda: manifest)
     monkeypatch.setattr(download, "PAUSE", 0)
     return images
 
@@ -96,8 +95,8 @@ def test_the_real_sets(shared, tmp_path, run_script):
     assert "T91-y: 91 images" in process.stdout and "21,884 sub-images" in process.stdout
     assert "Set5-y: 5 images" in process.stdout and "Set14-y: 14 images" in process.stdout
     code = (
-        "import sys; sys.modules.update(cv2=None, skimage=None)\nimport dataset\n"
-        "names, images = dataset.load_images('data/prepared/T91-y', mmap=True)\n"
+        "import sys; sys.modules.update(cv2=None, skimage=None)\nfrom images.prepared import load_images\n"
+        "names, images = load_images('data/prepared/T91-y', mmap=True)\n"
         "print(len(names), images[0].dtype, images[0].shape[0], sum(i.numel() for i in images))"
     )
     process = subprocess.run(
@@ -217,8 +216,8 @@ def server(monkeypatch):
     server.asked, server.paths = 0, []
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(prepare_dataset, "ARCHIVE", f"{address}/archive.zip")
-    monkeypatch.setattr(prepare_dataset, "SELFEXSR", f"{address}/data/")
+    monkeypatch.setattr(fetching, "ARCHIVE", f"{address}/archive.zip")
+    monkeypatch.setattr(fetching, "RAW", f"{address}/data")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     yield server
     server.shutdown()
@@ -247,7 +246,7 @@ def test_download_that_never_succeeds(tiny, tmp_path, server):
             OSError, match=r"cannot download http.*--source FILE.*--train_set sample --test_sets"
         ):
             main(tmp_path)
-        assert server.asked == prepare_dataset.ATTEMPTS and not list((tmp_path / "data").iterdir())
+        assert server.asked == fetching.ATTEMPTS and not list((tmp_path / "data").iterdir())
 
 
 def test_download_with_a_damaged_image(tiny, tmp_path, server):
@@ -276,14 +275,13 @@ def single(tiny, tmp_path, monkeypatch):
     known = dict(named_sets.manifest())
     for (name, file), content in images.items():
         known.setdefault(name, {})[file] = hashlib.sha256(content).hexdigest()
-    for module in (named_sets, prepare_dataset):
-        monkeypatch.setattr(module, "manifest", lambda: known)
+    monkeypatch.setattr(named_sets, "manifest", lambda: known)
     return images
 
 
 def address(key) -> str:
     name, file = key
-    return f"/data/{prepare_dataset.FILE_BY_FILE[name]}/{file}"
+    return f"/data/{fetching.FILE_BY_FILE[name]}/{file}"
 
 
 def fetch_single(tmp_path, *words):
@@ -326,7 +324,7 @@ def test_file_by_file_that_ends_early(single, tmp_path, server, fault):
     ):
         fetch_single(tmp_path)
     assert fetched(tmp_path).items() < single.items()
-    assert server.paths.count(address(last)) == prepare_dataset.ATTEMPTS
+    assert server.paths.count(address(last)) == fetching.ATTEMPTS
     arrived = set(fetched(tmp_path))
     server.answers[address(last)], server.paths = [single[last]], []
     fetch_single(tmp_path)
@@ -341,7 +339,7 @@ def test_sources_of_single_files(single, tmp_path, layout):
     """data_dir's layout, that of the repository (unpacked, as an archive), and the folder of a set itself."""
     source, above = tmp_path / layout, "SelfExSR-master/data/"
     members = {
-        f"{f'{n}/' if layout == 'ours' else above + prepare_dataset.FILE_BY_FILE[n] + '/'}{f}": content
+        f"{f'{n}/' if layout == 'ours' else above + archives.PLACES[n][1] + '/'}{f}": content
         for (n, f), content in single.items()
     }
     # The same names lie in other folders there
@@ -374,6 +372,52 @@ def test_the_real_bsd100(shared, tmp_path, capsys):
     words = ["--train_set", "BSD100", "--test_sets", "BSD100", "--source", str(shared / "data")]
     main(tmp_path, *words)
     assert "BSD100-y: 100 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("way", ["server", "folder", "repository"])
+def test_t291_is_t91_and_the_training_images_of_bsds500(tiny, tmp_path, server, monkeypatch, way):
+    """Its two parts lie in folders of their own, whichever way they come; BSD200 is the test part."""
+    parts = {"BSDS500-train": "train", "BSD200": "test"}
+    files = {}
+    for name in parts:
+        for file in ("12003.jpg", f"{len(name)}.jpg"):
+            pixels = RANDOM.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+            writing.write_image(tmp_path / "image.jpg", pixels)
+            files[name, file] = (tmp_path / "image.jpg").read_bytes()
+    known = dict(named_sets.manifest())
+    for (name, file), content in files.items():
+        known.setdefault(name, {})[file] = hashlib.sha256(content).hexdigest()
+    monkeypatch.setattr(named_sets, "manifest", lambda: known)
+    words = ["--train_set", "T291", "--test_sets", "BSD200"]
+    if way == "server":
+        server.answers = {address(key): [content] for key, content in files.items()}
+        server.answers["/archive.zip"] = [zip_of(laid_out(tiny))]
+    else:
+        source = tmp_path / "source"
+        for (name, file), content in {**tiny, **files}.items():
+            place = f"BSDS500/data/images/{parts.get(name)}" if name in parts else name
+            folder = source / (place if way == "repository" else name)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_bytes(content)
+        words += ["--source", str(source)]
+    main(tmp_path, *words)
+    t91 = {key: content for key, content in tiny.items() if key[0] == "T91"}
+    assert fetched(tmp_path) == {**t91, **files}
+    names, _ = prepared.load_images(tmp_path / "data/prepared/T291-y")
+    assert names == [f"t{i}" for i in range(6)] + ["12003", "13"]
+    names, _ = prepared.load_images(tmp_path / "data/prepared/BSD200-y")
+    assert names == ["12003", "6"]
+    (tmp_path / "data" / "BSDS500-train" / "13.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match="BSDS500-train: 1 of the 8 images of T291 are not"):
+        named_sets.image_paths(tmp_path / "data", "T291")
+
+
+def test_the_manifest_keeps_training_and_test_images_apart():
+    sets = {name: set(files.values()) for name, files in named_sets.manifest().items()}
+    assert len(sets["BSDS500-train"]) == len(sets["BSD200"]) == 200
+    trained = sets.pop("T91") | sets.pop("BSDS500-train")
+    assert not any(trained & digests for digests in sets.values())
+    assert len(named_sets.known_files("T291")) == 291
 
 
 def test_no_network(tmp_path, run_script):
@@ -475,7 +519,7 @@ def test_fuzzed_archives_end_well_or_in_one_line(tiny, tmp_path):
             data[: RANDOM.integers(0, len(data))] if i % 5 == 0 else data
         )
         try:
-            assert prepare_dataset._read_source(tmp_path / "fuzzed", wanted) == tiny
+            assert archives.read_source(tmp_path / "fuzzed", wanted) == tiny
             whole += 1
         except ValueError as error:
             refused += 1
@@ -513,21 +557,19 @@ def test_kinds_of_images(tmp_path):
 
 
 def test_shards_hold_what_fits_and_only_changed_ones_are_made_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_dataset, "SHARD_BYTES", 25_000)  # two images each
+    monkeypatch.setattr(prepared, "SHARD_BYTES", 25_000)  # two images each
     paths, folder = folder_of_images(tmp_path / "photos"), tmp_path / "prepared"
-    prepare_dataset.prepare(paths, folder, 1)
+    prepared.prepare(paths, folder, 1)
     shards = sorted(folder.iterdir())
     assert [p.name for p in shards] == [f"{i:05d}-of-00004.pth" for i in range(4)]
     before = [p.stat().st_mtime_ns for p in shards]
     writing.write_image(paths[5], np.full((90, 90, 3), 255, np.uint8))
     (folder / "00001-of-00004.pth.tmp-99").write_text("left by a killed run")
-    prepare_dataset.prepare(paths, folder, 1)
+    prepared.prepare(paths, folder, 1)
     assert sorted(folder.iterdir()) == shards
     assert [p.stat().st_mtime_ns == t for p, t in zip(shards, before)] == [True, True, False, True]
     shards[0].write_bytes(shards[0].read_bytes()[:-500])
-    prepare_dataset.prepare(
-        paths[:6], folder, 1
-    )  # a smaller set: other names, none of the old left
+    prepared.prepare(paths[:6], folder, 1)  # a smaller set: other names, none of the old left
     names, images = prepared.load_images(folder)
     assert names == [f"{i:02d}" for i in range(6)] and (images[5] == 235).all()
 
@@ -536,7 +578,7 @@ def test_a_run_that_ended_early_is_completed(tmp_path, monkeypatch):
     """Killed outright while it works; the second run keeps the finished shards."""
     paths = folder_of_images(tmp_path / "photos", 12)
     code = (
-        "import sys, time, pathlib, prepare_dataset as p\np.SHARD_BYTES, work = 25_000, p.training_image\n"
+        "import sys, time, pathlib\nfrom images import prepared as p\np.SHARD_BYTES, work = 25_000, p.training_image\n"
         "def slow(path, channels):\n    time.sleep(60 * (path.stem >= '08'))\n    return work(path, channels)\n"
         "p.training_image = slow\np.prepare(sorted(pathlib.Path('photos').iterdir()), pathlib.Path('prepared'), 1)"
     )
@@ -559,8 +601,8 @@ def test_a_run_that_ended_early_is_completed(tmp_path, monkeypatch):
     assert len(finished) == 4
     with pytest.raises(FileNotFoundError, match="not prepared"):
         prepared.load_images(tmp_path / "prepared")
-    monkeypatch.setattr(prepare_dataset, "SHARD_BYTES", 25_000)
-    prepare_dataset.prepare(paths, tmp_path / "prepared", 1)
+    monkeypatch.setattr(prepared, "SHARD_BYTES", 25_000)
+    prepared.prepare(paths, tmp_path / "prepared", 1)
     assert all(p.stat().st_mtime_ns == t for p, t in finished.items())
     names, images = prepared.load_images(tmp_path / "prepared", mmap=True)
     assert len(names) == 12
@@ -591,9 +633,7 @@ def test_bad_folders_and_full_disks(tmp_path, run_script):
             config.load(argv=["--train_set", "a/photos", "--test_sets", "b/photos"])
         )
     with pytest.raises(OSError, match="file"):
-        prepare_dataset.prepare(
-            sorted((tmp_path / "photos").iterdir()), tmp_path / "file" / "prepared", 1
-        )
+        prepared.prepare(sorted((tmp_path / "photos").iterdir()), tmp_path / "file" / "prepared", 1)
     process = run_script("prepare_dataset.py", *sets, "photos", before=small_files_only)
     assert re.search(r"File too large: .*00000-of-00001\.pth", error_line(process))
     assert not list((tmp_path / "data").rglob("*.pth*"))
