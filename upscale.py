@@ -30,7 +30,7 @@ from tqdm import tqdm
 import config
 from checkpoints.layouts import ignored_note
 from checkpoints.lookup import find_weights
-from images import formats, reading, writing
+from images import formats, reading, transparency, writing
 from images.comparison import comparison, detail
 from imgproc import resize_to
 from inference.enlarge import load_network, upscale
@@ -368,11 +368,11 @@ def enlarge_file(source: Path, target: Path, networks: Networks, settings):
     # An output that its format cannot hold is refused before the networks have worked for it
     writing.check_format(target, (*size, *image.shape[2:]))
     if target.suffix.lower() in (".jpg", ".jpeg") and image.shape[2:] == (4,):
-        tqdm.write(f"{source}: JPEG keeps no transparency; --ext png does")
+        tqdm.write(f"{source}: JPEG keeps no transparency, so it is put on white; --ext png does")
 
     # By networks to at least the size, and by bicubic, which suppresses aliasing, down to it
-    enlarged = image
     steps = networks.steps(factor)
+    enlarged = image if steps else transparency.bleed(image)
     networks.say(factor, steps)
     for scale in steps:
         # The result has the image's type: between two networks it is rounded, as in a file
@@ -386,9 +386,7 @@ def enlarge_file(source: Path, target: Path, networks: Networks, settings):
 
 def write_comparison(path: Path, image: np.ndarray, enlarged: np.ndarray, profile):
     """Bicubic beside SRCNN, whole and in detail, without alpha."""
-    small, large = (
-        picture[..., :3] if picture.ndim == 3 else picture for picture in (image, enlarged)
-    )
+    small, large = map(transparency.on_white, (image, enlarged))
     # Drawn beside each other, both must be of the result's size
     pair = resize_to(small, *large.shape[:2]), np.ascontiguousarray(large)
     drawn = comparison(list(zip(("bicubic", "SRCNN"), pair)), detail(*pair))

@@ -38,6 +38,7 @@ from evaluation.tables import (
 from images import comparison
 from images.named_sets import image_paths
 from images.reading import read_image
+from images.transparency import drop_alpha
 from images.writing import write_image
 from imgproc import eight_bits, to_tensor
 from inference.enlarge import load_network
@@ -230,8 +231,7 @@ def readable(images: list[tuple[str, Path]], unreadable: dict):
 
 def read_colours(path: Path) -> Tensor:
     """An image file as uint8 tensor 1×H×W or 3×H×W: without alpha, 16 bits rounded to 8."""
-    image = eight_bits(read_image(path))
-    return to_tensor(image if image.ndim == 2 else image[..., :3])
+    return to_tensor(eight_bits(drop_alpha(read_image(path))))
 
 
 def draw(folder: Path, name: str, scores: dict, shown: dict) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from images.reading import image_size, read_image
+from images.transparency import drop_alpha
 from imgproc import eight_bits, rgb2y, to_tensor
 from system.files import UserError, save
 
@@ -23,9 +24,9 @@ def training_image(path, channels: int) -> Tensor:
     Args:
         channels: 1: Y as MATLAB's rgb2ycbcr has it, gray as it is; 3: RGB.
     """
-    image = eight_bits(read_image(path))
+    image = eight_bits(drop_alpha(read_image(path)))
     if image.ndim == 3:
-        image = rgb2y(image[..., :3]) if channels == 1 else image[..., :3]
+        image = rgb2y(image) if channels == 1 else image
     elif channels == 3:
         image = np.stack([image] * 3, 2)
     return to_tensor(image)

@@ -10,6 +10,7 @@ import numpy as np
 
 from images.formats import BLOCK, SUFFIXES, load_opencv, load_pillow
 from images.metadata import DESCRIBING, EXIF_PART, GPS_PART, current_exif, fitting_metadata
+from images.transparency import on_white
 from imgproc import eight_bits
 from system.files import UserError, replace_file
 
@@ -21,8 +22,8 @@ def write_image(path, image: np.ndarray, metadata: dict | None = None):
     """Write an image; the suffix says the format. The file appears complete or not at all.
 
     Args:
-        image: as `read_image` returns them; 16 bits stay in PNG and TIFF and become 8 in the
-            others, alpha is left out of JPEG. JPEG and WebP are written with quality 95.
+        image: as `read_image` returns them. PNG and TIFF keep 16 bits, others get 8. JPEG has no
+            alpha: the image is put on white. JPEG and WebP are written with quality 95.
         metadata: as `read_photo` returns it; what the format has no place for is left out.
     Raises UserError for another suffix and for an image that the format cannot hold; OSError.
     """
@@ -31,8 +32,8 @@ def write_image(path, image: np.ndarray, metadata: dict | None = None):
     check_format(path, image.shape)
     if suffix not in (".png", ".tif", ".tiff"):
         image = eight_bits(image)
-    if suffix in (".jpg", ".jpeg") and image.shape[2:] in ((2,), (4,)):
-        image = image[..., :-1]
+    if suffix in (".jpg", ".jpeg"):
+        image = on_white(image)
     if image.shape[2:] == (1,):
         image = image[..., 0]
     # WebP knows no gray

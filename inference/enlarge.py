@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import imgproc
 from images import pillow, reading
+from images.transparency import bleed
 from imgproc import BLACK, WHITE, resize_to, to_tensor
 from inference.networks import Networks, bundled_networks, single_network
 from inference.tiling import predict
@@ -61,7 +62,8 @@ def upscale(
         array, metadata = pillow.from_pillow(image)
         array = upscale(array, upscale_factor, network, self_ensemble, progress, outsize)
         return pillow.to_pillow(array, metadata)
-    image = _checked(image)
+    # Colours under transparent pixels would spread into visible ones
+    image = bleed(_checked(image))
     factor = _factor_for(image.shape, upscale_factor, outsize)
     if network is None:
         network = bundled_networks()

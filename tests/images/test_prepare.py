@@ -538,7 +538,7 @@ def folder_of_images(folder, count=8, side=100):
 
 def test_kinds_of_images(tmp_path):
     colour = RANDOM.integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    gray, alpha = colour[..., 0], np.dstack([colour, colour[..., :1]])
+    gray, alpha = colour[..., 0], np.dstack([colour, colour[..., :1] | 1])  # all of it visible
     for name, image in (
         ("gray", gray),
         ("colour", colour),

@@ -1,0 +1,119 @@
+"""Colours of transparent pixels: nobody sees them, and they must not spread into visible ones."""
+
+import numpy as np
+
+from images.formats import BLOCK
+from imgproc import row_blocks
+
+# Rows and columns over which colours spread pixel by pixel: more than bicubic and the networks see
+REACH = 16
+COARSE = 8  # farther away, a block of 8 × 8 pixels takes one colour
+NEIGHBOURS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
+
+
+def has_alpha(image: np.ndarray) -> bool:
+    """Return True for H×W×2 (gray, alpha) and H×W×4 (RGB, alpha)."""
+    return image.ndim == 3 and image.shape[2] in (2, 4)
+
+
+def bleed(image: np.ndarray) -> np.ndarray:
+    """Replace the colours of fully transparent pixels by those of the nearest visible ones.
+
+    Files store any colour there: black, white, or another picture. Bicubic and the network would
+    mix it into the pixels at the border of what is visible.
+
+    Args:
+        image: H×W×2 or H×W×4, integer or float; alpha is the last channel, 0 is transparent.
+            Images of other shapes have no alpha and are returned unchanged.
+    Returns the image itself if no pixel is fully transparent, otherwise a copy.
+    """
+    if not has_alpha(image):
+        return image
+    result = image
+    height, width = image.shape[:2]
+    # In blocks of rows, for little memory; each with the rows around it that colours come from
+    for rows in row_blocks(height, width, BLOCK):
+        if (image[rows, :, -1] > 0).all():
+            continue
+        result = image.copy() if result is image else result
+        first, last = max(0, rows.start - REACH), min(height, rows.stop + REACH)
+        window = image[first:last]
+        colours, visible = window[..., :-1].astype(np.float32), window[..., -1] > 0
+        _fill(colours, visible)
+        if image.dtype.kind != "f":
+            colours = np.floor(colours + 0.5)
+        kept = slice(rows.start - first, rows.stop - first)
+        hidden = image[rows, :, -1] <= 0
+        result[rows][hidden, :-1] = colours[kept][hidden]
+    return result
+
+
+def drop_alpha(image: np.ndarray) -> np.ndarray:
+    """Return the colours H×W×3 or H×W of an image, after `bleed`: for training and measuring.
+
+    Two files that look the same give the same colours.
+    """
+    if not has_alpha(image):
+        return image
+    colours = bleed(image)[..., :-1]
+    return colours if colours.shape[2] == 3 else colours[..., 0]
+
+
+def on_white(image: np.ndarray) -> np.ndarray:
+    """Return an image as it looks on a white page, H×W×3 or H×W: for formats without alpha."""
+    if not has_alpha(image):
+        return image
+    height, width, channels = image.shape
+    peak = 1 if image.dtype.kind == "f" else np.iinfo(image.dtype).max
+    result = np.empty((height, width, channels - 1), image.dtype)
+    for rows in row_blocks(height, width, BLOCK):
+        colours, alpha = image[rows, :, :-1], image[rows, :, -1:].astype(np.float32) / peak
+        mixed = colours * alpha + peak * (1 - alpha)
+        result[rows] = mixed if peak == 1 else np.floor(mixed + 0.5)
+    return result if channels == 4 else result[..., 0]
+
+
+def _fill(colours: np.ndarray, visible: np.ndarray):
+    """Give every pixel that is not visible a colour from around it, in place.
+
+    Args:
+        colours: H×W×C, float32.
+        visible: H×W, bool; True everywhere afterwards, if any was.
+    """
+    # A frame of one hidden pixel, so that every pixel has eight neighbours
+    height, width = visible.shape
+    framed = np.pad(colours, ((1, 1), (1, 1), (0, 0)))
+    known = np.pad(visible, 1)
+    for _ in range(REACH):
+        near = known[:, :-2] | known[:, 1:-1] | known[:, 2:]
+        near = (near[:-2] | near[1:-1] | near[2:]) & ~known[1:-1, 1:-1]
+        y, x = near.nonzero()
+        if len(y) == 0:
+            break
+        # Each hidden pixel at the border takes the mean of its known neighbours
+        total = np.zeros((len(y), colours.shape[2]), np.float32)
+        count = np.zeros((len(y), 1), np.float32)
+        for dy, dx in NEIGHBOURS:
+            there = known[y + 1 + dy, x + 1 + dx][:, None]
+            total += np.where(there, framed[y + 1 + dy, x + 1 + dx], 0)
+            count += there
+        framed[y + 1, x + 1] = total / count
+        known[y + 1, x + 1] = True
+    colours[...], visible[...] = framed[1:-1, 1:-1], known[1:-1, 1:-1]
+    if not visible.any():
+        colours[...] = 0
+    elif not visible.all():
+        # What is left lies far away: a coarse copy of the image is filled, and gives its colours
+        blocks = -(-height // COARSE), -(-width // COARSE)
+        padded = np.zeros(
+            (blocks[0] * COARSE, blocks[1] * COARSE, colours.shape[2] + 1), np.float32
+        )
+        padded[:height, :width, :-1] = colours * visible[..., None]
+        padded[:height, :width, -1] = visible
+        sums = padded.reshape(blocks[0], COARSE, blocks[1], COARSE, -1).sum((1, 3))
+        small, count = sums[..., :-1], sums[..., -1]
+        small = small / np.maximum(count, 1)[..., None]
+        _fill(small, count > 0)
+        large = small.repeat(COARSE, 0).repeat(COARSE, 1)[:height, :width]
+        colours[~visible] = large[~visible]
+        visible[...] = True
