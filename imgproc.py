@@ -301,6 +301,58 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     return float(score)
 
 
+# Wang, Simoncelli, Bovik 2003: the weight of each of the five scales, the finest first
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+MS_SSIM_SIDE = 11 * 2 ** (len(MS_SSIM_WEIGHTS) - 1)  # pixels; smaller images have no MS-SSIM
+
+
+def ms_ssim(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Return the multi-scale structural similarity of two uint8 images, mean over channels.
+
+    As the authors' msssim.m computes it (Wang, Simoncelli and Bovik 2003, method "product"):
+    contrast and structure on five scales, each half as large as the one before, and luminance on
+    the coarsest. None if a side has fewer than 176 pixels, because the coarsest would not hold the
+    window of 11×11.
+    """
+    if min(a.shape[:2]) < MS_SSIM_SIDE:
+        return None
+    planes = [(x.astype(np.float64), y.astype(np.float64)) for x, y in zip(_planes(a), _planes(b))]
+    return float(np.mean([_ms_ssim_of_plane(*pair) for pair in planes]))
+
+
+def _planes(image: np.ndarray) -> list[np.ndarray]:
+    return [image] if image.ndim == 2 else list(np.moveaxis(image, 2, 0))
+
+
+def _ms_ssim_of_plane(x: np.ndarray, y: np.ndarray) -> float:
+    """MS-SSIM of two float64 images H×W in 0 .. 255."""
+    from scipy.ndimage import gaussian_filter
+
+    def mean(plane):
+        # The window of SSIM: 11×11, sigma 1.5, only where it lies inside the image
+        return gaussian_filter(plane, 1.5, truncate=3.5)[5:-5, 5:-5]
+
+    c1, c2, result = (0.01 * 255) ** 2, (0.03 * 255) ** 2, 1.0
+    for scale, weight in enumerate(MS_SSIM_WEIGHTS):
+        if scale:
+            x, y = _halved(x), _halved(y)
+        ux, uy = mean(x), mean(y)
+        vx, vy, vxy = mean(x * x) - ux * ux, mean(y * y) - uy * uy, mean(x * y) - ux * uy
+        similarity = (2 * vxy + c2) / (vx + vy + c2)
+        if scale == len(MS_SSIM_WEIGHTS) - 1:
+            similarity = similarity * (2 * ux * uy + c1) / (ux * ux + uy * uy + c1)
+        # A negative mean, of a picture against its negative, has no real power
+        result *= max(0.0, float(similarity.mean())) ** weight
+    return result
+
+
+def _halved(plane: np.ndarray) -> np.ndarray:
+    """Means of 2×2 pixels; the last row and column repeated where their number is odd."""
+    height, width = plane.shape
+    plane = np.pad(plane, ((0, height % 2), (0, width % 2)), mode="edge")
+    return plane.reshape(plane.shape[0] // 2, 2, -1, 2).mean((1, 3))
+
+
 # ---------------------------------------------------------------------------------- conversions
 def eight_bits(image: np.ndarray) -> np.ndarray:
     """uint16 to the nearest uint8, a 257th of it; uint8 as it is."""

@@ -190,7 +190,7 @@ def measure_set(task: Task, set_name: str, images: dict, team: Team, folder=None
         # Called by `evaluate` after each image, whose pictures it does not keep
         def visit(name, scores, shown):
             if folder:
-                sliders[name] = draw(folder, name, scores, shown)
+                sliders[name] = draw(folder, name, scores, shown())
             bar.set_postfix_str(f"{name} {scores['srcnn']['psnr']:.2f} dB")
             bar.update()
 

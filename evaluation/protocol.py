@@ -1,13 +1,13 @@
-"""A network measured against bicubic, as in section 4 of the paper and in most papers since.
+"""Measure networks against bicubic, as in section 4 of the paper and in most papers since.
 
 Protocol "y", the paper's, for one image:
 
-1. RGB becomes YCbCr of 8 bits (MATLAB's rgb2ycbcr). The eye resolves brightness finer than colour,
-   so only Y goes through the network; Cb and Cr are enlarged by bicubic.
+1. RGB becomes YCbCr of 8 bits (MATLAB's rgb2ycbcr). The eye resolves brightness finer than colour.
+   So only Y goes through the network; Cb and Cr are enlarged by bicubic.
 2. The image is cropped to a multiple of the scale: this is the truth.
 3. It is shrunk by bicubic (MATLAB's imresize) and enlarged again, also by bicubic: section 3.1
    calls this the low-resolution image Y, although it has the size of the truth.
-4. The network restores it. The result is rounded to 8 bits, as it would be in a file.
+4. The network restores it. The result is rounded to 8 bits, as in a file.
 5. As many pixels as the scale are cut off all sides, where every method has to guess.
 6. PSNR and SSIM are taken on Y; those of a set are the means over its images.
 
@@ -16,25 +16,19 @@ Protocol "rgb" is MMagic's, for networks on all three colours.
 
 import math
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import imgproc
-from imgproc import (
-    downscale,
-    modcrop,
-    to_array,
-    to_tensor,
-    to_uint8,
-    upsample,
-)
+from imgproc import downscale, modcrop, to_array, to_tensor, to_uint8, upsample
 from inference.enlarge import restore
 from system.devices import has_float64, synchronize
 from system.files import UserError
 
-WINDOW = 11  # pixels, the side of SSIM's (Wang et al. 2004)
+WINDOW = 11  # pixels, the side of SSIM's window (Wang et al. 2004)
 NOTHING = {"psnr": None, "ssim": None}  # the means over no images
 
 
@@ -46,6 +40,7 @@ def evaluate(
     with_ssim: bool = True,
     visit=None,
     self_ensemble: bool = False,
+    with_ms_ssim: bool = False,
 ) -> dict:
     """Score a network and bicubic on images, each of them shrunk and enlarged again.
 
@@ -57,6 +52,7 @@ def evaluate(
         with_ssim: False leaves SSIM out (it needs scikit-image).
         visit: called with (name, scores, pictures) after each image; see `measure`.
         self_ensemble: also score the mean over 8 flips and rotations, as "srcnn+".
+        with_ms_ssim: also take MS-SSIM, see `imgproc.ms_ssim`.
     Returns:
         {"bicubic": {"psnr", "ssim"}, "srcnn": {…}, "milliseconds", "images": {name: the same},
         "too_small": [names], "excluded": [names]}, and "srcnn+" and "milliseconds+" with
@@ -64,18 +60,48 @@ def evaluate(
         Means are finite: images with an infinite PSNR are "excluded" from them. A mean over no
         image is None.
     """
-    scores, too_small = {}, []
-    for name, image in images:
+
+    def visit_one(_, *measured):
+        if visit:
+            visit(*measured)
+
+    options = with_ssim, visit_one, self_ensemble, with_ms_ssim
+    return evaluate_all({"": network}, images, upscale_factor, protocol, *options)[""]
+
+
+def evaluate_all(
+    networks: dict,
+    images,
+    upscale_factor: int,
+    protocol: str = "y",
+    with_ssim: bool = True,
+    visit=None,
+    self_ensemble: bool = False,
+    with_ms_ssim: bool = False,
+) -> dict[str, dict]:
+    """Score several networks on the same images; `evaluate` says how.
+
+    Everything that does not depend on the weights is computed once for an image.
+
+    Args:
+        networks: {name: SRCNN}, all with the same channels, interpolation and device.
+        visit: called with (network's name, image's name, scores, pictures).
+        others: those of `evaluate`.
+    Returns {network's name: what `evaluate` returns}.
+    """
+    example = next(iter(networks.values()))
+    scores, too_small = {name: {} for name in networks}, []
+    for image_name, image in images:
         # It has no PSNR, and so no part in the means
         if not measurable(image, upscale_factor, protocol):
-            too_small.append(name)
+            too_small.append(image_name)
             continue
-        scores[name], pictures = measure(
-            network, image, upscale_factor, protocol, with_ssim, self_ensemble
-        )
-        if visit:
-            visit(name, scores[name], pictures)
-    return summary(scores, too_small)
+        pair = prepare(image, upscale_factor, protocol, example, with_ssim, with_ms_ssim)
+        for name, network in networks.items():
+            scores[name][image_name], pictures = measure(network, pair, self_ensemble)
+            if visit:
+                visit(name, image_name, scores[name][image_name], pictures)
+    return {name: summary(scores[name], too_small) for name in networks}
 
 
 def summary(scores: dict, too_small=()) -> dict:
@@ -101,17 +127,21 @@ def summary(scores: dict, too_small=()) -> dict:
 def _is_finite(score: dict) -> bool:
     """Return True if every metric of an image is a finite number."""
     kinds = (value for value in score.values() if isinstance(value, dict))
-    return all(math.isfinite(number) for kind in kinds for number in kind.values())
+    numbers = [number for kind in kinds for number in kind.values()]
+    # None: a small image has no MS-SSIM, but counts in the other means
+    return all(number is None or math.isfinite(number) for number in numbers)
 
 
 def _mean(values) -> float | None:
-    values = list(values)
+    values = [value for value in values if value is not None]
     return float(np.mean(values)) if values else None
 
 
 def merge(parts: list[dict], names) -> dict:
-    """What `evaluate` would have returned for all the images (these names, in this order), from
-    what it returned for parts of them."""
+    """Merge what `evaluate` returned for parts of the images, as if it had seen all of them.
+
+    names: of all images, in order.
+    """
     # In the order of names, so that no result depends on how many processes there were
     scores = {name: figures for part in parts for name, figures in part["images"].items()}
     too_small = {name for part in parts for name in part["too_small"]}
@@ -122,7 +152,7 @@ def merge(parts: list[dict], names) -> dict:
 
 
 def measurable(image: Tensor, upscale_factor: int, protocol: str) -> bool:
-    """Whether what is left after cropping and shaving holds SSIM's window."""
+    """Return True if the image still holds SSIM's window after cropping and shaving."""
     multiple = _rgb_multiple(upscale_factor) if protocol == "rgb" else upscale_factor
     # Cropping takes what is over a multiple, shaving as many pixels as the scale from each side
     smallest = min(side - side % multiple for side in image.shape[1:])
@@ -130,77 +160,117 @@ def measurable(image: Tensor, upscale_factor: int, protocol: str) -> bool:
 
 
 def _rgb_multiple(upscale_factor: int) -> int:
-    """MMagic crops to multiples of 12, so that all of x2, x3 and x4 see the same truth."""
+    """Return MMagic's multiple to crop to: 12, so that x2, x3 and x4 have the same truth."""
     return math.lcm(12, upscale_factor)
 
 
-def measure(
-    network,
+@dataclass
+class Pair:
+    """An image and its bicubic enlargement: what a measurement has before any network."""
+
+    upscale_factor: int
+    x: Tensor  # 1×C×H×W, the network's input; YCbCr where only Y goes through the network
+    space: str  # the colours of x and of results: "ycbcr", "rgb", "gray"
+    measures_y: bool  # take the metrics on Y; else on all channels
+    with_ssim: bool
+    with_ms_ssim: bool
+    original: np.ndarray  # uint8, H×W or H×W×3 (RGB)
+    reference: np.ndarray  # what results are compared with
+    bicubic: np.ndarray  # uint8, in the colours of `space`
+    bicubic_scores: dict
+
+    def score(self, restored: np.ndarray) -> dict:
+        """Return the metrics of a result, uint8 in the colours of `space` (steps 5 and 6)."""
+        result, reference = self.measured(restored), self.reference
+        scores = {"psnr": imgproc.psnr(result, reference)}
+        if self.with_ssim:
+            scores["ssim"] = imgproc.ssim(result, reference)
+        if self.with_ms_ssim:
+            scores["ms_ssim"] = imgproc.ms_ssim(result, reference)
+        return scores
+
+    def measured(self, picture: np.ndarray) -> np.ndarray:
+        """Return the part of a picture that the metrics are taken on."""
+        if self.measures_y and self.space == "ycbcr":
+            picture = picture[..., 0]
+        elif self.measures_y and self.space == "rgb":
+            picture = imgproc.rgb2y(picture)
+        return imgproc.shave(picture, self.upscale_factor)
+
+    def shown(self, picture: np.ndarray) -> np.ndarray:
+        """Return a picture for people: RGB or gray."""
+        return imgproc.ycbcr2rgb(picture) if self.space == "ycbcr" else picture
+
+
+def prepare(
     image: Tensor,
     upscale_factor: int,
-    protocol: str = "y",
+    protocol: str,
+    network,
     with_ssim: bool = True,
-    self_ensemble: bool = False,
-) -> tuple[dict, dict]:
-    """One image of `evaluate`, shrunk and enlarged by bicubic, and by bicubic and the network.
+    with_ms_ssim: bool = False,
+) -> Pair:
+    """Do the part of a measurement that does not depend on the weights.
 
-    Args: those of `evaluate`; image is uint8, C×H×W.
-    Returns:
-        {"milliseconds", "bicubic": {"psnr", "ssim"}, "srcnn": {…}}, and
-        {"truth", "bicubic", "srcnn"}, uint8 arrays H×W (gray) or H×W×3 (RGB);
-        with self_ensemble also "srcnn+" in both, and "milliseconds+".
+    Args: those of `evaluate`; image is uint8, C×H×W. Of the network only channels, interpolation
+    and device are used.
     """
-    # Longer than a screen, because the steps of the protocol above are easiest to follow in a row
     # Step 2 of the protocol, here for "rgb" and on its own multiple
     if protocol == "rgb":
         # A gray image counts as three equal channels
-        image = imgproc.modcrop(image.expand(3, -1, -1), _rgb_multiple(upscale_factor))
-    truth = to_array(imgproc.modcrop(image, upscale_factor))
-    colour = truth.ndim == 3
-    # Whether step 1 applies; an RGB network sees all three colours, and gray is Y already
-    by_luma = colour and protocol == "y" and network.channels == 1
-    if by_luma:
-        image = to_tensor(imgproc.rgb2ycbcr(to_array(image)))
+        image = modcrop(image.expand(3, -1, -1), _rgb_multiple(upscale_factor))
+    original = to_array(modcrop(image, upscale_factor))
+    space = "rgb" if original.ndim == 3 else "gray"
+    # Step 1; an RGB network sees all three colours, and gray is Y already
+    if space == "rgb" and protocol == "y" and network.channels == 1:
+        image, space = to_tensor(imgproc.rgb2ycbcr(to_array(image))), "ycbcr"
 
     # Step 3. MMagic's small image is one of 8 bits, as in a file; the paper's is not rounded
+    quantize = protocol == "rgb"
     image = image.to(next(network.parameters()).device)
-    # Bicubic is always MATLAB's; the network gets what it was trained on, which may be torch's
-    pairs = {
-        interpolation: test_pair(image, upscale_factor, interpolation, quantize=protocol == "rgb")
-        for interpolation in {"matlab", network.interpolation}
-    }
-    x, hr = pairs[network.interpolation]
-    restored = {"truth": to_array(hr), "bicubic": to_uint8(pairs["matlab"][0])}
-    # Step 4: Y through the network, and Cb and Cr as bicubic left them
-    scores = {}
+    # Bicubic is always MATLAB's
+    x, hr = test_pair(image, upscale_factor, "matlab", quantize)
+    bicubic = to_uint8(x)
+    # The network gets the input that it was trained on, which may be torch's
+    if network.interpolation != "matlab":
+        x, _ = test_pair(image, upscale_factor, network.interpolation, quantize)
+    pair = Pair(
+        *(upscale_factor, x, space, protocol == "y", with_ssim, with_ms_ssim),
+        *(original, None, bicubic, {}),
+    )
+    pair.reference = pair.measured(to_array(hr))
+    pair.bicubic_scores = pair.score(bicubic)
+    return pair
+
+
+def measure(network, pair: Pair, self_ensemble: bool = False):
+    """Restore one image by a network and score it (steps 4 to 6).
+
+    Returns:
+        {"milliseconds", "bicubic": {"psnr", "ssim"}, "srcnn": {…}}, and a function that returns
+        the pictures {"truth", "bicubic", "srcnn"}, uint8 arrays H×W (gray) or H×W×3 (RGB);
+        with self_ensemble also "srcnn+" in both, and "milliseconds+".
+    """
+    restored = {}
+    scores = {"bicubic": dict(pair.bicubic_scores)}
     for plus in ("", "+") if self_ensemble else ("",):
-        y, milliseconds = _timed(network, x[:, :1] if by_luma else x, plus == "+")
-        restored[f"srcnn{plus}"] = to_uint8(torch.cat([y, x[:, 1:]], 1) if by_luma else y)
-        scores[f"milliseconds{plus}"] = milliseconds
+        kind, by_luma = f"srcnn{plus}", pair.space == "ycbcr"
+        # Y goes through the network; Cb and Cr stay as bicubic left them
+        seen = pair.x[:, :1] if by_luma else pair.x
+        y, scores[f"milliseconds{plus}"] = _timed(network, seen, plus == "+")
+        restored[kind] = to_uint8(torch.cat([y, pair.x[:, 1:]], 1) if by_luma else y)
+        scores[kind] = pair.score(restored[kind])
 
-    # `restored` holds YCbCr, RGB or gray: what people look at is RGB, what is measured mostly Y
-    pictures = measured = restored
-    if by_luma:
-        pictures = {kind: imgproc.ycbcr2rgb(ycbcr) for kind, ycbcr in restored.items()}
+    def pictures() -> dict:
+        drawn = {"bicubic": pair.bicubic, **restored}
         # The original itself: to YCbCr of 8 bits and back, it would be rounded twice
-        pictures["truth"] = truth
-        measured = {kind: ycbcr[..., 0] for kind, ycbcr in restored.items()}
-    # A network for RGB, by the paper's protocol: it restores three colours, of which Y is measured
-    elif colour and protocol == "y":
-        measured = {kind: imgproc.rgb2y(rgb) for kind, rgb in restored.items()}
+        return {"truth": pair.original} | {k: pair.shown(picture) for k, picture in drawn.items()}
 
-    # Steps 5 and 6
-    shaved = {kind: imgproc.shave(shown, upscale_factor) for kind, shown in measured.items()}
-    reference = shaved.pop("truth")
-    for kind, result in shaved.items():
-        scores[kind] = {"psnr": imgproc.psnr(result, reference)}
-        if with_ssim:
-            scores[kind]["ssim"] = imgproc.ssim(result, reference)
     return scores, pictures
 
 
 def _timed(network, x: Tensor, self_ensemble: bool) -> tuple[Tensor, float]:
-    """The restored image, and the milliseconds that it took."""
+    """Return the restored image, and the milliseconds that the network took."""
     if x.device.type != "cpu":
         # A GPU's library chooses its kernels at the first call of each shape
         restore(network, x, self_ensemble)
@@ -214,7 +284,7 @@ def _timed(network, x: Tensor, self_ensemble: bool) -> tuple[Tensor, float]:
 def test_pair(
     hr: Tensor, upscale_factor: int, interpolation: str = "matlab", quantize: bool = False
 ):
-    """A test image under the paper's protocol (section 4): hr, and lr made from it.
+    """Make lr from a test image hr by the paper's protocol (section 4).
 
     Args:
         hr: uint8, C×H×W.

@@ -111,6 +111,25 @@ def test_torch_interpolation_is_what_the_network_sees(photograph):
     assert scores["srcnn"]["psnr"] != scores["bicubic"]["psnr"]
 
 
+def test_bicubic_is_computed_once_for_several_networks(photograph, monkeypatch):
+    """Issue 22, 2: a folder of weights, and "+", share everything that the weights do not change."""
+    networks = {"a": identity(), "b": SRCNN.from_pretrained(3)}
+    images = [(name, imgproc.to_tensor(photograph)) for name in "xy"]
+    alone = {
+        name: protocol.evaluate(network, images, 3, self_ensemble=True)
+        for name, network in networks.items()
+    }
+    pairs, make = [], protocol.test_pair
+    monkeypatch.setattr(protocol, "test_pair", lambda *a: pairs.append(a) or make(*a))
+    visits = []
+    together = protocol.evaluate_all(
+        networks, images, 3, self_ensemble=True, visit=lambda *v: visits.append(v[:2])
+    )
+    assert len(pairs) == len(images)
+    assert visits == [("a", "x"), ("b", "x"), ("a", "y"), ("b", "y")]
+    assert without_times(together) == without_times(alone)
+
+
 def test_authors_network_has_the_papers_figures(shared, oracle, tmp_path):
     run_main(
         "--model_path",
@@ -259,7 +278,7 @@ def test_two_processes_print_the_same_table(pictures, identity_file, tmp_path):
 def without_times(value):
     if not isinstance(value, dict):
         return value
-    return {k: without_times(v) for k, v in value.items() if k != "milliseconds"}
+    return {k: without_times(v) for k, v in value.items() if not k.startswith("milliseconds")}
 
 
 def test_scores_without_opencv_and_scikit_image(tmp_path):
