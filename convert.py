@@ -13,15 +13,17 @@ to the restored one, with N, H and W free;
 "onnx-image" a graph of the whole operation, from a small N×3×h×w RGB image in [0, 1].
 """
 
-from system import startup
-
-if __name__ == "__main__":  # --help and mistakes are answered before torch is loaded
-    startup.check()
-
-import io
+import sys
 from pathlib import Path
 
-import config
+if __name__ == "__main__":  # check the settings before torch is loaded
+    sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
+    from system import startup
+
+    settings = startup.settings("convert")
+
+import io
+
 from checkpoints.layouts import ignored_note, load_checkpoint, to_layout
 from checkpoints.lookup import find_weights
 from inference.onnx_graphs import export_onnx, export_onnx_image
@@ -109,4 +111,4 @@ def notes(network: SRCNN, checkpoint: dict, layout: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    config.run(main)
+    startup.run(main, settings)

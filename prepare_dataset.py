@@ -12,14 +12,15 @@ high-resolution images alone (uint8), so that one run serves every upscale_facto
 and valid is kept: run it again after an interruption, or after images have changed.
 """
 
-from system import startup
-
-if __name__ == "__main__":  # --help and mistakes are answered before torch is loaded
-    startup.check()
-
+import sys
 from pathlib import Path
 
-import config
+if __name__ == "__main__":  # check the settings before torch is loaded
+    sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
+    from system import startup
+
+    settings = startup.settings("prepare_dataset")
+
 from images.fetching import fetch
 from images.named_sets import image_paths, known_files
 from images.prepared import prepare, prepared_folder
@@ -81,4 +82,4 @@ def sub_images(sizes, upscale_factor: int, side: int = 33, stride: int = 14) -> 
 
 
 if __name__ == "__main__":
-    config.run(main)
+    startup.run(main, settings)

@@ -7,31 +7,23 @@ Needs torch, numpy and tqdm alone once prepare_dataset.py has run. From top to b
 prepares, `train` is the loop, and below it stands what happens before it and every so often.
 """
 
-from system import startup
+import sys
+from pathlib import Path
 
-if __name__ == "__main__":  # --help and mistakes are answered before torch is loaded
-    startup.check()
+if __name__ == "__main__":  # check the settings before torch is loaded
+    sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
+    from system import startup
+
+    settings = startup.settings("train")
 
 import contextlib
 import math
 import os
 import shlex
-import sys
 import time
 import warnings
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
-
-# OpenMP's threads wait for each other behind every operation, and by default spin meanwhile for a
-# millisecond: time that other programs, and the threads that convolve, need. Those
-# that sleep at once take a quarter longer to train. So they spin for some microseconds, where
-# OpenMP is GNU's, as in PyTorch for Linux, and sleep elsewhere. Read when torch is imported
-if "OMP_WAIT_POLICY" not in os.environ:
-    if sys.platform == "linux":
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    else:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import torch
 from torch import Tensor, distributed, nn
@@ -39,7 +31,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-import config
 from checkpoints.layouts import ignored_note, load_checkpoint
 from dataset import StreamedCrops, training_set, validation_sets
 from evaluation.protocol import evaluate
@@ -132,7 +123,7 @@ def main(settings):
                 left.unlink()
             describe(run, crops, holdout)
             lacking = [name for name in settings.test_sets if Path(name).name not in sets]
-            if lacking and "test_sets" in settings.by_hand:
+            if lacking and "test_sets" in settings.user_set:
                 say(f"not prepared, so not measured: {', '.join(lacking)}")
         # By default cuDNN may add gradients up in any order; in a fixed order a resumed run repeats
         # its steps
@@ -225,12 +216,6 @@ def check(settings, world):
     if settings.batch_size % world:
         raise UserError(
             f"batch_size={settings.batch_size}: not divisible by {world} processes; set a multiple"
-        )
-    border = sum(settings.kernel_sizes) - 3
-    if settings.crop_size <= border:
-        raise UserError(
-            f"crop_size={settings.crop_size}: the network leaves nothing of it; "
-            f"set it above {border}"
         )
 
 
@@ -563,12 +548,12 @@ def validate_command(run) -> str:
     settings, script = run.settings, Path(sys.argv[0]).with_name("validate.py")
     words = ["python", str(script), "--model_path", str(run.folder / "best.pth")]
     for name in ("upscale_factor", "data_dir", "results_dir", "device"):
-        if getattr(settings, name) != getattr(config, name):
+        if name in settings.user_set:
             words += [f"--{name}", str(getattr(settings, name))]
-    if settings.test_sets != config.test_sets and settings.test_sets:
+    if "test_sets" in settings.user_set and settings.test_sets:
         words += ["--test_sets", *settings.test_sets]
     return shlex.join(words)
 
 
 if __name__ == "__main__":
-    config.run(main, "train")
+    startup.run(main, settings, handles_ctrl_c=True)

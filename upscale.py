@@ -8,10 +8,14 @@ python upscale.py photo.jpg --output large.tif --compare     # large.tif and lar
 Colour profile, EXIF data and resolution stay with the picture. In Python: inference.upscale.
 """
 
-from system import startup
+import sys
+from pathlib import Path
 
-if __name__ == "__main__":  # --help and mistakes are answered before torch is loaded
-    startup.check("inputs")
+if __name__ == "__main__":  # check the settings before torch is loaded
+    sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
+    from system import startup
+
+    settings = startup.settings("upscale")
 
 import glob
 import itertools
@@ -19,15 +23,12 @@ import math
 import os
 import re
 import signal
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-import config
 from checkpoints.layouts import ignored_note
 from checkpoints.lookup import find_weights
 from images import formats, reading, transparency, writing
@@ -307,7 +308,7 @@ class Networks:
             return settings
         settings = settings.replace(upscale_factor=scale)
         # The user's run for another scale has that in its name, unless the user chose the name
-        if "exp_name" in settings.by_hand:
+        if "exp_name" in settings.user_set:
             return settings
         return settings.replace(exp_name=settings.default_name)
 
@@ -396,4 +397,4 @@ def write_comparison(path: Path, image: np.ndarray, enlarged: np.ndarray, profil
 if __name__ == "__main__":
     # `kill` and Slurm end it as Ctrl-C does, which leaves no half-written file
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    config.run(main, positional="inputs")
+    startup.run(main, settings)

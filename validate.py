@@ -6,21 +6,22 @@ python validate.py --model_path assets/weights    # every file of a folder: one 
 torchrun --nproc_per_node=2 validate.py           # the images split over processes
 """
 
-from system import startup
-
-if __name__ == "__main__":  # --help and mistakes are answered before torch is loaded
-    startup.check()
-
 import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # check the settings before torch is loaded
+    sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
+    from system import startup
+
+    settings = startup.settings("validate")
+
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, distributed
 from tqdm import tqdm
 
-import config
 from checkpoints.layouts import ignored_note
 from checkpoints.lookup import find_weights
 from evaluation import records, report
@@ -312,7 +313,7 @@ def find_sets(settings, team: Team) -> dict[str, dict[str, Path]]:
     not there is left out, and without both the sample photographs take their place. Raises
     UserError for a set that the user has named and that is not there, or that has no images.
     """
-    asked_for = "test_sets" in settings.by_hand
+    asked_for = "test_sets" in settings.user_set
     sets, lacking = {}, []
     for item in settings.test_sets:
         # A folder's last name is what its set is called in tables, and its results' folder
@@ -371,4 +372,4 @@ def say_below_bicubic(results: dict, team: Team):
 
 
 if __name__ == "__main__":
-    config.run(main, "valid")
+    startup.run(main, settings)

@@ -62,13 +62,13 @@ def find_weights(settings) -> Source:
     if not model_path and best.is_file():
         message = f"weights: {best}, your run; --model_path shipped for the bundled weights"
         return Source(str(best), "run", best.parent.name, message)
-    if not model_path and "exp_name" in settings.by_hand:
+    if not model_path and "exp_name" in settings.user_set:
         raise UserError(_missing_run(best))
     path = shipped_weights(
         settings.upscale_factor,
         settings.kernel_sizes,
         settings.channels,
-        getattr(settings, "widths", None),
+        settings.widths,
     )
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())

@@ -25,7 +25,7 @@ def results_folder(settings, source: Source, states_its_scale: bool) -> Path:
     states_its_scale: whether the file says for which scale it is. One that does not may be
     measured at several, and gets a folder for each.
     """
-    if "exp_name" in settings.by_hand:
+    if "exp_name" in settings.user_set:
         return Path(settings.exp_dir)
     # Beside the run's best.pth
     if source.kind == "run":
@@ -39,7 +39,7 @@ def results_folder(settings, source: Source, states_its_scale: bool) -> Path:
 
 def folder_for_all(settings, source: Path) -> Path:
     """The same for a folder of weights, whose table goes to a CSV file of that name."""
-    if "exp_name" in settings.by_hand:
+    if "exp_name" in settings.user_set:
         return Path(settings.exp_dir)
     folder = Path(settings.results_dir) / (source.resolve().name or "weights")
     return _first(folder, lambda path: not _about_others(Path(f"{path}.csv"), source))

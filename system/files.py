@@ -14,6 +14,16 @@ class UserError(ValueError):
     """An error a user can fix. Scripts show its one line: the file or setting, and the remedy."""
 
 
+def printable(text, limit: int | None = 300) -> str:
+    """Return a text for a message: control characters escaped (\\n, \\x1b), cut to ``limit``.
+
+    Names of files and texts from servers may contain any character, and a terminal obeys some.
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)[:limit]
+    )
+
+
 @contextlib.contextmanager
 def replace_file(path, durable: bool = False):
     """Write a file atomically: ``with replace_file(path) as temporary:`` write to temporary.
@@ -155,13 +165,3 @@ def write_csv(rows, path):
     writer.writeheader()
     writer.writerows(rows)
     write_file(text.getvalue(), path)
-
-
-def printable(text, limit: int = 300) -> str:
-    """Return a text for a message: in one line, control characters escaped, cut to ``limit``."""
-    words = " ".join(str(text).split())
-    escaped = (
-        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
-        for c in words[:limit]
-    )
-    return "".join(escaped)

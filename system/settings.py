@@ -1,64 +1,74 @@
-"""The settings of a run: config.py's block with the command line on top, checked.
+"""Read the settings from config.py and the command line, and check them.
 
-This is a file of its own so that people who edit config.py meet settings alone. Here `config` is
-what stands in that file, as a dict (its globals). Needs the standard library alone, so that --help
-and mistakes are answered at once.
+This needs the standard library alone, so that scripts report mistakes before they load torch.
 """
 
-import argparse
-import ast
+import contextlib
 import difflib
+import math
 import os
 import re
-import signal
+import shutil
 import sys
-import time
+import textwrap
 import types
+import typing
+from dataclasses import dataclass
 from pathlib import Path
 
-from system.files import UserError, network_name
+from system.files import UserError, default_widths, network_name
 
-# The settings that the block must have, by type; those in TUPLES have any number of them
-TYPES = {
-    name: kind
-    for kind, names in {
-        int: "upscale_factor kernel_sizes channels steps batch_size crop_size holdout "
-        "print_frequency valid_frequency seed num_workers",
-        float: "learning_rate shrink max_device_gb outscale",
-        bool: "self_ensemble compile recursive compare overwrite",
-        str: "model_path interpolation train_set test_sets data_dir source results_dir exp_name "
-        "mode recipe resume select_by device precision protocol outsize output ext suffix layout",
-    }.items()
-    for name in names.split()
-}
-TUPLES = ("kernel_sizes", "test_sets", "shrink")
-# For --help: what each script writes, and the settings that it reads
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "config.py"
+# A copy of config.py without a user's changes: it has each setting's type and default
+SHIPPED = ROOT / "assets" / "shipped_config.txt"
+
+
+@dataclass(frozen=True)
+class Script:
+    """A script's output for --help, the settings that it reads, and its `mode`.
+
+    files: name under which the settings keep files from the command line; empty: it takes none.
+    """
+
+    writes: str
+    reads: str
+    mode: str = ""
+    files: str = ""
+
+
 SCRIPTS = {
-    "train.py": (
+    "train": Script(
         "best.pth, last.pth and metrics.csv to results_dir/exp_name",
-        "upscale_factor kernel_sizes channels train_set test_sets data_dir results_dir exp_name "
-        "overwrite recipe resume steps batch_size learning_rate crop_size shrink holdout select_by "
-        "print_frequency valid_frequency seed device precision compile max_device_gb num_workers",
+        "upscale_factor kernel_sizes widths channels train_set test_sets data_dir results_dir "
+        "exp_name overwrite recipe resume steps batch_size learning_rate crop_size shrink holdout "
+        "select_by print_frequency valid_frequency seed device precision compile max_device_gb "
+        "num_workers interpolation",
+        mode="train",
     ),
-    "validate.py": (
+    "validate": Script(
         "validation.json, report.html and images to results_dir/<run or weights>",
-        "upscale_factor kernel_sizes channels model_path test_sets self_ensemble protocol "
-        "interpolation exp_name data_dir results_dir device",
+        "upscale_factor kernel_sizes widths channels model_path test_sets self_ensemble protocol "
+        "interpolation padding_mode exp_name data_dir results_dir device",
+        mode="valid",
     ),
-    "upscale.py": (
+    "upscale": Script(
         "the enlarged images to results_dir/upscaled, or where --output says",
-        "upscale_factor kernel_sizes channels model_path output ext suffix outscale outsize "
-        "recursive overwrite compare self_ensemble interpolation results_dir exp_name device",
+        "upscale_factor kernel_sizes widths channels model_path output ext suffix outscale outsize "
+        "recursive overwrite compare self_ensemble interpolation padding_mode results_dir exp_name "
+        "device",
+        files="inputs",
     ),
-    "prepare_dataset.py": (
+    "prepare_dataset": Script(
         "images to data_dir/<set>, and tensors to data_dir/prepared",
         "train_set test_sets data_dir source channels upscale_factor",
     ),
-    "convert.py": (
+    "convert": Script(
         "one file to results_dir, or where --output says",
-        "model_path layout output overwrite upscale_factor kernel_sizes channels interpolation "
-        "results_dir exp_name",
+        "model_path layout output overwrite upscale_factor kernel_sizes widths channels "
+        "interpolation padding_mode results_dir exp_name",
     ),
+    "config": Script("what the script of that mode writes", "mode"),
 }
 CHOICES = {
     "mode": ("train", "valid"),
@@ -67,26 +77,19 @@ CHOICES = {
     "precision": ("auto", "fp32", "bf16"),
     "layout": ("ours", "lornatang", "plain", "mmagic", "authors", "onnx", "onnx-image"),
     "interpolation": ("auto", "matlab", "torch"),
+    "padding_mode": ("auto", "zeros", "replicate", "valid"),
 }
-SMALLEST = {
+# The smallest value of each name in a row
+AT_LEAST = {
     0: "learning_rate holdout max_device_gb num_workers seed",
-    1: "batch_size steps print_frequency valid_frequency",
+    1: "batch_size steps print_frequency valid_frequency crop_size widths kernel_sizes",
     2: "upscale_factor",
-    # Without padding, the convolutions of 9-5-5 take 16 pixels off each axis
-    17: "crop_size",
 }
+# People write these as 1e4. In a batch_size that is more probably a slip
+COUNTED_IN_STEPS = ("steps", "print_frequency", "valid_frequency")
 # ~ stands for the home folder in these
 PATHS = ("data_dir", "results_dir", "source", "resume", "model_path", "output")
-# What the block says as it comes: another value there, or any on the command line, is set by hand
-AS_SHIPPED = {
-    "mode": "train",
-    "exp_name": "",
-    "upscale_factor": 3,
-    "kernel_sizes": (9, 1, 5),
-    "channels": 1,
-    "test_sets": ("Set5", "Set14"),
-}
-# Names that other projects have for the same
+# Names in other projects
 OTHER_NAMES = {
     "upscale_factor": "scale s factor upscale sr_factor",
     "learning_rate": "lr rate",
@@ -104,343 +107,372 @@ OTHER_NAMES = {
     "ext": "format extension",
     "self_ensemble": "ensemble tta x8",
     "overwrite": "force yes y f",
+    "widths": "filters num_filters features",
+    "padding_mode": "padding pad",
 }
+INPUTS = "i input inputs image image_file".split()
+PARTS_OF_A_RECIPE = "optimizer optim loss scheduler momentum weight_decay betas".split()
+# The words of a true-or-false setting, in lower case
+BOOLS = {"true": True, "false": False, "1": True, "0": False}
 
 
 class Settings(types.SimpleNamespace):
     """All settings as attributes, and exp_dir (results_dir/exp_name).
 
-    by_hand: which of `AS_SHIPPED` the user has set, in the block or on the command line; the
-    others are as they came, or derived (exp_name).
+    user_set: names of the settings that differ from the shipped defaults or are on the command
+    line. The others have their defaults.
     """
 
-    # A slot, because vars() is to give the settings alone: weights files keep them
-    __slots__ = ("by_hand",)
+    # A slot, because files keep vars(settings)
+    __slots__ = ("user_set",)
 
-    def replace(self, **changes):
-        """A copy with other values."""
+    def replace(self, **changes) -> "Settings":
+        """Return a copy with other values."""
         copy = Settings(**{**vars(self), **changes})
-        copy.by_hand = self.by_hand
+        copy.user_set = self.user_set
         return copy
 
     @property
     def default_name(self) -> str:
-        """A run's name if nobody gives one: srcnn_9-1-5_x3, or with _rgb and _paper behind it."""
-        name = network_name(self.kernel_sizes, self.upscale_factor, self.channels)
+        """The name of a run without an exp_name: srcnn_9-1-5_x3, plus _rgb and _paper."""
+        name = network_name(self.kernel_sizes, self.upscale_factor, self.channels, self.widths)
         return f"{name}_paper" if self.recipe == "paper" else name
 
 
-def load(config: dict, mode=None, argv=None, positional=None) -> Settings:
-    """The block's settings with the command line's on top, checked, and what follows from them.
+def load(script: str, argv=None, path=CONFIG) -> Settings:
+    """Read config.py, apply the command line, check all values and fill in derived ones.
 
     Args:
-        mode: the script's own mode, "train" or "valid"; None: it has none.
-        argv: the command line without the program's name; None: this process's.
-        positional: name under which to return arguments that are no settings; None: there are none.
+        script: a name of SCRIPTS, such as "train".
+        argv: the command line without the program's name; None: that of this process.
+        path: the config.py.
 
-    Raises UserError, one line, for a wrong line in the block, an unknown name, a wrong type or an
-    impossible value.
+    Raises UserError, one line, for mistakes in config.py, unknown names and impossible values.
+    --help prints the settings and ends the process.
     """
-    source = Path(config["__file__"]).read_text(encoding="utf-8")
-    check_block(source)
-    argv, named = sys.argv[1:] if argv is None else argv, []
-    if positional and "--" in argv:
-        # By custom: what follows are files, even those that begin with a dash
-        cut = argv.index("--")
-        argv, named = argv[:cut], argv[cut + 1 :]
-    words = _words(argv, positional)
-    parser = _parser(config, comments_of(source), positional)
-    # Files may stand between settings; what is unknown gets an answer of our own
-    parsed, unknown = parser.parse_known_intermixed_args(words)
-    if unknown:
-        raise UserError(_unknown(unknown[0].split("=")[0], "--"))
-    given, recipes = vars(parsed), config["RECIPES"]
-    # None stands for the recipe's value, the device's, or upscale_factor
-    may_be_none = {*recipes["fast"], "max_device_gb", "outscale"}
-    settings = Settings()
-    for name in TYPES:
-        if name in given:
-            value = _from_command_line(name, given[name])
-        else:
-            value = _from_block(name, config[name], may_be_none)
+    shipped, config = ConfigFile(SHIPPED), ConfigFile(path)
+    config.check(shipped)
+    words = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(words):
+        print(help_text(script, config, shipped.types))
+        sys.exit(0)
+    given, files = read_words(words, shipped.types, SCRIPTS[script].files)
+
+    settings, recipes = Settings(), config.values["RECIPES"]
+    for name, kind in shipped.types.items():
+        value = from_words(name, kind, given[name]) if name in given else config.values[name]
+        value = adapt(name, kind, value)
+        if not (value is None and shipped.values[name] is None):
+            choices = tuple(recipes) if name == "recipe" else CHOICES.get(name)
+            reject(problem(name, kind, value, choices), "" if name in given else config.line(name))
         setattr(settings, name, value)
-    # Now, because what the user left open is about to be filled in
-    changed = {name for name in AS_SHIPPED if getattr(settings, name) != AS_SHIPPED[name]}
-    settings.by_hand = changed | (AS_SHIPPED.keys() & given.keys())
-    if positional:
-        setattr(settings, positional, given[positional] + named)
-    _check_values(settings, recipes)
-    return _complete(settings, recipes, mode)
+    changed = {name for name in shipped.types if getattr(settings, name) != shipped.values[name]}
+    settings.user_set = changed | given.keys()
+
+    # Derived values
+    for name, value in recipes[settings.recipe].items():
+        if getattr(settings, name) is None:
+            kind, place = shipped.types[name], config.line("RECIPES")
+            value = adapt(name, kind, value)
+            reject(problem(name, kind, value), f"{place}{settings.recipe}: ")
+            setattr(settings, name, value)
+    for name in PATHS:
+        setattr(settings, name, os.path.expanduser(getattr(settings, name)))
+    if settings.widths is None:
+        settings.widths = default_widths(settings.kernel_sizes)
+    settings.exp_name = settings.exp_name or settings.default_name
+    settings.exp_dir = str(Path(settings.results_dir) / settings.exp_name)
+    if SCRIPTS[script].files:
+        setattr(settings, SCRIPTS[script].files, files)
+    check_together(settings, script)
+    return settings
 
 
-def run(config: dict, main, mode=None, positional=None):
-    """Call ``main(settings)`` as a script.
+def reject(complaint: str, place: str):
+    """Raise UserError for a complaint that is not empty."""
+    if complaint:
+        raise UserError(place + complaint)
 
-    What a user can mend (UserError, OSError) ends it with one line and status 1, Ctrl-C with
-    status 130. Any other exception is a bug and keeps its traceback.
+
+# ----------------------------------------------------------------------------- config.py
+class ConfigFile:
+    """The values and types of a config.py.
+
+    Raises UserError, one line, for text that Python cannot run.
     """
-    try:
-        return main(load(config, mode, positional=positional))
-    except (UserError, OSError) as error:
-        message = " ".join(str(error).split())
-    except KeyboardInterrupt:
-        # torch takes a while to end: a second Ctrl-C would have it print tracebacks
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    # Most errors occur on every process and are to be said once, by process 0. The others wait here
-    # for torchrun's SIGTERM, which is to end them: train.py's own handler would only note it
-    if os.environ.get("RANK", "0") != "0":
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(10)
-    # Out here main's progress bars and worker processes are gone
-    sys.exit(f"error: {message}")
+
+    def __init__(self, path):
+        self.path, source = Path(path), Path(path).read_bytes()
+        module = types.ModuleType("config")
+        try:
+            self.lines = source.decode("utf-8-sig").splitlines()
+            exec(compile(source, path, "exec"), vars(module))
+        except UnicodeDecodeError as error:
+            line = source[: error.start].count(b"\n") + 1
+            raise UserError(f"config.py, line {line}: not UTF-8; save it as UTF-8") from None
+        except SyntaxError as error:
+            text = f": {error.text.strip()}" if error.text else ""
+            raise UserError(f"config.py, line {error.lineno}: {error.msg}{text}") from None
+        except Exception as error:
+            raise UserError(self.explain(error)) from error
+        self.types = module.__annotations__
+        # Not what a user has imported
+        self.values = {
+            name: value
+            for name, value in vars(module).items()
+            if not (name.startswith("__") or isinstance(value, types.ModuleType) or callable(value))
+        }
+
+    def explain(self, error: Exception) -> str:
+        """Return one line for an error of config.py's own code."""
+        trace = error.__traceback__
+        while trace.tb_next and trace.tb_frame.f_code.co_filename != str(self.path):
+            trace = trace.tb_next
+        text = self.lines[trace.tb_lineno - 1].strip()
+        hint = ""
+        if isinstance(error, NameError):
+            hint = "; text needs quotes"
+            if str(error.name).lower() in ("true", "false", "none", "yes", "no", "on", "off"):
+                hint = "; write True, False or None with a capital letter"
+        return f"config.py, line {trace.tb_lineno}: {error}{hint}: {text}"
+
+    def numbers(self, name: str) -> list[int]:
+        """Return the numbers of the lines that set a name."""
+        begin = re.compile(rf"(^|; *){re.escape(name)} *[:=]")
+        return [n for n, t in enumerate(self.lines, 1) if begin.search(t.partition("#")[0])]
+
+    def line(self, name: str) -> str:
+        """Return "config.py, line 12: " for messages."""
+        return "".join(f"config.py, line {number}: " for number in self.numbers(name)[:1])
+
+    def text(self, name: str) -> str:
+        """Return the line that sets a name, without its comment."""
+        return self.lines[self.numbers(name)[0] - 1].partition("  #")[0]
+
+    def comment(self, name: str) -> str:
+        return self.lines[self.numbers(name)[0] - 1].partition("  # ")[2]
+
+    def check(self, shipped: "ConfigFile"):
+        """Raise UserError for names that are unknown, missing, repeated or without a type.
+
+        Python itself would accept most of this: a misspelt name is one more variable.
+        """
+        for name in {**self.values, **self.types}:
+            place = self.line(name)
+            if name not in shipped.values:
+                raise UserError(place + unknown(name, shipped.types))
+            begin = shipped.text(name).partition(" = ")[0]
+            if name not in self.values:
+                raise UserError(f"{place}{name} has no value; write {shipped.text(name)}")
+            if name in shipped.types and name not in self.types:
+                raise UserError(
+                    f"{place}{name} lacks its type; write {begin} = {self.values[name]!r}"
+                )
+            if len(numbers := self.numbers(name)) > 1:
+                lines = " and ".join(map(str, numbers))
+                raise UserError(f"config.py: {name} is set in lines {lines}; remove one of them")
+        for name in shipped.values:
+            if name not in self.values:
+                raise UserError(
+                    f"config.py: the line of {name} is missing; put it back: {shipped.text(name)}"
+                )
+        recipes, place = self.values["RECIPES"], self.line("RECIPES")
+        if not (type(recipes) is dict and all(type(values) is dict for values in recipes.values())):
+            raise UserError(f"{place}RECIPES needs a dict(...) for each recipe")
+        known = shipped.values["RECIPES"]["fast"]
+        for recipe, values in recipes.items():
+            for name in values.keys() - known.keys():
+                raise UserError(f"{place}{recipe}: {unknown(name, known)}")
+            for name in known.keys() - values.keys():
+                raise UserError(f"{place}{recipe}: {name} is missing; add {name}={known[name]!r}")
 
 
-# ------------------------------------------------------------------------------ the block, by hand
-def check_block(source: str):
-    """Raise UserError, one line with the remedy, for what is wrong with a config.py's block.
+# ----------------------------------------------------------------------------- the command line
+def read_words(argv, kinds: dict, takes_files) -> tuple[dict, list[str]]:
+    """Split a command line into ({setting: word, or words of a tuple}, files).
 
-    Python itself would pass over most of it: a misspelt name is one more variable.
+    argparse cannot do this: `--compare photo.jpg` and `--kernel_sizes 9 5 5 photo.jpg` have a
+    file behind the setting, and files may stand between settings.
     """
-    # {setting: its line}
-    found = {}
-    for statement in _block(source):
-        line = f"config.py, line {statement.lineno}"
-        # `name: type = value`, or at least `name = value`
-        match statement:
-            case ast.AnnAssign(target=target, value=ast.expr()) | ast.Assign(targets=[target, *_]):
-                name = ast.unparse(target)
-            case _:
-                text = source.splitlines()[statement.lineno - 1]
-                raise UserError(f"{line}: `{text}` sets nothing; remove it")
-        if name not in TYPES:
-            raise UserError(f"{line}: {_unknown(name)}")
-        if name in found:
-            raise UserError(f"{line}: {name} is set in line {found[name]} too; remove one of them")
-        if isinstance(statement, ast.Assign):
-            remedy = _line(name, ast.unparse(statement.value))
-            raise UserError(f"{line}: {name} lacks its type; write {remedy}")
-        found[name] = statement.lineno
-    for name in [name for name in TYPES if name not in found]:
-        value = repr(AS_SHIPPED[name]) if name in AS_SHIPPED else "..."
-        raise UserError(
-            f"config.py: the line of {name} is missing; put it back: {_line(name, value)} "
-            "(`git diff config.py` shows what was changed)"
-        )
-
-
-def _block(source: str) -> list:
-    """The statements between the imports and RECIPES."""
-    # Found by the statements around it: ast does not see the comments that people see there
-    statements = ast.parse(source).body
-    texts = [ast.unparse(statement).split(" = ")[0] for statement in statements]
-    return statements[texts.index("from system import settings") + 1 : texts.index("RECIPES")]
-
-
-def _line(name: str, value: str) -> str:
-    """A line of the block."""
-    kind = TYPES[name].__name__
-    return f"{name}: {f'tuple[{kind}, ...]' if name in TUPLES else kind} = {value}"
-
-
-# --------------------------------------------------------------------------------- the command line
-BOOLS = {"true": True, "false": False, "1": True, "0": False}
-# Words to values, with errors of any kind. float(word) would also take nan
-READERS = {
-    str: str,
-    int: int,
-    float: lambda word: float(ast.literal_eval(word)),
-    bool: lambda word: BOOLS[word.lower()],
-}
-# These are often written as 1e4; in a batch_size that would rather be a slip
-COUNTED_IN_STEPS = ("steps", "print_frequency", "valid_frequency")
-
-
-def _words(argv, positional) -> list[str]:
-    """The command line as argparse can take it."""
-    words = []
-    for word, following in zip(argv, [*argv[1:], ""]):
-        # 9-5-5 becomes three words: argparse may take no more, since the next may be a file
-        if word.startswith("--kernel_sizes="):
-            words.append("--kernel_sizes")
-            word = word.partition("=")[2]
-        if words[-1:] == ["--kernel_sizes"] and re.fullmatch(r"\d[\d,x -]*", word):
-            words += re.findall(r"\d+", word)
+    given, files, words = {}, [], list(argv)
+    while words:
+        word = words.pop(0)
+        if word == "--" and takes_files:
+            return given, files + words
+        if takes_files and not word.startswith("-"):
+            files.append(word)
             continue
-        # "--compare photo.jpg": the value of a true-or-false setting may be left out
-        is_bool = word.startswith("--") and TYPES.get(word[2:].removeprefix("no-")) is bool
-        if is_bool and word.startswith("--no-"):
-            word = f"--{word[5:]}=false"
-        elif is_bool and positional and following.lower() not in BOOLS:
-            word += "=true"
-        words.append(word)
-    return words
+        name, has_value, value = word[2:].partition("=")
+        if kinds.get(name.removeprefix("no-")) is bool and name.startswith("no-"):
+            name, has_value, value = name[3:], "=", "false"
+        if name not in kinds or not word.startswith("--"):
+            raise UserError(unknown(word.partition("=")[0], kinds, "--"))
+        if typing.get_origin(kinds[name]) is tuple:
+            value = [value] if has_value else []
+            # Where files may follow, numbers alone belong to a setting of numbers
+            numbers = takes_files and item_type(kinds[name]) is not str
+            belongs = re.compile(r"\d[\d.,ex-]*" if numbers else r"(?!--).*", re.DOTALL)
+            while words and not has_value and belongs.fullmatch(words[0]):
+                value.append(words.pop(0))
+        elif not has_value and kinds[name] is bool:
+            follows = words and (words[0].lower() in BOOLS or not takes_files)
+            value = words.pop(0) if follows and not words[0].startswith("--") else "true"
+        elif not has_value:
+            if not words or words[0].startswith("--"):
+                raise UserError(f"--{name}: expected one argument; see --help")
+            value = words.pop(0)
+        given[name] = value
+    return given, files
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        # argparse's own answer is its usage and exit status 2
-        if "--kernel_sizes" in message:
-            message = "kernel_sizes: give three odd sizes, for example 9 1 5"
-        raise UserError(f"{message}; see --help")
-
-
-def _parser(config: dict, comments: dict, positional) -> argparse.ArgumentParser:
-    """For all settings, those that this script reads first."""
-    script = Path(sys.argv[0]).name
-    # By --help a script says what stands at its top
-    description = "Settings and their defaults, as in config.py:"
-    if script in SCRIPTS:
-        words = (sys.modules["__main__"].__doc__ or "").strip()
-        description = f"{words}\n\nWrites {SCRIPTS[script][0]}."
-    parser = _Parser(
-        prog=script,
-        usage=f"python {script} {'FILE ... ' if positional else ''}[--setting value ...]",
-        description=description,
-        # A name that is only begun, such as --step, is answered as unknown
-        allow_abbrev=False,
-        # What is not on the command line is not in argparse's answer: there the block counts
-        argument_default=argparse.SUPPRESS,
-        formatter_class=lambda prog: argparse.RawTextHelpFormatter(prog, max_help_position=24),
-    )
-    for title, names in _groups(script).items():
-        group = parser.add_argument_group(title)
-        for name in names:
-            # Doubled, because argparse would take % for the start of one of its own formats
-            text = f"{comments.get(name, '')} [{_default(config, name)}]".replace("%", "%%")
-            group.add_argument(f"--{name}", help=text, **_words_of(name))
-    if positional:
-        parser.add_argument(positional, nargs="*", default=[], help="files, folders or patterns")
-    return parser
-
-
-def _words_of(name: str) -> dict:
-    """How many words a setting takes on the command line, and their names in --help."""
-    if name == "kernel_sizes":
-        # And no more: what follows may be a file
-        return {"nargs": 3, "metavar": ("int", "int", "int")}
-    if TYPES[name] is bool:
-        return {"nargs": "?", "const": "true", "metavar": "bool"}
-    return {"nargs": "*" if name in TUPLES else None, "metavar": _label(name)}
-
-
-def _groups(script: str) -> dict[str, list[str]]:
-    """{title: settings} for --help: this script's own, then those that the others have besides."""
-    readers = {reader: names.split() for reader, (_, names) in SCRIPTS.items()}
-    readers["config.py"] = ["mode"]
-    # Most settings are read by several: they are listed with the first of them
-    groups, listed = {}, set()
-    for reader in sorted(readers, key=lambda reader: reader != script):
-        kind = "settings of" if reader == script else "other settings, of"
-        groups[f"{kind} {reader}"] = [name for name in readers[reader] if name not in listed]
-        listed.update(readers[reader])
-    return groups
-
-
-def _default(config: dict, name: str) -> str:
-    """A setting's default for --help."""
-    recipes = config["RECIPES"]
-    if config[name] is None and name in recipes["fast"]:
-        return ", ".join(f"{recipe}: {preset[name]}" for recipe, preset in recipes.items())
-    return repr(config[name])
-
-
-def comments_of(source: str) -> dict:
-    """{setting: the comment behind it in the block}, which --help shows."""
-    return dict(re.findall(r"^(\w+): .* = .*?  # (.*)$", source, re.MULTILINE))
-
-
-def _unknown(word: str, dashes: str = "") -> str:
-    """The complaint about a name that is no setting; dashes: what its right name begins with."""
-    if dashes and os.path.exists(word) and word.startswith("-"):
-        return f"unknown setting {word}: if the file is meant, write ./{word}"
-    name = word.lstrip("-")
-    # Other tools name their input by an option
-    if name in ("i", "input", "inputs", "image", "image_file"):
-        return f"unknown setting {word}: name the files without it, as in upscale.py photo.jpg"
+def unknown(word: str, names, dashes: str = "") -> str:
+    """Return the message for an unknown setting; dashes: the beginning of the right name."""
+    if word.startswith("-") and os.path.exists(word):
+        return f"unknown setting {word}: if you mean the file, write ./{word}"
     # Also --batch-size, and another tool's --weights-file
-    name = name.replace("-", "_").lower()
+    name = word.lstrip("-").replace("-", "_").lower()
+    if name in INPUTS:
+        return f"unknown setting {word}: name the files without it, as in upscale.py photo.jpg"
+    if name in PARTS_OF_A_RECIPE:
+        return f"unknown setting {word}: it is part of the recipe; see training/recipes.py"
     meant = [ours for ours, theirs in OTHER_NAMES.items() if name in theirs.split()]
-    meant += difflib.get_close_matches(name, TYPES, 1)
+    meant += difflib.get_close_matches(name, names, 1, cutoff=0.7)
     if not meant:
         return f"unknown setting {word}: see --help, or leave it out"
     return f"unknown setting {word}: did you mean {dashes}{meant[0]}?"
 
 
-def _from_command_line(name: str, words):
-    """What the command line has for a setting, as a value of its type."""
-    if name not in TUPLES:
-        return _parse_word(name, words)
-    # "Set5,Set14" are two, unless there is a file of that name
-    parts = [[word] if os.path.exists(word) else word.split(",") for word in words]
-    return tuple(_parse_word(name, part) for word in parts for part in word if part)
+def help_text(script: str, config: ConfigFile, kinds: dict) -> str:
+    """Return the answer to --help: the script's docstring and all settings, its own first."""
+    width = shutil.get_terminal_size().columns
+    files = "FILE ... " if SCRIPTS[script].files else ""
+    about = (sys.modules["__main__"].__doc__ or "").strip()
+    parts = [
+        f"usage: python {script}.py {files}[--setting value ...]",
+        f"{about}\n\nWrites {SCRIPTS[script].writes}.",
+    ]
+    listed = set()
+    for reader in sorted(SCRIPTS, key=lambda reader: reader != script):
+        kind = "settings of" if reader == script else "other settings, of"
+        lines = [f"{kind} {reader}.py:"]
+        for name in SCRIPTS[reader].reads.split():
+            # Several scripts read most settings: they are listed once
+            if name not in listed:
+                text = f"{config.comment(name)} [{default_text(name, config)}]"
+                head = f"  --{name} {label(kinds[name])}"
+                lines += [head, textwrap.fill(text, width, **dict.fromkeys(INDENTS, " " * 8))]
+                listed.add(name)
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
 
 
-def _parse_word(name: str, word: str):
-    try:
-        if name in COUNTED_IN_STEPS and "e" in word.lower() and float(word).is_integer():
-            return int(float(word))
-        return READERS[TYPES[name]](word)
-    except (ValueError, KeyError, SyntaxError, TypeError):
-        raise UserError(f"{name}={word!r}: expected {_label(name)}") from None
+INDENTS = ("initial_indent", "subsequent_indent")
 
 
-# -------------------------------------------------------------------------------------- the values
-def _from_block(name: str, value, may_be_none):
-    """A value of the block, which may have any type: lists become tuples, the wrong ones errors."""
-    if value is None and name in may_be_none:
-        return None
-    several = isinstance(value, (tuple, list))
-    items = tuple(value) if several else (value,)
-    # A whole number will do for a float; True is no number
-    kinds = (float, int) if TYPES[name] is float else (TYPES[name],)
-    fits = all(type(item) in kinds for item in items)
-    if fits and several == (name in TUPLES):
-        return items if several else value
-    complaint = f"{name}={value!r}: expected {_label(name)}"
-    if fits and not several:
-        complaint += f"; a single one needs a comma: {name} = ({value!r},)"
-    raise UserError(complaint)
+def default_text(name: str, config: ConfigFile) -> str:
+    """Return a setting's default for --help."""
+    recipes, value = config.values["RECIPES"], config.values[name]
+    if value is None and name in recipes["fast"]:
+        return ", ".join(f"{recipe}: {preset[name]}" for recipe, preset in recipes.items())
+    return repr(value)
 
 
-def _check_values(settings, recipes: dict):
-    for name, choices in {**CHOICES, "recipe": tuple(recipes)}.items():
-        value = getattr(settings, name)
-        if value not in choices:
-            raise UserError(f"{name}={value!r}: one of {', '.join(map(str, choices))}")
-    for smallest, names in SMALLEST.items():
-        for name in names.split():
-            value = getattr(settings, name)
-            if value is not None and value < smallest:
-                raise UserError(f"{name}={value}: must be at least {smallest}")
-    # As SRCNN.configure, which would say it only after torch is loaded
-    sizes = settings.kernel_sizes
-    if len(sizes) != 3 or any(k < 1 or k % 2 == 0 for k in sizes):
-        raise UserError(f"kernel_sizes={sizes}: give three odd sizes, for example 9 1 5")
-    if settings.shrink is not None and any(not 0 < s < 1 for s in settings.shrink):
-        raise UserError(f"shrink={settings.shrink}: factors between 0 and 1")
-    if settings.outsize and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", settings.outsize):
-        raise UserError(f"outsize={settings.outsize!r}: width x height, for example 3840x2160")
+# ----------------------------------------------------------------------------- values
+def item_type(kind):
+    """Return the type of a setting, or that of its items."""
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
 
 
-def _complete(settings, recipes: dict, mode) -> Settings:
-    """Fill in what the user left open: the recipe's values, the run's name and folder."""
-    for name, value in recipes[settings.recipe].items():
-        if getattr(settings, name) is None:
-            setattr(settings, name, value)
-    for name in PATHS:
-        setattr(settings, name, os.path.expanduser(getattr(settings, name)))
-    # On several processes (torchrun) one of them tells it
-    contradicted = mode and settings.mode != mode and "mode" in settings.by_hand
-    if contradicted and os.environ.get("RANK", "0") == "0":
-        print(f'config.py has mode="{settings.mode}"; this script goes on with mode="{mode}"')
+def label(kind) -> str:
+    """Return a type's name for messages: "int", or "ints" for several."""
+    return item_type(kind).__name__ + ("s" if typing.get_origin(kind) is tuple else "")
+
+
+def from_words(name: str, kind, words):
+    """Convert a word of the command line, or the words of a tuple, to a setting's type.
+
+    Returns a word unchanged if that is impossible; `problem` then names what is wrong.
+    """
+    if typing.get_origin(kind) is tuple:
+        items = [item for word in words for item in split(word, item_type(kind))]
+        return tuple(from_words(name, item_type(kind), item) for item in items)
+    readers = {bool: [lambda word: BOOLS[word.lower()]], str: [str], int: [int], float: [float]}
+    for reader in [int, float] if name in COUNTED_IN_STEPS else readers[kind]:
+        with contextlib.suppress(ValueError, KeyError):
+            return reader(words)
+    return words
+
+
+def split(word: str, kind) -> list[str]:
+    """Return the items of one word: "Set5,Set14" are two, "9-5-5" and "9x5x5" three."""
+    if kind is int and re.fullmatch(r"\d[\d,x -]*", word):
+        return re.findall(r"\d+", word)
+    return [word] if os.path.exists(word) else [item for item in word.split(",") if item]
+
+
+def adapt(name: str, kind, value):
+    """Convert a list to a tuple, and numbers that have the other type: 1 for 1.0, 1e4 for 10000."""
+    if isinstance(value, (list, tuple)):
+        return tuple(adapt(name, item_type(kind), item) for item in value)
+    if name in COUNTED_IN_STEPS and type(value) is float and value.is_integer():
+        return int(value)
+    return float(value) if kind is float and type(value) is int else value
+
+
+def problem(name: str, kind, value, choices=None) -> str:
+    """Return a message for an impossible value of a setting; empty if the value is possible."""
+    several = typing.get_origin(kind) is tuple
+    items = value if isinstance(value, tuple) else (value,)
+    fits = all(type(item) is item_type(kind) for item in items)
+    if not fits or several != isinstance(value, tuple):
+        return f"{name}={value!r}: expected {label(kind)}{hint(name, kind, value, fits)}"
+    if choices and value not in choices:
+        return f"{name}={value!r}: one of {', '.join(map(str, choices))}"
+    if item_type(kind) is float and not all(map(math.isfinite, items)):
+        return f"{name}={value!r}: expected a finite number"
+    for least, names in AT_LEAST.items():
+        if name in names.split() and any(item < least for item in items):
+            return f"{name}={value}: must be at least {least}"
+    if name == "kernel_sizes" and (len(value) < 2 or any(size % 2 == 0 for size in value)):
+        return f"kernel_sizes={value}: give two or more odd sizes, for example 9 1 5"
+    if name == "shrink" and any(not 0 < factor < 1 for factor in value):
+        return f"shrink={value}: factors between 0 and 1"
+    if name == "outsize" and value and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", value):
+        return f"outsize={value!r}: width x height, for example 3840x2160"
+    return ""
+
+
+def hint(name: str, kind, value, fits: bool) -> str:
+    """Return the remedy for a value of a wrong type."""
+    if name == "upscale_factor":
+        return "; for any other number use upscale.py --outscale"
+    if name == "kernel_sizes" and type(value) in (int, str):
+        sizes = re.findall(r"\d+", str(value))
+        sizes = sizes if len(sizes) > 1 else sizes[0] if sizes else "915"
+        return f"; write {tuple(map(int, sizes))}"
+    if fits and typing.get_origin(kind) is tuple:
+        return f"; a single one needs a comma: {name} = ({value!r},)"
+    return ""
+
+
+def check_together(settings: Settings, script: str):
+    """Raise UserError for values that exclude each other."""
+    sizes, widths = settings.kernel_sizes, settings.widths
+    if len(widths) != len(sizes) - 1:
+        raise UserError(
+            f"widths={widths}: {len(sizes)} layers (kernel_sizes={sizes}) need {len(sizes) - 1}, "
+            "because the last layer has as many filters as the image has channels"
+        )
+    # Without padding, each convolution removes its kernel's size minus one
+    border = sum(sizes) - len(sizes)
+    if script == "train" and settings.crop_size <= border:
+        raise UserError(
+            f"crop_size={settings.crop_size}: must be at least {border + 1} for "
+            f"kernel_sizes={sizes}, which remove {border} pixels"
+        )
+    mode = SCRIPTS[script].mode
+    # With several processes (torchrun) one of them prints it
+    if mode and settings.mode != mode and "mode" in settings.user_set:
+        if os.environ.get("RANK", "0") == "0":
+            print(f'mode="{settings.mode}" is ignored: {script}.py always has mode="{mode}"')
     settings.mode = mode or settings.mode
-    settings.exp_name = settings.exp_name or settings.default_name
-    settings.exp_dir = str(Path(settings.results_dir) / settings.exp_name)
-    return settings
-
-
-def _label(name: str) -> str:
-    """A setting's type in messages: "int", or "ints" for several."""
-    return f"{TYPES[name].__name__}{'s' if name in TUPLES else ''}"

@@ -1,60 +1,116 @@
-"""What every script does first: read config.py and the command line, before torch is loaded.
+"""Start a script: read its settings before torch is loaded, then run it and report its errors.
 
-So --help and a mistake are answered at once instead of after some seconds.
+--help and mistakes in the settings are thus answered at once, instead of after some seconds.
 """
 
+import contextlib
 import os
+import runpy
 import signal
 import sys
+import time
+from pathlib import Path
+
+from system.files import UserError, printable
+from system.settings import Settings, load
 
 
-def check(positional=None):
-    """End the script with one line for what a user can mend in config.py or the command line.
+def settings(script: str) -> Settings:
+    """Return a script's settings from config.py and the command line.
 
-    Args:
-        positional: as for `config.run`.
+    Call it before torch is imported. Until `run` Ctrl-C ends the process at once. Mistakes in the
+    settings end it with one line and status 1.
     """
-    # In the background of a shell script Ctrl-C is ignored, and stays so
+    # If a shell starts a script in the background, Ctrl-C is ignored, and stays so
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, end_quietly)
-    # Here, and not above: config.py is written by hand, and Python may refuse it
+        signal.signal(signal.SIGINT, end_at_once)
+    open_streams()
+    limit_spinning()
     try:
-        import config
-    except Exception as error:
-        line = explain(error)
-        if not line:
-            raise
-        sys.exit(f"error: {line}")
-    # Nothing but what config.run does before it calls a script's main
-    config.run(lambda settings: None, positional=positional)
+        return load(script)
+    except (UserError, OSError) as error:
+        message = str(error)
+    fail(message)
 
 
-def end_quietly(number, frame):
-    """What Ctrl-C does while the script imports torch: end it at once, without a traceback."""
-    # A script defines main when its imports are done: from there on config.run sees to Ctrl-C
-    if hasattr(sys.modules["__main__"], "main"):
-        signal.default_int_handler(number, frame)
-    # No exception: it would surface in the midst of torch, or be swallowed there
-    os.write(2, b"interrupted\n")
+def end_at_once(number, frame):
+    """Handle Ctrl-C while nothing needs to be cleaned up."""
+    # No exception: torch's import, or a destructor, could swallow it
+    with contextlib.suppress(OSError):
+        os.write(2, b"interrupted\n")
     os._exit(130)
 
 
-def explain(error: Exception) -> str:
-    """What is wrong with config.py, if it could not be imported for that; else empty."""
-    # Imported here, so that Ctrl-C is seen to as early as may be
-    import traceback
-    from pathlib import Path
+def open_streams():
+    """Make stdout and stderr safe to write to.
 
-    config = Path(__file__).parents[1] / "config.py"
-    if isinstance(error, SyntaxError):
-        # What config.py imports may have mistakes too, which are no user's
-        if error.filename and Path(error.filename).name != config.name:
-            return ""
-        written = f": {error.text.strip()}" if error.text else ""
-        return f"config.py, line {error.lineno}: {error.msg}{written}"
-    # Where it was raised: in a line of config.py itself, or deeper
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    if Path(place.filename) != config:
-        return ""
-    hint = "; text needs quotes" if isinstance(error, NameError) else ""
-    return f"config.py, line {place.lineno}: {error}{hint}: {place.line}"
+    Characters outside the encoding, as in pipes on Windows, become escapes. Without a stream
+    (services, pythonw, `2>&-`) the output is discarded.
+    """
+    # A file that is opened later must not get the number of a closed stream: C code writes there
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif hasattr(stream, "reconfigure"):
+            # After the errors it sets the position, which a terminal does not have
+            with contextlib.suppress(OSError):
+                stream.reconfigure(errors="backslashreplace")
+
+
+def limit_spinning():
+    """Let OpenMP's threads wait for microseconds instead of a millisecond, then sleep.
+
+    The speed is the same, and other programs and threads get the CPU. Sleeping at once makes
+    training a quarter slower, but only GNU's OpenMP (torch for Linux) can be told how long to wait.
+    Must be set before torch is imported.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        if sys.platform == "linux":
+            os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        else:
+            os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def run(main, settings: Settings, handles_ctrl_c: bool = False):
+    """Call ``main(settings)``.
+
+    UserError and OSError end the process with one line and status 1, Ctrl-C with status 130. Any
+    other exception is a bug and keeps its traceback.
+
+    Args:
+        handles_ctrl_c: main sets a handler of its own. Until then Ctrl-C ends the process at once.
+    """
+    try:
+        if not handles_ctrl_c and signal.getsignal(signal.SIGINT) is end_at_once:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        return main(settings)
+    except (UserError, OSError) as error:
+        message = str(error)
+    except KeyboardInterrupt:
+        # torch takes a while to end. A second Ctrl-C would print tracebacks
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    # Here main's progress bars and worker processes are closed
+    fail(message)
+
+
+def fail(message: str):
+    """End the process with one line and status 1."""
+    # Most errors occur on every process. Process 0 reports them; the others wait here until
+    # torchrun ends them by SIGTERM, which train.py's own handler would only note
+    if os.environ.get("RANK", "0") != "0":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(10)
+    sys.exit(f"error: {printable(message, limit=None)}")
+
+
+def run_mode():
+    """Run train.py or validate.py, as the setting `mode` says, with this command line."""
+    name = {"train": "train.py", "valid": "validate.py"}[settings("config").mode]
+    sys.argv[0] = str(Path(__file__).parents[1] / name)
+    runpy.run_path(sys.argv[0], run_name="__main__")

@@ -42,11 +42,12 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 import sample_layouts as layouts
 
-import config
 import train
 from checkpoints.layouts import load_checkpoint
+from config import RECIPES
 from images import fetching, formats, named_sets, reading
 from model import SRCNN
+from system.settings import load
 
 cv2 = formats.load_opencv()  # as the project has it: silent
 formats.MAX_PIXELS = 2**27  # half of it: Pillow's and our copy of the largest would be 2 GB
@@ -329,7 +330,7 @@ def change_object(rng, thing, depth=0):
 def training_settings(name: str, path=""):
     """Of a run with a small network, by one of the two recipes."""
     network = ["--kernel_sizes", "5", "1", "3", "--device", "cpu"]
-    return config.load("train", [*network, "--recipe", name, "--resume", str(path)])
+    return load("train", [*network, "--recipe", name, "--resume", str(path)])
 
 
 def last_file(name: str) -> dict:
@@ -554,7 +555,7 @@ KINDS = [  # its share of the cases; makes (kind, content of a file); reads one
             functools.partial(make_training, name=name),
             functools.partial(read_training, name=name),
         )
-        for name in config.RECIPES
+        for name in RECIPES
     ),
     (3, make_image, read_image),
     (1, make_archive, read_archive),
@@ -676,7 +677,7 @@ def run(cases: int, seed: int, keep: Path):
 torch.manual_seed(0)
 torch.set_num_threads(1)
 checkpoints, saved, image_files = contents(), saved_files(), images()
-last_files = {name: last_file(name) for name in config.RECIPES}
+last_files = {name: last_file(name) for name in RECIPES}
 small_layers = layouts.random_layers((9, 1, 5), 1, (4, 3))
 mat_files = [
     layouts.mat_bytes(layouts.authors_arrays(small_layers), packed) for packed in (True, False)

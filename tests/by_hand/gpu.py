@@ -29,7 +29,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 from benchmark import medians
 from launch import TINY, free_port, make_tiny, prepare, write_images
 
-import config
 import train
 import upscale
 import validate
@@ -39,6 +38,7 @@ from model import SRCNN
 from system import devices
 from system import processes as groups
 from system.files import UserError, replace_file
+from system.settings import load
 from training import recipes
 
 
@@ -177,7 +177,7 @@ def short_of_memory(network, device):
 def run_training(device, *arguments):
     """train.py's main, quietly; what its last.pth holds, and its rows of metrics.csv."""
     arguments = ["--data_dir", "sets", *TINY, "--device", device, "--overwrite", *arguments]
-    settings = config.load("train", [str(a) for a in arguments])
+    settings = load("train", [str(a) for a in arguments])
     with quietly():
         train.main(settings)
     last = torch.load(Path(settings.exp_dir) / "last.pth", weights_only=True)
@@ -265,7 +265,7 @@ def validated(device):
     for where in (device, "cpu"):
         arguments = ["--model_path", "shipped", "--test_sets", "sets/tinytest", "--device", where]
         arguments += ["--exp_name", f"on-{torch.device(where).type}", "--overwrite"]
-        settings = config.load("valid", [str(a) for a in arguments])
+        settings = load("validate", [str(a) for a in arguments])
         with quietly():
             validate.main(settings)
         text = (Path(settings.exp_dir) / "validation.json").read_text(encoding="utf-8")
@@ -280,7 +280,7 @@ def upscaled(device):
         kind = torch.device(where).type
         arguments = ["photos", "--output", f"large-{kind}", "--device", where, "--overwrite"]
         with quietly():
-            upscale.main(config.load(None, [str(a) for a in arguments], "inputs"))
+            upscale.main(load("upscale", [str(a) for a in arguments]))
     for path in Path("large-cpu").rglob("*.png"):
         there = Path(f"large-{device.type}") / path.relative_to("large-cpu")
         one, other = (reading.read_image(p).astype(int) for p in (path, there))
@@ -368,7 +368,7 @@ def trained(device, data_dir, name, steps):
     arguments += ["--device", device, "--exp_name", name, "--overwrite"]
     if steps >= 4000:
         arguments += ["--valid_frequency", steps // 4]
-    settings = config.load("train", [str(a) for a in arguments])
+    settings = load("train", [str(a) for a in arguments])
     with quietly():
         train.main(settings)
     last = torch.load(Path(settings.exp_dir) / "last.pth", weights_only=True)["training"]

@@ -9,7 +9,6 @@ import torch
 from conftest import ROOT, error_line
 from sample_layouts import convolve, random_layers, torch_bytes
 
-import config
 import convert
 import upscale
 import validate
@@ -19,6 +18,7 @@ from images import writing
 from imgproc import upsample
 from inference import onnx_graphs
 from model import SRCNN
+from system.settings import load
 
 Y915, Y955, RGB915, RGB955 = (random_layers(k, c) for c in (1, 3) for k in ((9, 1, 5), (9, 5, 5)))
 Y935, NARROW = random_layers((9, 3, 5)), random_layers((5, 3, 3), widths=(7, 6))
@@ -40,8 +40,9 @@ def converted(tmp_path, content, *arguments):
     (tmp_path / "source").write_bytes(torch_bytes(content))
     target = tmp_path / "new" / "target"
     convert.main(
-        config.load(
-            None, ["--model_path", str(tmp_path / "source"), "--output", str(target), *arguments]
+        load(
+            "convert",
+            ["--model_path", str(tmp_path / "source"), "--output", str(target), *arguments],
         )
     )
     return target
@@ -185,7 +186,7 @@ def test_our_matlab_file_is_as_scipy_reads_and_writes_it(tmp_path):
 def test_what_was_ignored_is_said(tmp_path, capsys):
     (tmp_path / "run.ckpt").write_bytes(layouts.lightning(Y955))
     settings = ["--model_path", str(tmp_path / "run.ckpt"), "--output", str(tmp_path / "new.pth")]
-    convert.main(config.load(None, settings))
+    convert.main(load("convert", settings))
     note = capsys.readouterr().out.splitlines()[-1]
     assert note.startswith("note: ignored in the file, and not run: ") and "more" in note
     assert load_checkpoint(tmp_path / "new.pth")["ignored"] == []
@@ -193,15 +194,11 @@ def test_what_was_ignored_is_said(tmp_path, capsys):
     image = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
     writing.write_image(tmp_path / "set" / "a.png", image)
     upscale.main(
-        config.load(
-            None,
-            [str(tmp_path / "set"), *settings[:2], "--output", str(tmp_path / "large")],
-            positional="inputs",
-        )
+        load("upscale", [str(tmp_path / "set"), *settings[:2], "--output", str(tmp_path / "large")])
     )
     assert note in capsys.readouterr().out.splitlines()
     measured = ["--test_sets", str(tmp_path / "set"), "--results_dir", str(tmp_path)]
-    validate.main(config.load("valid", [*settings[:2], *measured]))
+    validate.main(load("validate", [*settings[:2], *measured]))
     assert note in capsys.readouterr().out.splitlines()
 
 
@@ -210,7 +207,7 @@ def test_interpolation_by_hand(tmp_path):
     path = converted(tmp_path, layouts.yjn870(RGB955), "--interpolation", "torch")
     assert SRCNN.from_pretrained(path).interpolation == "torch"
     with pytest.raises(ValueError, match="target: says itself .* interpolation=torch; leave out"):
-        convert.main(config.load(None, ["--model_path", str(path), "--interpolation", "matlab"]))
+        convert.main(load("convert", ["--model_path", str(path), "--interpolation", "matlab"]))
 
 
 @needs_onnx

@@ -7,12 +7,12 @@ import torch
 from conftest import error_line
 from sample_layouts import mat_bytes, ours, random_layers, torch_bytes
 
-import config
 from checkpoints.lookup import find_weights, weights_in_folder
+from system.settings import load
 
 
 def found(*words):
-    return find_weights(config.load(None, [str(word) for word in words]))
+    return find_weights(load("upscale", [str(word) for word in words]))
 
 
 @pytest.fixture

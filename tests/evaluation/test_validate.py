@@ -15,7 +15,6 @@ from conftest import ROOT, error_line, identity
 from launch import ranks
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-import config
 import imgproc
 import validate
 from checkpoints.lookup import WEIGHTS, Source, find_weights
@@ -25,10 +24,11 @@ from images.reading import read_image
 from imgproc import imresize, rgb2y
 from model import SRCNN
 from system.files import UserError
+from system.settings import load
 
 
 def run_main(*arguments):
-    validate.main(config.load("valid", [str(a) for a in arguments]))
+    validate.main(load("validate", [str(a) for a in arguments]))
 
 
 @pytest.fixture(scope="module")
@@ -397,7 +397,7 @@ def test_report_in_a_browser(pictures, identity_file, tmp_path):
 
 
 def found(*words):
-    return find_weights(config.load("valid", [str(word) for word in words]))
+    return find_weights(load("validate", [str(word) for word in words]))
 
 
 def test_which_weights_are_used(tmp_path, monkeypatch):

@@ -18,10 +18,10 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-import config
 import prepare_dataset
 from images import writing
-from system import settings
+from system import startup
+from system.settings import load
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -125,7 +125,7 @@ def ranks(count: int, *arguments, cwd, first=None) -> list[Run]:
 
 
 def end_with(first: int):
-    """Let a process that fails wait for process 0 to end, as `configurator.run` does for torchrun, which would then end it;
+    """Let a process that fails wait for process 0 to end, as `startup.fail` does for torchrun, which would then end it;
     here it ends by itself, and not many seconds later."""
 
     def wait(seconds):
@@ -135,7 +135,7 @@ def end_with(first: int):
                 os.kill(first, 0)
                 time.sleep(0.02)
 
-    settings.time = SimpleNamespace(sleep=wait)
+    startup.time = SimpleNamespace(sleep=wait)
 
 
 def free_port() -> int:
@@ -162,7 +162,7 @@ def write_images(folder, count, height, width, seed=0):
 
 def prepare(folder, *settings):
     """prepare_dataset.py in this process."""
-    prepare_dataset.main(config.load(None, ["--data_dir", str(folder), *map(str, settings)]))
+    prepare_dataset.main(load("prepare_dataset", ["--data_dir", str(folder), *map(str, settings)]))
 
 
 def make_tiny(folder):

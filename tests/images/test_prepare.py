@@ -20,11 +20,11 @@ import pytest
 import torch
 from conftest import ROOT, error_line, image_set
 
-import config
 import imgproc
 import prepare_dataset
 from images import archives, fetching, named_sets, prepared, reading, writing
 from system import download
+from system.settings import load
 
 RANDOM = np.random.default_rng(0)
 LAYOUTS = {
@@ -79,7 +79,10 @@ def laid_out(images: dict, layout="archive") -> dict:
 def main(tmp_path, *arguments):
     """The script in this process, with T91 and Set5 in tmp_path/data."""
     prepare_dataset.main(
-        config.load(argv=["--data_dir", str(tmp_path / "data"), "--test_sets", "Set5", *arguments])
+        load(
+            "prepare_dataset",
+            ["--data_dir", str(tmp_path / "data"), "--test_sets", "Set5", *arguments],
+        )
     )
 
 
@@ -626,11 +629,11 @@ def test_bad_folders_and_full_disks(tmp_path, run_script):
     ):
         with pytest.raises(error, match=words):
             prepare_dataset.main(
-                config.load(argv=[*sets, str(tmp_path / name) if name == "empty" else name])
+                load("prepare_dataset", [*sets, str(tmp_path / name) if name == "empty" else name])
             )
     with pytest.raises(ValueError, match="rename one"):
         prepare_dataset.main(
-            config.load(argv=["--train_set", "a/photos", "--test_sets", "b/photos"])
+            load("prepare_dataset", ["--train_set", "a/photos", "--test_sets", "b/photos"])
         )
     with pytest.raises(OSError, match="file"):
         prepared.prepare(sorted((tmp_path / "photos").iterdir()), tmp_path / "file" / "prepared", 1)

@@ -10,16 +10,16 @@ import torch
 from conftest import identity
 from profiles import ADOBE_RGB, DISPLAY_P3, SRGB
 
-import config
 import imgproc
 import upscale
 from images import reading, writing
 from inference import enlarge
 from model import SRCNN
+from system.settings import load
 
 
 def run_main(*arguments):
-    upscale.main(config.load(None, [str(a) for a in arguments], positional="inputs"))
+    upscale.main(load("upscale", [str(a) for a in arguments]))
 
 
 def random_network(channels=1):

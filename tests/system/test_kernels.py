@@ -159,11 +159,15 @@ def test_a_forked_process_has_threads_of_its_own(threads):
     "users, spins",
     [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "30000000000")],
 )
-def test_training_spins_shortly_unless_the_user_says_otherwise(users, spins):
+def test_scripts_spin_shortly_unless_the_user_says_otherwise(users, spins):
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     environment = {k: v for k, v in os.environ.items() if k not in names} | users
+    code = (
+        "import os, sys; from system import startup; startup.settings('upscale'); import torch; "
+        "print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
     process = subprocess.run(
-        [sys.executable, "-c", "import train, os; print(os.environ.get('GOMP_SPINCOUNT'))"],
+        [sys.executable, "-c", code],
         cwd=ROOT,
         env=environment | {"OMP_DISPLAY_ENV": "verbose"},
         capture_output=True,

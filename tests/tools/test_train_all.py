@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT
 from launch import TINY, finished, make_tiny
 
-from config import load
+from system.settings import load
 from tools import train_all
 
 SHIPPED = sorted(path.stem for path in (ROOT / "assets" / "weights").glob("*.pth"))

@@ -15,7 +15,6 @@ from launch import TINY, make_tiny, prepare
 from pretended import pretended
 from runs import same
 
-import config
 import dataset
 import imgproc
 import train
@@ -26,6 +25,7 @@ from evaluation import protocol
 from images import reading, writing
 from inference import enlarge, tiling
 from model import SRCNN
+from system.settings import load
 from training import recipes
 
 torch.set_num_threads(1)  # more cost time where tensors are tiny
@@ -56,7 +56,7 @@ def run_training(data):
 
     def run(*arguments):
         arguments = ["--data_dir", data, *TINY, "--steps", 2, "--device", "auto", *arguments]
-        settings = config.load("train", [str(a) for a in arguments])
+        settings = load("train", [str(a) for a in arguments])
         train.main(settings)
         return torch.load(os.path.join(settings.exp_dir, "last.pth"), weights_only=True)
 
@@ -189,7 +189,7 @@ def test_a_batch_of_memory_that_is_not_pinned_is_waited_for(data, monkeypatch, k
         return to(x, "cpu")
 
     settings = ["--data_dir", str(data), *TINY, "--max_device_gb", "0", "--num_workers", "0"]
-    settings = config.load("train", [*settings, "--steps", "1"])
+    settings = load("train", [*settings, "--steps", "1"])
     crops, _ = dataset.training_set(settings, 0, 1, torch.device("cpu"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is no GPU to pin memory for
@@ -229,7 +229,7 @@ def test_no_step_waits_for_the_gpu(run_training, options):
 
 @pytest.mark.parametrize("kind, fused", [("cuda", True), ("mps", None)])
 def test_sgd_is_one_kernel_where_torch_has_it(kind, fused):
-    settings = config.load("train", ["--recipe", "paper"])
+    settings = load("train", ["--recipe", "paper"])
     with pretended(kind):
         network = train.recipes.build(settings, None, torch.device(kind))[0]
         assert train.recipes.make_optimizer(network, settings).defaults["fused"] is fused
@@ -278,7 +278,7 @@ def test_the_last_bias_is_added_in_float32():
 
 def test_memory_decides_where_a_training_set_lies(data):
     """With lr on the GPU, without it there, or on disk: of 40 % of what is free."""
-    settings = config.load("train", ["--data_dir", str(data), *TINY, "--shrink"])
+    settings = load("train", ["--data_dir", str(data), *TINY, "--shrink"])
     pixels = 5 * 63 * 60  # cropped to multiples of 3
     for free, place in ((16 * pixels, "with lr"), (6 * pixels, "without"), (2 * pixels, "disk")):
         with pretended("cuda", free_bytes=free):
@@ -378,7 +378,7 @@ def test_upscale(tmp_path, data, weights, kind):
             "--device",
             device,
         ]
-        upscale.main(config.load(None, [str(a) for a in arguments], "inputs"))
+        upscale.main(load("upscale", [str(a) for a in arguments]))
         return [
             reading.read_image(path).astype(int)
             for path in sorted((tmp_path / device).rglob("*.png"))
@@ -406,7 +406,7 @@ def test_validate(data, weights, kind, protocol):
     def run(device):
         arguments = ["--model_path", weights, "--test_sets", data / "tinytest", "--device", device]
         arguments += ["--protocol", protocol, "--exp_name", device]
-        validate.main(config.load("valid", [str(a) for a in arguments]))
+        validate.main(load("validate", [str(a) for a in arguments]))
         with open(f"results/{device}/validation.json", encoding="utf-8") as file:
             return json.load(file)["sets"]["tinytest"]
 

@@ -44,10 +44,11 @@ def test_ctrl_c_while_torch_is_imported(tmp_path, script):
 
 def test_a_second_ctrl_c_while_a_script_ends(tmp_path):
     code = (
-        "import atexit, sys, time; sys.path.insert(0, sys.argv.pop(1)); import config\n"
+        "import atexit, sys, time; sys.path.insert(0, sys.argv.pop(1))\n"
+        "from system import startup\n"
         "atexit.register(lambda: (print('ends', flush=True), time.sleep(60)))\n"
         "def main(settings): raise KeyboardInterrupt\n"
-        "config.run(main)"
+        "startup.run(main, startup.settings('convert'))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, ROOT],

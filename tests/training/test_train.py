@@ -20,7 +20,6 @@ from launch import ROOT, TINY, Run, make_tiny, prepare
 from runs import NAME, check_folder, contents, rows, same, small_files_only
 from torch.nn import functional as F
 
-import config
 import dataset
 import train
 from checkpoints.layouts import load_checkpoint
@@ -28,6 +27,7 @@ from evaluation import protocol
 from images import prepared
 from model import SRCNN
 from system import convolutions
+from system.settings import load
 from training import recipes, soap
 
 
@@ -390,7 +390,7 @@ def test_checkpoint_facts(trained, data):
 
 # ---------------------------------------------------------------------------------------------------------- the recipes
 def settings(*arguments):
-    return config.load("train", list(map(str, arguments)))
+    return load("train", list(map(str, arguments)))
 
 
 def test_paper_recipe_start_and_rates():
