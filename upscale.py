@@ -368,8 +368,6 @@ def enlarge_file(source: Path, target: Path, networks: Networks, settings):
     size = max(1, round(height * factor)), max(1, round(width * factor))
     # An output that its format cannot hold is refused before the networks have worked for it
     writing.check_format(target, (*size, *image.shape[2:]))
-    if target.suffix.lower() in (".jpg", ".jpeg") and image.shape[2:] == (4,):
-        tqdm.write(f"{source}: JPEG keeps no transparency, so it is put on white; --ext png does")
 
     # By networks to at least the size, and by bicubic, which suppresses aliasing, down to it
     steps = networks.steps(factor)
@@ -380,18 +378,21 @@ def enlarge_file(source: Path, target: Path, networks: Networks, settings):
         enlarged = upscale(enlarged, scale, networks[scale], settings.self_ensemble, progress=True)
     if enlarged.shape[:2] != size:
         enlarged = resize_to(enlarged, *size)
-    writing.write_image(target, enlarged, metadata)
+    notes = metadata.get("notes", []) + writing.write_image(target, enlarged, metadata)
+    for note in notes:
+        tqdm.write(f"note: {source}: {note}")
     if settings.compare:
-        write_comparison(compared(target), image, enlarged, metadata.get("icc_profile"))
+        colours = {name: metadata.get(name) for name in ("icc_profile", "colour_tags")}
+        write_comparison(compared(target), image, enlarged, colours)
 
 
-def write_comparison(path: Path, image: np.ndarray, enlarged: np.ndarray, profile):
+def write_comparison(path: Path, image: np.ndarray, enlarged: np.ndarray, colours: dict):
     """Bicubic beside SRCNN, whole and in detail, without alpha."""
     small, large = map(transparency.on_white, (image, enlarged))
     # Drawn beside each other, both must be of the result's size
     pair = resize_to(small, *large.shape[:2]), np.ascontiguousarray(large)
     drawn = comparison(list(zip(("bicubic", "SRCNN"), pair)), detail(*pair))
-    writing.write_image(path, drawn, {"icc_profile": profile})
+    writing.write_image(path, drawn, colours)
 
 
 if __name__ == "__main__":

@@ -1,43 +1,76 @@
-"""Metadata of image files: colour profile, EXIF and resolution."""
+"""Metadata of image files: colour profile, colour tags, EXIF and resolution.
 
-import contextlib
+A dict holds them, with those keys that a file has:
+    "icc_profile": bytes.
+    "colour_tags": {"cICP", "sRGB", "gAMA", "cHRM", ...: content of that PNG chunk}.
+    "exif": bytes, without orientation and size.
+    "dpi": two numbers.
+    "lossless": True for a WebP file that is.
+    "notes": lines that say what was ignored or changed.
+"""
+
+import math
+import warnings
 
 import numpy as np
 
+from images.containers import COLOUR_TAGS
 from images.formats import load_pillow
 
 # EXIF tags by number. Two of them lead to further groups of tags.
 ORIENTATION, EXIF_PART, GPS_PART, BITS_PER_SAMPLE = 0x0112, 0x8769, 0x8825, 258
 INTEROPERABILITY = 0xA005  # a group within the EXIF part; cameras name AdobeRGB there
-# What no longer holds once an image is upright and larger: turn, width and height, twice
+# These do not hold any more once an image is upright and larger: turn, width and height, twice
 STALE = {ORIENTATION, 256, 257, 0xA002, 0xA003}
-# What a TIFF file says beside its structure: title, camera, software, date, author, rights
+# TIFF tags beside the structure: title, camera, software, date, author, rights
 DESCRIBING = {270, 271, 272, 305, 306, 315, 33432, EXIF_PART, GPS_PART}
+# TIFF tags of colours: transfer function, white point, primaries
+TIFF_COLOURS = {301, 318, 319}
+
+
+class ImageWarning(UserWarning):
+    """Something of an image file was ignored or changed."""
+
+
+def warn_about(name, notes: list[str]):
+    """Warn about each note once, in the name of the caller's caller."""
+    for note in notes:
+        warnings.warn(f"{name}: {note}", ImageWarning, stacklevel=3)
 
 
 def read_metadata(picture) -> tuple[int, dict]:
-    """EXIF orientation and metadata of a Pillow image, which stays as it is."""
-    turn, metadata = 1, {"icc_profile": picture.info.get("icc_profile")}
-    # Broken EXIF data are no reason to refuse a picture, and neither is a senseless resolution
-    with contextlib.suppress(Exception):
+    """Return EXIF orientation (1 to 8) and metadata of a Pillow image; it does not change."""
+    turn, notes = 1, []
+    metadata = {name: picture.info.get(name) for name in ("icc_profile", "dpi")}
+    tiff = picture.format == "TIFF"
+    # Pillow's reader of EXIF raises errors of many kinds. They are no reason to refuse a picture
+    try:
         exif = picture.getexif()
+        if not exif and len(picture.info.get("exif", b"")) > 20:
+            raise ValueError
         turn = exif.get(ORIENTATION, 1)
-        metadata["exif"] = current_exif(exif, only_describing=picture.format == "TIFF")
-    # Pillow gives 1 dot an inch to a TIFF file that has none
-    with contextlib.suppress(TypeError, ValueError):
-        x, y = (round(float(dpi), 2) for dpi in picture.info.get("dpi"))
-        metadata["dpi"] = (x, y) if 1 < min(x, y) and max(x, y) < 2**16 else None
+        if turn not in range(9):
+            notes.append("ignored its orientation: it is not a number from 1 to 8")
+            turn = 1
+        metadata["exif"] = current_exif(exif, only_describing=tiff)
+    except MemoryError:
+        raise
+    except Exception:
+        notes.append("ignored its EXIF data: they are damaged")
+    if tiff and not metadata["icc_profile"] and TIFF_COLOURS & set(picture.tag_v2):
+        notes.append("ignored its TIFF colour tags: colours may look different")
+    metadata["notes"] = notes
     return turn, metadata
 
 
 def current_exif(exif, only_describing: bool) -> bytes:
-    """EXIF data without what no longer holds once an image is upright and larger."""
+    """Return EXIF data without those that do not hold once an image is upright and larger."""
     # A copy, because Pillow gives out the picture's own
     kept = load_pillow().Exif()
     kept.endian = exif.endian
     for tag in set(exif) & DESCRIBING if only_describing else set(exif) - STALE:
         kept[tag] = exif[tag]
-    # Of these two the value is a position in the old file. Pillow writes a dict as a new part.
+    # The value of these two is a position in the old file. Pillow writes a dict as a new part.
     for part in {EXIF_PART, GPS_PART}.intersection(kept):
         kept[part] = {tag: v for tag, v in exif.get_ifd(part).items() if tag not in STALE}
         if INTEROPERABILITY in kept[part]:
@@ -46,10 +79,57 @@ def current_exif(exif, only_describing: bool) -> bytes:
 
 
 def fitting_metadata(metadata: dict, image: np.ndarray) -> dict:
-    """metadata without a profile of other colours, such as of the CMYK that an image was, and
-    without what is empty."""
+    """Return the metadata that fit an image and have the right types; others become notes."""
+    notes, result = list(metadata.get("notes", ())), {}
+    if profile := metadata.get("icc_profile"):
+        fault = _fault_of_profile(profile, image)
+        if fault:
+            notes.append(f"ignored its colour profile: {fault}")
+        else:
+            result["icc_profile"] = profile
+    if exif := metadata.get("exif"):
+        try:
+            load_pillow().Exif().load(exif)
+            result["exif"] = bytes(exif)
+        except Exception:  # Pillow's reader of EXIF raises errors of many kinds
+            notes.append("ignored its EXIF data: they are damaged")
+    if dpi := metadata.get("dpi"):
+        try:
+            x, y = (round(float(dots), 2) for dots in dpi)
+            # Pillow gives 1 dot an inch to a TIFF file that has none
+            if 1 < min(x, y) and max(x, y) <= 65_535:
+                result["dpi"] = (x, y)
+            elif not (math.isfinite(x) and math.isfinite(y) and max(x, y) <= 65_535):
+                raise ValueError
+        except (TypeError, ValueError, ZeroDivisionError, OverflowError):
+            notes.append("ignored its resolution: it is no pair of numbers up to 65535")
+    if tags := metadata.get("colour_tags"):
+        valid = {name: tags[name] for name in COLOUR_TAGS if _is_valid_tag(name, tags)}
+        if valid:
+            result["colour_tags"] = valid
+        if set(tags) - set(valid):
+            notes.append(f"ignored its {', '.join(map(str, set(tags) - set(valid)))}: damaged")
+    if metadata.get("lossless"):
+        result["lossless"] = True
+    if notes:
+        result["notes"] = notes
+    return result
+
+
+def _is_valid_tag(name: str, tags: dict) -> bool:
+    value = tags.get(name)
+    return isinstance(value, bytes) and len(value) == COLOUR_TAGS[name]
+
+
+def _fault_of_profile(profile, image: np.ndarray) -> str:
+    """Say why an ICC profile cannot be used for an image; empty if it can."""
+    if not isinstance(profile, bytes) or len(profile) < 132:
+        return "it is no ICC profile"
+    if profile[36:40] != b"acsp" or int.from_bytes(profile[:4], "big") > len(profile):
+        return "it is damaged"
     space = b"GRAY" if image.ndim == 2 or image.shape[2] < 3 else b"RGB "
-    profile = metadata.get("icc_profile") or b""
     if profile[16:20] != space:
-        profile = b""
-    return {name: value for name, value in {**metadata, "icc_profile": profile}.items() if value}
+        name = profile[16:20].decode("ascii", "replace").strip()
+        name = name if name.isprintable() else "unknown"
+        return f"it is for {name} images"
+    return ""

@@ -1,55 +1,73 @@
-"""Image files: reading and writing them, with colour profile and EXIF data, and finding them.
+"""Read image files, with their metadata.
 
-Pillow reads and writes what has 8 bits a channel. It cannot hold RGB of 16 bits: that is read by
-OpenCV, and written as TIFF by tifffile, which scikit-image brings along. PNG files, of 8 or 16
-bits, are written here, by several threads and some rows at a time.
+Pillow reads images of 8 bits a channel. It cannot hold RGB of 16 bits: OpenCV reads those.
 """
 
 import contextlib
+import errno
 import importlib.util
+import io
 import os
+import stat
 import threading
 import warnings
 from pathlib import Path
 
 import numpy as np
 
-from images.formats import BLOCK, FORMATS, MAX_PIXELS, load_opencv, load_pillow, readable_suffixes
-from images.metadata import BITS_PER_SAMPLE, fitting_metadata, read_metadata
+from images import formats
+from images.containers import Inspected, inspect
+from images.formats import BLOCK, FORMATS, load_opencv, load_pillow, readable_suffixes
+from images.metadata import BITS_PER_SAMPLE, fitting_metadata, read_metadata, warn_about
 from imgproc import row_blocks
 from system.files import UserError
 
 PHOTOMETRIC, PLANAR = 262, 284  # TIFF: whether 0 is white (0), whether channels lie apart (2)
+NO_MEMORY = -4  # OpenCV: Error::StsNoMem
+MOVING = ("GIF", "PNG", "WEBP", "AVIF")  # formats of animations
 STDERR = threading.Lock()  # held by the one thread that may turn the process's stderr away
-
-
-# ------------------------------------------------------------------------------------ libraries
+SET_UP, _users, _before = threading.Lock(), 0, None  # see _pillow_set_up
+# Reasons of the operating system; a damaged file makes Pillow seek to impossible places (EINVAL)
+DISK_ERRORS = set(errno.errorcode) - {errno.EINVAL, errno.EOVERFLOW}
 
 
 # -------------------------------------------------------------------------------------- reading
 def image_size(path) -> tuple[int, int]:
-    """Height and width that the header of an image file declares (EXIF orientation may swap them).
+    """Return height and width in the header of an image file; EXIF orientation may swap them.
 
-    Raises UserError, one line, for what is no image, for an animation and for more than MAX_PIXELS.
+    Raises UserError, one line, for other files, animations and images of more than MAX_PIXELS.
     """
-    with _opened(path) as picture:
+    with _opened(path) as (picture, _):
         return picture.size[::-1]
 
 
 def read_image(path) -> np.ndarray:
-    """An image file as H×W (gray), H×W×3 (RGB) or H×W×4 (RGB and alpha), uint8 or uint16, upright.
+    """Read an image file: H×W (gray), H×W×3 (RGB) or H×W×4 (RGB and alpha), uint8 or uint16.
 
-    Palettes are looked up, CMYK becomes RGB. Raises UserError, one line that names the file, if it
-    is no image, damaged, an animation or larger than MAX_PIXELS; OSError if it cannot be read.
+    The image is upright. Palettes are looked up, CMYK becomes RGB. Pixels that are left out, such
+    as further pages, are an ImageWarning. Raises UserError, one line with the file's name, if the
+    file is damaged, no image, an animation or larger than MAX_PIXELS; OSError if it cannot be read.
     """
-    return read_photo(path)[0]
+    image, turn, _, notes = _decoded(path)
+    warn_about(path, notes)
+    return upright(image, turn)
 
 
 def read_photo(path) -> tuple[np.ndarray, dict]:
-    """`read_image`, and what the file says about its image, as `write_image` takes it: the colour
-    profile ("icc_profile", bytes), EXIF without the orientation ("exif", bytes) and the resolution
-    ("dpi", two numbers), as far as it has them."""
-    with _opened(path) as picture:
+    """Read an image file and its metadata: see `read_image` and images/metadata.py.
+
+    There are no warnings: the metadata's "notes" say what was ignored or changed.
+    """
+    image, turn, metadata, notes = _decoded(path)
+    image = upright(image, turn)
+    metadata["notes"] = notes + metadata["notes"]
+    return image, fitting_metadata(metadata, image)
+
+
+def _decoded(path) -> tuple[np.ndarray, int, dict, list[str]]:
+    """Return an image as stored, its EXIF orientation, metadata, and notes about its pixels."""
+    with _opened(path) as (picture, found):
+        notes = found.notes + notes_on_pixels(picture)
         deep, tiff = _more_than_8_bits(picture), picture.format == "TIFF"
         tags = picture.tag_v2 if tiff else {}
         # OpenCV leaves most of such an image undefined, and does not say so
@@ -66,58 +84,96 @@ def read_photo(path) -> tuple[np.ndarray, dict]:
             # Without an entry, Pillow would decode the PNG file to look for EXIF after the pixels
             picture.info.setdefault("exif", b"")
         turn, metadata = read_metadata(picture)
+        if picture.mode == "CMYK":
+            metadata["icc_profile"] = None
+        mode, data = picture.mode, found.file.getbuffer() if found.repaired else None
+    metadata = {**metadata, **found.metadata}
+    metadata["notes"] = found.metadata_notes + metadata["notes"]
     if deep:
-        image = _read_deep(path)
+        image = _read_deep(path, data)
         # OpenCV has turned a TIFF file already
         turn = 1 if tiff else turn
-        # Nor does it mind that in some scans 0 is white
+        # OpenCV ignores that 0 is white in some scans
         if tags.get(PHOTOMETRIC) == 0:
             np.invert(image, out=image)
         # A selection that Photoshop saved is a fourth channel, but no alpha
-        if tiff and picture.mode == "RGB":
+        if tiff and mode == "RGB" and image.shape[2:] == (4,):
             image = image[..., :3]
-    image = upright(image, turn)
-    return image, fitting_metadata(metadata, image)
+            notes.append("left out its fourth channel: it is no transparency")
+    return image, turn, metadata, notes
+
+
+def notes_on_pixels(picture) -> list[str]:
+    """Say which pixels of a Pillow image are left out or changed."""
+    notes = []
+    # Animations are refused. Other formats hold still pictures: a phone's JPEG its preview or
+    # depth, a TIFF file pages
+    if picture.format not in MOVING and getattr(picture, "is_animated", False):
+        unit = "page" if picture.format == "TIFF" else "picture"
+        notes.append(f"only its first {unit} is read, others are left out")
+    if picture.mode in ("CMYK", "LAB", "YCbCr", "HSV"):
+        notes.append(f"its {picture.mode} colours become RGB")
+    return notes
 
 
 @contextlib.contextmanager
 def _opened(path):
-    """An image file as a Pillow image of checked size, whose pixels are not decoded yet.
+    """An image file as a Pillow image, not decoded yet, and as an `Inspected` file.
 
-    Raises UserError, one line that names the file, also for what Pillow raises in the block.
+    Raises UserError, one line with the file's name, also for errors of Pillow in the block.
     """
     Image = load_pillow()
-    # Pillow refuses what is twice its limit, and warns of half of that and of harmless oddities
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS // 2
+    with _pillow_set_up(Image), _open_file(path) as file:
+        try:
+            found = inspect(file)
+            yield _open_checked(Image, found), found
+        except MemoryError:
+            raise
+        except Exception as error:  # on damaged files decoders raise errors of any kind
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+            raise UserError(f"{path}: {_reason(error, path)}") from None
+
+
+def _open_file(path):
+    """Open a regular file. Opening a FIFO would wait for a writer, perhaps for ever."""
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(f"{path}: a FIFO, socket or device; give an image file")
+    return open(path, "rb")
+
+
+@contextlib.contextmanager
+def _pillow_set_up(Image):
+    """Set Pillow's limit of pixels, and silence its warnings, while any thread is in the block."""
+    global _users, _before
+    with SET_UP:
+        _users += 1
+        if _users == 1:
+            _before = Image.MAX_IMAGE_PIXELS, warnings.catch_warnings()
+            _before[1].__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL\b|pillow_heif\b")
+            # Pillow refuses images of more than twice its limit
+            Image.MAX_IMAGE_PIXELS = formats.MAX_PIXELS // 2
     try:
-        with warnings.catch_warnings(), open(path, "rb") as file:
-            warnings.simplefilter("ignore")
-            try:
-                yield _open_checked(Image, file)
-            except MemoryError:
-                raise
-            except Exception as error:  # on damaged files decoders raise errors of any kind
-                raise UserError(f"{path}: {_reason(error, path)}") from None
+        yield
     finally:
-        Image.MAX_IMAGE_PIXELS = limit
+        with SET_UP:
+            _users -= 1
+            if _users == 0:
+                Image.MAX_IMAGE_PIXELS = _before[0]
+                _before[1].__exit__(None, None, None)
 
 
-def _open_checked(Image, file):
-    """The Pillow image of an open file; of a PNG file after a look at its checksums."""
+def _open_checked(Image, found: Inspected):
+    """The Pillow image of an inspected file."""
     Image.init()
     # Image.open raises KeyError for a format that is not installed
-    formats = [name for name in FORMATS if name in Image.OPEN]
-    picture = Image.open(file, formats=formats)
-    if picture.format == "PNG":
-        picture.verify()
-        # Once it is verified, an image cannot be decoded: it is opened anew
-        picture = Image.open(file, formats=["PNG"])
+    known = [name for name in FORMATS if name in Image.OPEN]
+    picture = Image.open(found.file, formats=known)
     if min(picture.size) < 1:
         raise ValueError("no pixels")
-    # Other formats hold still pictures: a phone's JPEG its preview or depth, a TIFF file pages.
-    # Of these the first is taken.
-    moving = picture.format in ("GIF", "PNG", "WEBP", "AVIF")
-    if moving and getattr(picture, "is_animated", False):
+    if picture.format in MOVING and getattr(picture, "is_animated", False):
         raise UserError(
             f"an animation ({picture.format}, {picture.n_frames} pictures); "
             "save the picture that you want as PNG"
@@ -131,7 +187,7 @@ def _reason(error: Exception, path) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, Image.DecompressionBombError):
-        return f"declares more than {MAX_PIXELS} pixels, the limit; cut it up"
+        return f"declares more than {formats.MAX_PIXELS} pixels, the limit; cut it up"
     if not isinstance(error, Image.UnidentifiedImageError):
         text = " ".join(str(error).split())[:100]
         text = text if text and text.isprintable() else type(error).__name__
@@ -157,49 +213,57 @@ def _more_than_8_bits(picture) -> bool:
 
 
 def pixel_array(picture) -> np.ndarray:
-    """The pixels of a Pillow image of 8 bits: H×W, H×W×3 or H×W×4, uint8."""
+    """Return the pixels of a Pillow image of 8 bits: H×W, H×W×3 or H×W×4, uint8."""
     # Four kinds of colours are left: L (gray), RGB, and both with alpha as RGBA
-    if picture.mode in ("CMYK", "YCCK"):
-        picture = _cmyk_to_rgb(picture)
     if "A" in picture.mode.upper().replace("LAB", "") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-    elif picture.mode in ("1", "L"):
-        picture = picture.convert("L")
+        mode = "RGBA"
     else:
-        picture = picture.convert("RGB")
+        mode = "L" if picture.mode in ("1", "L") else "RGB"
+    convert = _cmyk_to_rgb(picture) if picture.mode == "CMYK" else None
     # Some rows at a time: Pillow's own way makes two copies of the whole
     width, height = picture.size
-    image = np.empty((height, width, len(picture.getbands())), np.uint8)
+    image = np.empty((height, width, len(mode)), np.uint8)
     for rows in row_blocks(height, width, BLOCK):
         part = picture.crop((0, rows.start, width, min(rows.stop, height)))
+        if convert:
+            part = convert(part)
+        elif part.mode != mode:
+            part = part.convert(mode)
         image[rows] = np.asarray(part).reshape(-1, *image.shape[1:])
     return image if image.shape[2] > 1 else image[..., 0]
 
 
 def _cmyk_to_rgb(picture):
-    """By the file's own profile to sRGB; without one, by subtracting as Pillow does."""
-    import io
-
+    """Return a function for parts of a picture: to sRGB by its profile, if it has one."""
     from PIL import ImageCms
 
     profile = picture.info.get("icc_profile")
-    if profile:
+    if isinstance(profile, bytes):
         with contextlib.suppress(ImageCms.PyCMSError, OSError):
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             target = ImageCms.createProfile("sRGB")
-            return ImageCms.profileToProfile(picture, source, target, outputMode="RGB")
-    return picture.convert("RGB")
+            transform = ImageCms.buildTransform(source, target, "CMYK", "RGB")
+            return lambda part: ImageCms.applyTransform(part, transform)
+    return lambda part: part.convert("RGB")
 
 
-def _read_deep(path) -> np.ndarray:
-    """An image of 16 bits a channel, H×W, H×W×3 or H×W×4, by OpenCV."""
+def _read_deep(path, data=None) -> np.ndarray:
+    """Return an image of 16 bits a channel, H×W, H×W×3 or H×W×4, decoded by OpenCV.
+
+    Args:
+        data: the file's content, if it had to be repaired.
+    """
     cv2 = load_opencv()
     # Mapped rather than read, for less memory; imread cannot open every name on Windows
-    data = np.memmap(path, np.uint8, "r")
+    data = np.memmap(path, np.uint8, "r") if data is None else np.frombuffer(data, np.uint8)
     image = None
-    # libtiff, and libpng inside OpenCV, print complaints
-    with _stderr_closed(), contextlib.suppress(cv2.error):
-        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    try:
+        # libtiff, and libpng inside OpenCV, print complaints
+        with _stderr_closed():
+            image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        if error.code == NO_MEMORY:
+            raise MemoryError(str(path)) from None
     if image is None:
         raise UserError(f"{path}: damaged; replace or remove it")
     if image.dtype not in (np.uint8, np.uint16) or image.shape[2:] not in ((), (3,), (4,)):

@@ -233,7 +233,7 @@ def test_pillows_settings_are_as_before(tmp_path, photograph):
 def test_png_in_blocks_of_rows(tmp_path, monkeypatch, dtype, channels, rows):
     """As OpenCV and Pillow read it, wherever the blocks end."""
     cv2 = formats.load_opencv()
-    monkeypatch.setattr("images.writing.BLOCK", 13 * rows)
+    monkeypatch.setattr("images.png.BLOCK", 13 * rows)
     peak = np.iinfo(dtype).max
     image = RANDOM.integers(0, peak, (10, 13, channels), dtype=dtype, endpoint=True)
     image[4:7] = 5
@@ -251,7 +251,7 @@ def test_png_in_blocks_of_rows(tmp_path, monkeypatch, dtype, channels, rows):
 
 
 def test_large_images_are_written_in_little_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("images.writing.BLOCK", 2**14)
+    monkeypatch.setattr("images.png.BLOCK", 2**14)
     image = np.zeros((2000, 1500, 4), np.uint16)
     image[::7] = 999
     tracemalloc.start()

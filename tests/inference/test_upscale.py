@@ -12,7 +12,7 @@ from profiles import ADOBE_RGB, DISPLAY_P3, SRGB
 
 import imgproc
 import upscale
-from images import reading, writing
+from images import png, reading, writing
 from inference import enlarge
 from model import SRCNN
 from system.settings import load
@@ -471,10 +471,7 @@ def test_lost_transparency_is_told(identity_file, tmp_path, monkeypatch, capsys,
     monkeypatch.chdir(tmp_path)
     writing.write_image("a.png", random_image((4, 5, 4)))
     run_main("a.png", "--model_path", identity_file, "--output", name)
-    assert (
-        "a.png: JPEG keeps no transparency, so it is put on white; --ext png does"
-        in capsys.readouterr().out
-    )
+    assert "a.png: JPEG keeps no transparency, so it is put on white" in capsys.readouterr().out
     assert reading.read_image(name).shape == (12, 15, 3)
 
 
@@ -597,7 +594,7 @@ def test_ctrl_c_leaves_nothing_half_written(
     monkeypatch.chdir(tmp_path)
     for name in ("a.png", "b.png", "c.png"):
         writing.write_image(name, photograph)
-    compressed, calls = writing._compressed, []
+    compressed, calls = png.compressed_rows, []
 
     def interrupted(rows, top, bottom):
         calls.append(top)
@@ -605,7 +602,7 @@ def test_ctrl_c_leaves_nothing_half_written(
             raise KeyboardInterrupt
         return compressed(rows, top, bottom)
 
-    monkeypatch.setattr(writing, "_compressed", interrupted)
+    monkeypatch.setattr(png, "compressed_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_main("a.png", "b.png", "c.png", "--model_path", identity_file, "--output", "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_x3.png"]
@@ -617,7 +614,7 @@ def terminated_while_writing():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.5)
 
-    writing._compressed = compressed
+    png.compressed_rows = compressed
 
 
 def test_kill_leaves_nothing_half_written(run_script, identity_file, tmp_path, photograph):
