@@ -1,6 +1,20 @@
-"""Images through a network: `predict` and `upscale`."""
+"""Apply networks to images: `predict` and `upscale`."""
 
-from inference.enlarge import load_network, restore, upscale
-from inference.tiling import predict
+import sys
+from pathlib import Path
+
+try:
+    from inference.enlarge import load_network, restore, upscale
+    from inference.tiling import predict
+except ImportError as error:
+    # The caller may have imported another model.py
+    other = getattr(sys.modules.get(str(error.name).partition(".")[0]), "__file__", None)
+    root = Path(__file__).resolve().parents[1]
+    if other is None or Path(other).resolve().is_relative_to(root):
+        raise
+    raise ImportError(
+        f"{other} has the name of a module of SRCNN; rename it, or use "
+        f'upscale = torch.hub.load({str(root)!r}, "upscale", source="local")'
+    ) from error
 
 __all__ = ["load_network", "predict", "restore", "upscale"]
