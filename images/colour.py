@@ -44,13 +44,15 @@ def profile_of_tags(tags: dict[str, bytes], gray: bool) -> bytes | None:
     if "cICP" in tags:
         primaries, curve = _meaning_of_cicp(*tags["cICP"])
     elif "sRGB" not in tags:
-        if "gAMA" in tags:
-            (gamma,) = struct.unpack(">I", tags["gAMA"])
-            # 1 / 2.2 stands for sRGB's curve
-            curve = _srgb_curve() if 45000 <= gamma <= 46000 else 100_000 / max(gamma, 1)
         if "cHRM" in tags:
             white, colours = np.split(np.array(struct.unpack(">8I", tags["cHRM"])) / 100_000, [2])
             primaries = (*colours, *white)
+        if "gAMA" in tags:
+            (gamma,) = struct.unpack(">I", tags["gAMA"])
+            curve = 100_000 / max(gamma, 1)
+            # Of sRGB's primaries 1 / 2.2 stands for sRGB's curve
+            if 45_000 <= gamma <= 46_000 and np.allclose(primaries, REC709, atol=2e-3):
+                curve = _srgb_curve()
     is_srgb = not np.isscalar(curve) and np.allclose(curve, _srgb_curve(), atol=1e-3)
     if is_srgb and (gray or np.allclose(primaries, REC709, atol=2e-3)):
         return None

@@ -26,9 +26,10 @@ def from_pillow(picture) -> tuple[np.ndarray, dict]:
     """
     if picture.mode in ("F", "I"):
         raise UserError(f"a Pillow image of mode {picture.mode}: convert it to L, RGB or RGBA")
-    # Before the pixels are decoded: then Pillow closes a TIFF file
+    # Before the pixels are decoded: then Pillow closes the file
+    of_file = _metadata_of_file(picture)
     turn, metadata = read_metadata(picture)
-    metadata |= _metadata_of_file(picture)
+    metadata |= of_file
     notes = notes_on_pixels(picture) + metadata["notes"]
     deep = picture.mode.startswith("I;16")
     image = np.asarray(picture).astype(np.uint16) if deep else pixel_array(picture)
