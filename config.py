@@ -53,6 +53,7 @@ ext: str = "auto"  # upscale: "png", "jpg", "webp", "tif", ... or "auto" (as the
 suffix: str = ""  # upscale: ending of the output's name; empty: _x3 for upscale_factor 3
 recursive: bool = False  # upscale: also images in subfolders, with the same subfolders
 compare: bool = False  # upscale: also write bicubic and SRCNN side by side
+part: str = ""  # upscale: only this share of the images: "3/8" is the third of eight
 overwrite: bool = False  # train, upscale, convert: replace existing files
 layout: str = "ours"  # convert: ours, lornatang, plain, mmagic, authors, onnx, onnx-image
 # fmt: on

@@ -22,7 +22,9 @@ JPEG_QUALITY = 95
 MOST_JPEG_EXIF = 65_000  # bytes: a JPEG file holds EXIF data in a segment of 64 KB
 
 
-def write_image(path, image: np.ndarray, metadata: dict | None = None) -> list[str]:
+def write_image(
+    path, image: np.ndarray, metadata: dict | None = None, durable: bool = False
+) -> list[str]:
     """Write an image in the format of its suffix. The file appears complete or not at all.
 
     Args:
@@ -30,6 +32,7 @@ def write_image(path, image: np.ndarray, metadata: dict | None = None) -> list[s
             alpha: the image is put on white. JPEG and WebP are written with quality 95; WebP
             without loss if the metadata say "lossless".
         metadata: as `read_photo` returns it. Colour tags become a profile in formats without them.
+        durable: see `replace_file`.
     Returns notes: what the format cannot hold, and was left out or changed.
     Raises UserError for another suffix and for an image that the format cannot hold; OSError.
     """
@@ -56,7 +59,7 @@ def write_image(path, image: np.ndarray, metadata: dict | None = None) -> list[s
     if image.shape[0] * image.shape[1] > formats.MAX_PIXELS:
         notes.append(f"more than {formats.MAX_PIXELS} pixels: these programs cannot read it again")
     # The file takes its name when it is complete: a full disk or Ctrl-C leaves an old one as it was
-    with replace_file(path) as temporary:
+    with replace_file(path, durable) as temporary:
         if suffix == ".png":
             write_png(temporary, image, fitting)
         elif image.dtype == np.uint16:

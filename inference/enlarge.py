@@ -15,7 +15,7 @@ import imgproc
 from images import pillow, reading
 from images.transparency import bleed
 from imgproc import BLACK, WHITE, resize_to, to_tensor
-from inference.networks import Networks, bundled_networks, single_network
+from inference.networks import Networks, bundled_networks, load_network, single_network
 from inference.tiling import predict
 from model import SRCNN
 from system.files import UserError
@@ -237,27 +237,3 @@ def restore(network: SRCNN, x: Tensor, self_ensemble: bool = False) -> Tensor:
     ycbcr = imgproc.rgb2ycbcr(x)
     luma = predict(network, ycbcr[:, :1], self_ensemble=self_ensemble)
     return imgproc.ycbcr2rgb(torch.cat([luma, ycbcr[:, 1:]], 1))
-
-
-def load_network(path, upscale_factor: int = 0, interpolation: str = "auto") -> SRCNN:
-    """The network of a file, for images.
-
-    Args:
-        path: any weights that `SRCNN.from_pretrained` knows.
-        upscale_factor: what they are to be used for; 0 for any.
-        interpolation: "matlab" or "torch", for a file that does not say what enlarges its input.
-    Raises what `SRCNN.from_pretrained` raises, and UserError for weights of another scale, or of
-    padding_mode "valid", whose output is smaller than the image.
-    """
-    network = SRCNN.from_pretrained(path, interpolation=interpolation)
-    made_for = network.upscale_factor
-    if upscale_factor and made_for not in (0, upscale_factor):
-        raise UserError(
-            f"{path}: made for x{made_for}, not x{upscale_factor}; use --upscale_factor {made_for}"
-        )
-    if network.padding_mode == "valid":
-        raise UserError(
-            f"{path}: its output is smaller than its input (padding_mode 'valid'); give "
-            "weights for replicate or zeros padding"
-        )
-    return network

@@ -4,6 +4,8 @@ import itertools
 import math
 import threading
 
+from checkpoints.layouts import ignored_note
+from checkpoints.lookup import find_weights
 from model import SRCNN
 from system.files import UserError
 
@@ -67,6 +69,59 @@ def single_network(network: SRCNN | str, factor: float | None = None) -> Network
     return Networks([scale], lambda scale: network)
 
 
+def networks_for(settings, device, tell) -> Networks:
+    """Return the networks that upscale.py's settings name, on a device.
+
+    A size other than upscale_factor times the input's is made by all scales that there are.
+
+    Args:
+        tell: a function that prints a message.
+    Raises UserError for weights that are missing or do not fit: at once for those that are
+    certainly needed, else when they are first used.
+    """
+
+    def load(scale):
+        source = find_weights(_for_scale(settings, scale))
+        if source.message:
+            tell(source.message)
+        network = load_network(source.path, scale, settings.interpolation)
+        if network.ignored:
+            tell(f"note: {ignored_note(network.ignored)}")
+        return network.to(device)
+
+    if not (settings.outscale or settings.outsize):
+        networks = Networks([settings.upscale_factor], load)
+    elif settings.model_path in ("", "shipped"):
+        scales = [scale for scale in SCALES if _exists(_for_scale(settings, scale))]
+        networks = Networks(scales or [settings.upscale_factor], load)
+    else:
+        # The scale that the file itself names, if it does
+        network = load(0)
+        networks = Networks([network.upscale_factor or settings.upscale_factor], lambda _: network)
+    if not settings.outsize:
+        for scale in networks.steps(settings.outscale or settings.upscale_factor):
+            networks[scale]
+    return networks
+
+
+def _exists(settings) -> bool:
+    try:
+        return bool(find_weights(settings))
+    except UserError:
+        return False
+
+
+def _for_scale(settings, scale: int):
+    """Return the settings for another upscale_factor; 0: any."""
+    if scale in (0, settings.upscale_factor):
+        return settings
+    settings = settings.replace(upscale_factor=scale)
+    # The user's run for another scale has that in its name, unless the user chose the name
+    if "exp_name" in settings.user_set:
+        return settings
+    return settings.replace(exp_name=settings.default_name)
+
+
 def describe_steps(factor: float, steps: list[int]) -> str:
     """Return how a size without a network of its own is made; "" if one network makes it."""
     text = ", then ".join(f"the x{scale} network" for scale in steps)
@@ -75,3 +130,27 @@ def describe_steps(factor: float, steps: list[int]) -> str:
     if math.prod(steps) > factor:
         return text + ", then bicubic down to size"
     return text if len(steps) > 1 else ""
+
+
+def load_network(path, upscale_factor: int = 0, interpolation: str = "auto") -> SRCNN:
+    """The network of a file, for images.
+
+    Args:
+        path: any weights that `SRCNN.from_pretrained` knows.
+        upscale_factor: what they are to be used for; 0 for any.
+        interpolation: "matlab" or "torch", for a file that does not say what enlarges its input.
+    Raises what `SRCNN.from_pretrained` raises, and UserError for weights of another scale, or of
+    padding_mode "valid", whose output is smaller than the image.
+    """
+    network = SRCNN.from_pretrained(path, interpolation=interpolation)
+    made_for = network.upscale_factor
+    if upscale_factor and made_for not in (0, upscale_factor):
+        raise UserError(
+            f"{path}: made for x{made_for}, not x{upscale_factor}; use --upscale_factor {made_for}"
+        )
+    if network.padding_mode == "valid":
+        raise UserError(
+            f"{path}: its output is smaller than its input (padding_mode 'valid'); give "
+            "weights for replicate or zeros padding"
+        )
+    return network

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from system.threads import _pool, in_threads
+from system.threads import in_threads, worker_pool
 
 # Pixels on a side of the blocks that NNPACK's Fourier transforms work on
 NNPACK_TILE = 16
@@ -240,7 +240,7 @@ class NarrowConv2d(torch.autograd.Function):
 
 # A child process made by fork has the pool's memory, but not its threads
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+    os.register_at_fork(after_in_child=worker_pool.cache_clear)
 
 
 def _by_images(function, *tensors) -> list:

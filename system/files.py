@@ -9,6 +9,13 @@ import secrets
 import tempfile
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+TEMPORARY = re.compile(r"(?P<name>.{1,40})\.tmp-(?:[0-9a-f]{8}|\d+)", re.DOTALL)
+
 
 class UserError(ValueError):
     """An error a user can fix. Scripts show its one line: the file or setting, and the remedy."""
@@ -36,10 +43,10 @@ def replace_file(path, durable: bool = False):
     Raises OSError with the name of path.
     """
     path = Path(path)
-    temporary = path
+    temporary, descriptor = path, None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _new_temporary(path)
+        temporary, descriptor = _new_temporary(path)
         yield temporary
         if durable:
             _flush(temporary)
@@ -52,22 +59,45 @@ def replace_file(path, durable: bool = False):
             error.filename = str(path)
         raise
     finally:
+        if descriptor is not None:
+            os.close(descriptor)
         if temporary != path:
             # Report the first error: on a read-only disk unlink fails too
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
 
-def _new_temporary(path: Path) -> Path:
-    """Create an empty file in the folder of path, with a short random name."""
+def _new_temporary(path: Path) -> tuple[Path, int | None]:
+    """Create an empty file in the folder of path, with a short random name.
+
+    Returns it and a descriptor (Windows: None). The descriptor holds a lock that the system
+    releases when the process ends, so that `remove_leftovers` knows files in use.
+    """
     # In the same folder because os.replace cannot move across disks
     while True:
         # Names are limited to 255 bytes; 40 characters take at most 160
         temporary = path.with_name(f"{path.name[:40]}.tmp-{secrets.token_hex(4)}")
         # O_EXCL follows no link and takes no existing file. 0o666: minus the user's umask
         with contextlib.suppress(FileExistsError):
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-            return temporary
+            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            if fcntl is None:
+                os.close(descriptor)  # Windows cannot rename an open file
+                return temporary, None
+            # False: `remove_leftovers` of another process came between creation and lock
+            if _lock(descriptor) is not False and os.path.exists(temporary):
+                return temporary, descriptor
+            os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Lock an open file: False if another process holds its lock, None if the disk has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
 
 
 def _flush(path: Path):
@@ -85,18 +115,40 @@ def _flush(path: Path):
         os.close(descriptor)
 
 
+def find_leftovers(folder) -> dict[str, list[Path]]:
+    """Return the temporary files in a folder by the first 40 characters of the final name."""
+    found = {}
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = TEMPORARY.fullmatch(entry.name)
+            if match and entry.is_file(follow_symlinks=False):
+                found.setdefault(match["name"], []).append(Path(entry.path))
+    return found
+
+
 def remove_leftovers(folder, names):
     """Remove temporary files of these names, left in a folder by a killed process.
 
     Only call it while no other process writes these files. Other files and folders stay, for
     example a user's notes.tmp-1.
     """
-    # Earlier versions ended the name with the process's number
-    ours = "|".join(re.escape(name[:40]) for name in names)
-    for path in Path(folder).iterdir():
-        named = re.fullmatch(rf"(?:{ours})\.tmp-(?:[0-9a-f]{{8}}|\d+)", path.name)
-        if named and path.is_file() and not path.is_symlink():
+    found = find_leftovers(folder)
+    for name in names:
+        for path in found.get(name[:40], ()):
             path.unlink()
+
+
+def remove_unused(temporary: Path):
+    """Remove a temporary file, unless a process writes it or the disk has no locks to know that."""
+    if fcntl is None:
+        return
+    with contextlib.suppress(FileNotFoundError):
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_NOFOLLOW)
+        try:
+            if _lock(descriptor):
+                temporary.unlink()
+        finally:
+            os.close(descriptor)
 
 
 def make_folder(path):

@@ -137,6 +137,15 @@ def average_gradients(parameters: list[Tensor], world: int):
     torch._foreach_copy_(gradients, [part.view(g.shape) for part, g in zip(parts, gradients)])
 
 
+def gather(value) -> list:
+    """Return the values of all processes, in their order, on each of them; see `wait_for_all`."""
+    if not _patient:
+        return [value]
+    values = [None] * distributed.get_world_size(_patient[0])
+    distributed.all_gather_object(values, value, group=_patient[0])
+    return values
+
+
 def sum_over_processes(values: Tensor, world: int) -> Tensor:
     """Return the sum of a tensor over the processes, on each of them."""
     if world > 1:

@@ -17,7 +17,7 @@ def in_threads(threads: int, calls: list) -> list:
     if threads == 1:
         return [call() for call in calls]
     # PyTorch's operations let go of Python's lock while they compute
-    futures = [_pool(threads).submit(call) for call in calls]
+    futures = [worker_pool(threads).submit(call) for call in calls]
     try:
         return [future.result() for future in futures]
     finally:
@@ -27,7 +27,8 @@ def in_threads(threads: int, calls: list) -> list:
 
 
 @functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
+def worker_pool(threads: int) -> ThreadPoolExecutor:
+    """Return the pool: this many threads. torch computes in each of them with one thread."""
     before = torch.get_num_threads()
     begun = threading.Barrier(threads + 1)
 

@@ -1,3 +1,4 @@
+import csv
 import io
 import os
 import signal
@@ -13,7 +14,7 @@ from profiles import ADOBE_RGB, DISPLAY_P3, SRGB
 import imgproc
 import upscale
 from images import png, reading, writing
-from inference import enlarge
+from inference import collection, enlarge
 from model import SRCNN
 from system.settings import load
 
@@ -215,7 +216,12 @@ def test_files_folders_and_patterns(run_script, identity_file, tmp_path, photogr
         "h/deep_x3": (1, np.uint16),
         "h/alpha_x3": (4, np.uint8),
     }
-    assert {str(p.relative_to(out).with_suffix("")) for p in out.rglob("*.*")} == set(expected)
+    found = {str(p.relative_to(out).with_suffix("")) for p in out.rglob("*.*")}
+    assert found == {*expected, "failed"}
+    with open(out / "failed.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == ["empty", "h/text.png", "nowhere.png"]
+    assert "not a PNG" in rows[1]["reason"] and "No such file" in rows[2]["reason"]
     for name, (channels, dtype) in expected.items():
         image = reading.read_image(out / f"{name}.png")
         assert (
@@ -257,10 +263,15 @@ def test_where_outputs_go_and_what_is_overwritten(
     assert compared.ndim == 3 and 800 < compared.shape[1] < 900
 
     (tmp_path / "a_x3.png").write_text("precious")
+    # Newer than its input: it counts as finished
+    run_main("a.png", *weights, "--output", "beside")
+    assert (tmp_path / "a_x3.png").read_text() == "precious"
+    assert "0 enlarged x3, 1 there already, 0 failed" in capsys.readouterr().out
+    os.utime("a_x3.png", (1e9, 1e9))
     with pytest.raises(SystemExit):
         run_main("a.png", *weights, "--output", "beside")
     assert (tmp_path / "a_x3.png").read_text() == "precious"
-    assert "a.png: a_x3.png exists; --overwrite true" in capsys.readouterr().err
+    assert "a.png: a_x3.png exists and is older; --overwrite true" in capsys.readouterr().err
     run_main("a.png", *weights, "--output", "beside", "--overwrite", "true")
     assert reading.read_image("a_x3.png").shape == (120, 150, 3)
     run_main(
@@ -273,13 +284,14 @@ def test_where_outputs_go_and_what_is_overwritten(
     writing.write_image("a.bmp", photograph)
     with pytest.raises(SystemExit):
         run_main("a.png", "a.bmp", *weights, "--output", "two")
-    assert "a.bmp: its output two/a_x3.png is that of a.png too" in capsys.readouterr().err
+    assert "a.bmp and a.png would both be written to two/a_x3.png" in capsys.readouterr().err
     # With this ending the second one's output would be the first one's comparison picture
     writing.write_image("other/a_compare.png", photograph)
     ending = ("--suffix", "_compare", "--compare", "true", "--overwrite", "true")
     with pytest.raises(SystemExit):
         run_main("a.png", "other/a_compare.png", *weights, *ending, "--output", "three")
-    assert "its output three/a_compare_compare.png is that of a.png" in capsys.readouterr().err
+    both = "other/a_compare.png and a.png would both be written to three/a_compare_compare.png"
+    assert both in capsys.readouterr().err
     assert reading.read_image("three/a_compare_compare.png").shape[1] > 150
 
 
@@ -292,7 +304,7 @@ def test_where_outputs_go_and_what_is_overwritten(
         (["a.png", "--model_path", "valid.pth"], "padding_mode 'valid'"),
         (
             ["a.png", "b.png", "--output", "c.png", "--model_path", "identity.pth"],
-            "one file for 2 images",
+            "one file for several images",
         ),
         (["a.png", "--output", "a.png/out", "--model_path", "identity.pth"], "cannot be written"),
     ],
@@ -488,7 +500,7 @@ def test_images_too_large_for_the_memory_fail_in_one_line(tmp_path, monkeypatch,
             )
         return enlarge.upscale(image, *arguments, **options)
 
-    monkeypatch.setattr(upscale, "upscale", upscaled)
+    monkeypatch.setattr(collection, "upscale", upscaled)
     with pytest.raises(SystemExit):
         run_main(tmp_path, "--output", tmp_path / "out")
     told = capsys.readouterr()
@@ -500,7 +512,7 @@ def test_images_too_large_for_the_memory_fail_in_one_line(tmp_path, monkeypatch,
 
 def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch):
     writing.write_image(tmp_path / "a.png", np.zeros((8, 8), np.uint8))
-    monkeypatch.setattr(upscale, "upscale", lambda *arguments, **options: {}[1])
+    monkeypatch.setattr(collection, "upscale", lambda *arguments, **options: {}[1])
     with pytest.raises(KeyError):
         run_main(tmp_path / "a.png", "--output", tmp_path / "out")
 
@@ -582,7 +594,7 @@ def test_too_large_for_the_format_shows_before_the_work(
 ):
     monkeypatch.chdir(tmp_path)
     writing.write_image("a.webp", np.zeros((2, 6000, 3), np.uint8))
-    monkeypatch.setattr(upscale, "upscale", None)
+    monkeypatch.setattr(collection, "upscale", None)
     with pytest.raises(SystemExit):
         run_main("a.webp", "--model_path", identity_file)
     assert "holds 16383 pixels a side at most" in capsys.readouterr().err
@@ -605,7 +617,8 @@ def test_ctrl_c_leaves_nothing_half_written(
     monkeypatch.setattr(png, "compressed_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_main("a.png", "b.png", "c.png", "--model_path", identity_file, "--output", "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_x3.png"]
+    (written,) = (tmp_path / "out").iterdir()
+    assert reading.read_image(written).shape == (120, 150, 3)
     assert "1 enlarged x3, 0 failed; see out" in capsys.readouterr().out
 
 
