@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from system.download import address_of
@@ -145,6 +146,38 @@ def weights_in_folder(folder) -> dict[str, Path]:
     names = [name for name, _ in named]
     # a.pth and a.mat keep their endings
     return {name if names.count(name) == 1 else path.name: path for name, path in sorted(named)}
+
+
+def several_weights(model_path: str):
+    """Return (folder, {name: file} of the weights to measure, names of all weights there).
+
+    For the setting model_path: a folder of weights or runs, or a pattern such as
+    "assets/weights/*_x3.pth" or "results/mine*". Returns None for a single file, an address, and
+    a run's folder.
+    Raises UserError if there are no weights.
+    """
+    # Path("") is the current folder, but no model_path means the run's weights
+    if not model_path or address_of(model_path):
+        return None
+    path, pattern = Path(model_path), "*"
+    if not path.exists() and any(letter in path.name for letter in "*?[") and path.parent.is_dir():
+        path, pattern = path.parent, path.name
+    elif not path.is_dir() or (path / "best.pth").is_file():
+        return None
+    found = weights_in_folder(path)
+    # Of a run the folder's name counts: its file is best.pth or last.pth
+    files = {
+        name: file
+        for name, file in found.items()
+        if fnmatchcase(file.name if file.parent == path else file.parent.name, pattern)
+    }
+    if not files:
+        raise UserError(
+            printable(
+                f"{model_path}: no weights there; give a folder of weights or runs, or a file"
+            )
+        )
+    return path, files, list(found)
 
 
 def _may_be_weights(path: Path) -> bool:

@@ -1,33 +1,42 @@
-"""What is kept of a validation: where it goes, validation.json, and tables for people.
+"""Keep what was measured: which folder it goes to, validation.json, and what of it is still valid.
 
-A record is what validation.json holds: the network's facts, and under "sets" what
-`evaluation.evaluate` returned for each set.
+A record is what was measured of one network: its properties, and under "sets" what
+`protocol.evaluate` returned for each set. validation.json holds the latest record, and under
+"others" the records of other networks, protocols and settings in the same folder.
 """
 
 import csv
+import hashlib
 import itertools
 import json
 import math
 from pathlib import Path
 
 from checkpoints.lookup import Source
+from evaluation import sets
 from system.files import write_file
+
+# Properties that distinguish two records
+KEY = (
+    *("weights", "upscale_factor", "protocol", "self_ensemble", "ms_ssim"),
+    *("padding_mode", "interpolation"),
+)
 
 
 # ---------------------------------------------------------------------------------- where it goes
 def results_folder(settings, source: Source, states_its_scale: bool) -> Path:
-    """Where the results of these weights go: a folder in which no other weights' results lie.
+    """Return the folder for the results of some weights. Results of other weights are not in it.
 
-    That is exp_name's folder if the user has given one. Else weights of a run have the run's
+    That is exp_name's folder if the user has set exp_name. Else weights of a run have the run's
     folder, and other files results_dir/<name of the file>, or results_dir/shipped_<name>, with a
     number behind it where that folder belongs to other weights already.
 
-    states_its_scale: whether the file says for which scale it is. One that does not may be
-    measured at several, and gets a folder for each.
+    states_its_scale: True if the file states its scale. Another file may be measured at several
+    scales, and gets a folder for each.
     """
     if "exp_name" in settings.user_set:
         return Path(settings.exp_dir)
-    # Beside the run's best.pth
+    # Next to the run's best.pth
     if source.kind == "run":
         return Path(source.path).parent
     name, scale = source.name, f"x{settings.upscale_factor}"
@@ -38,7 +47,7 @@ def results_folder(settings, source: Source, states_its_scale: bool) -> Path:
 
 
 def folder_for_all(settings, source: Path) -> Path:
-    """The same for a folder of weights, whose table goes to a CSV file of that name."""
+    """Return the folder for the results of a folder of weights; their table is <folder>.csv."""
     if "exp_name" in settings.user_set:
         return Path(settings.exp_dir)
     folder = Path(settings.results_dir) / (source.resolve().name or "weights")
@@ -46,16 +55,16 @@ def folder_for_all(settings, source: Path) -> Path:
 
 
 def _first(folder: Path, fits) -> Path:
-    """folder, or folder_2, folder_3, ...: the first that fits."""
+    """Return folder, or folder_2, folder_3, ...: the first that fits."""
     numbered = (folder.with_name(f"{folder.name}_{number}") for number in itertools.count(2))
     return next(path for path in itertools.chain([folder], numbered) if fits(path))
 
 
 def _others(folder: Path, weights: str) -> bool:
-    """Whether a folder holds a training run, or a validation of other weights than this file's."""
+    """Return True if a folder holds a training run, or results of another file of weights."""
     if (folder / "best.pth").exists() or (folder / "last.pth").exists():
         return True
-    # One of the same file may be replaced: this is that validation again
+    # Results of the same file may be added to
     try:
         record = json.loads((folder / "validation.json").read_text(encoding="utf-8"))
         return Path(record["model_path"]).resolve() != Path(weights).resolve()
@@ -65,28 +74,154 @@ def _others(folder: Path, weights: str) -> bool:
 
 
 def _about_others(table: Path, folder: Path) -> bool:
-    """Whether a CSV file is about the weights of another folder."""
-    # All rows are about files of one folder: the first will do
+    """Return True if a CSV file is about the weights of another folder."""
+    # All rows are about files of one folder, or of the runs in it: the first row will do
     try:
         with open(table, newline="", encoding="utf-8") as file:
             row = next(csv.DictReader(file))
-        return Path(row["model_path"]).resolve().parent != folder.resolve()
+        return folder.resolve() not in Path(row["model_path"]).resolve().parents[:2]
     except (OSError, ValueError, LookupError, StopIteration):
         return False
 
 
-def write_record(record: dict, path: Path):
-    """As JSON, whole or not at all."""
+# ---------------------------------------------------------------------------------------- records
+def make_record(
+    network,
+    model_path: str,
+    upscale_factor: int,
+    protocol: str,
+    self_ensemble: bool = False,
+    ms_ssim: bool = False,
+) -> dict:
+    """Return the record of a network before anything is measured."""
+    held_out = network.metadata.get("psnr_holdout")
+    record = {
+        "upscale_factor": upscale_factor,
+        "model_path": model_path,
+        "weights": weights_digest(network),
+        "protocol": protocol,
+        "self_ensemble": self_ensemble,
+        "ms_ssim": ms_ssim,
+        "kernel_sizes": list(network.kernel_sizes),
+        "widths": list(network.widths),
+        "channels": network.channels,
+        "padding_mode": network.padding_mode,
+        "interpolation": network.interpolation,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "macs_per_pixel": network.macs_per_pixel(),
+        "sets": {},
+    }
+    # Of train.py: PSNR on held-out training images. The file may come from anywhere
+    return record | ({"psnr_holdout": held_out} if isinstance(held_out, float) else {})
+
+
+def weights_digest(network) -> str:
+    """Return a SHA-256 over a network's weights."""
+    total = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        total.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def read_records(path) -> list[dict]:
+    """Return the records of a validation.json, the latest first; [] if there is no such file.
+
+    Records without the properties of `make_record` are left out, as older versions wrote them.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = [content, *content.pop("others", [])]
+        return [record for record in found if all(name in record for name in (*KEY, "sets"))]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        # There is no record, or none that anybody could use
+        return []
+
+
+def write_records(records: list[dict], path: Path):
+    """Write records to a validation.json, atomically."""
+    first, *others = records
+    content = {**first, "others": others} if others else first
     # By default json would write NaN and Infinity, which other languages' readers refuse
-    write_file(json.dumps(_finite(record), indent=1, allow_nan=False), path)
+    write_file(json.dumps(_finite(content), indent=1, allow_nan=False), path)
+
+
+def merged(new: dict, earlier: list[dict]) -> tuple[list[dict], list[str]]:
+    """Add a record to those that its folder has.
+
+    Sets that were measured earlier stay, if the same weights were measured in the same way.
+
+    Returns the new records, the latest first, and the paths of weights whose earlier records were
+    dropped: their file has other weights now, or the record does not say which weights it is of.
+    """
+    kept, dropped = [], []
+    for record in earlier:
+        if (
+            record.get("model_path") == new["model_path"]
+            and record.get("weights") != new["weights"]
+        ):
+            dropped.append(new["model_path"])
+        elif all(record.get(name) == new[name] for name in KEY):
+            new = {**new, "sets": {**record["sets"], **new["sets"]}}
+        else:
+            kept.append(record)
+    return [new, *kept], list(dict.fromkeys(dropped))
+
+
+def distinct_sets(found: dict[str, dict], earlier: list[dict]) -> dict[str, dict]:
+    """Rename the sets whose names other images have in earlier records: A/test is not B/test.
+
+    found: {name: {image name: file}}. Returns the same with names that no other images have.
+    """
+    result = {}
+    for name, images in found.items():
+        place = sets.folder_of(images)
+        known = [record["sets"][name] for record in earlier if name in record["sets"]]
+        if any(entry.get("folder") != place for entry in known):
+            digest = sets.digest(images)
+            candidates = (f"{name}_{number}" for number in itertools.count(2))
+            candidates = itertools.chain([name, f"{Path(place).parent.name}/{name}"], candidates)
+            name = next(
+                candidate
+                for candidate in candidates
+                if candidate not in result
+                and all(
+                    digest == record["sets"][candidate].get("digest")
+                    or place == record["sets"][candidate].get("folder")
+                    for record in earlier
+                    if candidate in record["sets"]
+                )
+            )
+        result[name] = images
+    return result
+
+
+def pictures_folder(new: dict, set_name: str, earlier: list[dict]) -> str:
+    """Return the folder for a set's pictures, relative to the results.
+
+    It has the set's name, and a number if pictures of another record are there.
+    """
+    taken = set()
+    for record in earlier:
+        same = all(record.get(name) == new[name] for name in KEY)
+        for name, entry in record["sets"].items():
+            if same and name == set_name and entry.get("pictures"):
+                return entry["pictures"]
+            # Records of the same file with other weights are about to be dropped
+            if (
+                same
+                or record.get("model_path") != new["model_path"]
+                or (record.get("weights") == new["weights"])
+            ):
+                taken.add(entry.get("pictures"))
+    numbered = (f"{set_name}_{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain([set_name], numbered) if name not in taken)
 
 
 def _finite(value):
-    """A record with None, JSON's null, for the numbers that JSON does not have: NaN, and infinity,
-    which is the PSNR of equal images."""
+    """Replace numbers that JSON does not have by None: NaN, and infinity (PSNR of equal images)."""
     if isinstance(value, dict):
         return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# -------------------------------------------------------------------------------- for people

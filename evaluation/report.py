@@ -1,4 +1,4 @@
-"""What validate.py and upscale.py draw: pictures side by side, and the HTML report.
+"""Write the HTML report of a validation.
 
 Pictures are arrays H×W (gray) or H×W×3 (RGB), uint8 or uint16.
 """
@@ -11,24 +11,75 @@ from string import Template
 
 import numpy as np
 
-from evaluation.tables import excluded_note, gain_of, number
+from evaluation.records import read_records
+from evaluation.tables import (
+    METRICS,
+    excluded_note,
+    gain_of,
+    image_table,
+    network_facts,
+    number,
+    record_name,
+)
+from images import comparison
 from images.comparison import REPORT_SIDE, around_detail, caption, method_label, rgb_picture
+from images.writing import write_image
+from system.files import write_file
 
 TEMPLATE = Path(__file__).parents[1] / "assets" / "report_template.html"
-KINDS = ("bicubic", "srcnn", "srcnn+")  # ways of enlarging, as evaluation/protocol.py names them
+KINDS = ("bicubic", "srcnn", "srcnn+")  # methods, as evaluation/protocol.py names them
+SLIDERS = "sliders.html"  # in the folder of a set's pictures
 SLIDER_WIDTH = 560  # smaller ones are magnified to about this width
 OPEN_CHART = 20  # images; the chart of a larger set is folded
 
 
+# --------------------------------------------------------------------------------------- pictures
+def draw_image(folder: Path, name: str, scores: dict, shown: dict) -> str:
+    """Write <name>_srcnn.png and <name>_comparison.png to the set's folder.
+
+    Returns the HTML of the report's slider.
+    """
+    # The place where bicubic differs most from the truth
+    window = comparison.detail(shown["truth"], shown["bicubic"])
+    columns = [("ground truth", shown["truth"])]
+    for key, picture in shown.items():
+        if key != "truth":
+            columns.append((comparison.caption(key, scores[key]), picture))
+        if key.startswith("srcnn"):
+            write_image(folder / f"{name}_{key}.png", picture)
+    write_image(folder / f"{name}_comparison.png", comparison.comparison(columns, window))
+    return slider(name, scores, shown, window)
+
+
+def write_sliders(folder: Path, sliders: list[str]):
+    """Keep the HTML of a set's sliders in its folder, for later reports."""
+    write_file("".join(sliders), folder / SLIDERS)
+
+
+def write_report(title: str, facts: str, folder: Path):
+    """Write report.html of all records in a results folder; `report` explains the arguments."""
+    found = read_records(folder / "validation.json")
+    sliders = {}
+    for number_, record in enumerate(found):
+        for set_name, result in record["sets"].items():
+            path = folder / str(result.get("pictures")) / SLIDERS
+            # A file from elsewhere may name any folder
+            if path.is_file() and path.resolve().is_relative_to(folder.resolve()):
+                text = path.read_text(encoding="utf-8", errors="surrogateescape")
+                sliders[number_, set_name] = text
+    write_file(report(title, facts, found, sliders), folder / "report.html")
+
+
 # ------------------------------------------------------------------------------------- the report
 def slider(name: str, scores: dict, shown: dict, window: tuple[slice, slice]) -> str:
-    """One image in the report: bicubic and SRCNN under a slider, the original a click away.
+    """Return HTML of one image: bicubic and SRCNN under a slider, the original a click away.
 
     Args:
         name: of the image.
-        scores, shown: as `evaluation.measure` returns them.
-        window: what to show of a picture that is larger than REPORT_SIDE.
-    Returns HTML; the pictures are inside it, as WebP.
+        scores: as `protocol.measure` returns them.
+        shown: the pictures {"truth", "bicubic", "srcnn"}.
+        window: the part to show of a picture that is larger than REPORT_SIDE.
+    The pictures are inside the HTML, as WebP.
     """
     height, width = shown["bicubic"].shape[:2]
     part = ""
@@ -61,23 +112,32 @@ def slider(name: str, scores: dict, shown: dict, window: tuple[slice, slice]) ->
 """
 
 
-def report(title: str, facts: str, results: dict, tables: str, sliders: dict) -> str:
-    """The whole report as one HTML page that needs no other file.
+def report(title: str, facts: str, records: list[dict], sliders: dict) -> str:
+    """Return the whole report as one HTML page that needs no other file.
 
     Args:
         title, facts: text.
-        results: {name of a set: what `evaluation.evaluate` returned}.
-        tables: HTML of `table`.
-        sliders: {(name of a set, name of an image): HTML of `slider`}.
+        records: what was measured, see evaluation/records.py; the first record's network is the
+            page's own, the others are named.
+        sliders: {(index of a record, name of a set): HTML of its `slider`s}.
     """
-    sections = []
-    for set_name, result in results.items():
-        shown = "".join(sliders[set_name, name] for name in result["images"])
-        sections.append(
-            f"<section>\n<h2>{html.escape(set_name)} <small>{_images(result)}</small></h2>\n"
-            f"{means(result)}{gains(result)}"
-            f'<div class="pictures">\n{shown}</div>\n</section>\n'
-        )
+    sections, tables = [], ""
+    if len(records) > 1:
+        facts = f"{len(records)} measurements in one folder, the latest first"
+    for number_, record in enumerate(records):
+        about = ""
+        if len(records) > 1:
+            about = f"{html.escape(record_name(record))}: {html.escape(network_facts(record))}"
+            sections.append(f'<p class="facts record">{about}</p>\n')
+            tables += f"<h3>{about}</h3>\n"
+        for set_name, result in record["sets"].items():
+            shown = sliders.get((number_, set_name), "")
+            shown = f'<div class="pictures">\n{shown}</div>\n' if shown else ""
+            sections.append(
+                f"<section>\n<h2>{html.escape(set_name)} <small>{_images(result)}</small></h2>\n"
+                f"{means(result)}{gains(result)}{shown}</section>\n"
+            )
+            tables += table(*image_table(f"{set_name} x{record['upscale_factor']}", result))
     # Not str.format, which would stumble over the braces of the page's CSS and script
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=html.escape(title),
@@ -88,20 +148,22 @@ def report(title: str, facts: str, results: dict, tables: str, sliders: dict) ->
 
 
 def means(result: dict) -> str:
-    """HTML of a set's mean scores, a large number for each way of enlarging."""
+    """Return HTML of a set's mean scores, a large number for each way of enlarging."""
     boxes = ""
     # One box for bicubic and each network, as "32.68 dB" over "SSIM 0.9094"
     for kind, score in _kinds(result).items():
-        ssim = f"<dd>SSIM {number(score['ssim'], '.4f')}</dd>" if "ssim" in score else ""
-        psnr = f"<dd><b>{number(score['psnr'], '.2f')}</b> dB</dd>"
-        boxes += f"<div><dt>{method_label(kind)}</dt>{psnr}{ssim}</div>\n"
+        metrics = f"<dd><b>{number(score['psnr'], '.2f')}</b> dB</dd>"
+        for metric, value in score.items():
+            if metric != "psnr":
+                metrics += f"<dd>{METRICS[metric]} {number(value, '.4f')}</dd>"
+        boxes += f"<div><dt>{method_label(kind)}</dt>{metrics}</div>\n"
     note = html.escape(excluded_note(result))
     note = f'<p class="note">{note[:1].upper()}{note[1:]}.</p>\n' if note else ""
     return f'<dl class="means">\n{boxes}</dl>\n{note}'
 
 
 def gains(result: dict) -> str:
-    """HTML of a chart: by how many dB the network is better than bicubic, for each image."""
+    """Return HTML of a chart: each image's gain over bicubic in dB."""
     # With self-ensemble that is "srcnn+", the last
     best = [kind for kind in _kinds(result) if kind != "bicubic"][-1]
     gain = {name: gain_of(scores, best) for name, scores in result["images"].items()}
@@ -135,7 +197,7 @@ def gains(result: dict) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """An HTML table; the last row holds the means."""
+    """Return an HTML table; the last row holds the means."""
     lines = [
         "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
         for tag, row in [("th", head)] + [("td", row) for row in rows]
@@ -145,7 +207,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _kinds(scores: dict) -> dict:
-    """The ways of enlarging among scores: {"bicubic": {"psnr", "ssim"}, "srcnn": …}."""
+    """Return the methods among scores: {"bicubic": {"psnr", "ssim"}, "srcnn": …}."""
     return {kind: scores[kind] for kind in KINDS if kind in scores}
 
 
@@ -155,7 +217,7 @@ def _images(result: dict) -> str:
 
 
 def _webp(picture: np.ndarray) -> str:
-    """A picture as WebP in base64."""
+    """Return a picture as WebP in base64."""
     file = io.BytesIO()
     rgb_picture(picture).save(file, "WEBP", quality=92)
     return base64.b64encode(file.getvalue()).decode()

@@ -1,16 +1,21 @@
 """Make tables of a validation, for people."""
 
 import math
+from pathlib import PurePath
+
+from system.files import printable
+
+METRICS = {"psnr": "PSNR", "ssim": "SSIM", "ms_ssim": "MS-SSIM"}
 
 
 def network_of(record: dict) -> str:
-    """Such as "9-1-5 Y"."""
+    """Return a network's short name, such as "9-1-5 Y"."""
     sizes = "-".join(map(str, record["kernel_sizes"]))
     return f"{sizes} {'Y' if record['channels'] == 1 else 'RGB'}"
 
 
-def facts_of(record: dict) -> str:
-    """The network and the protocol, in a line."""
+def network_facts(record: dict) -> str:
+    """Return the network and the protocol, in a line."""
     return (
         f"{network_of(record)}, {record['parameters']:,} parameters, "
         f"{record['macs_per_pixel']:,} multiply-accumulates per pixel; "
@@ -18,12 +23,23 @@ def facts_of(record: dict) -> str:
     )
 
 
+def record_name(record: dict) -> str:
+    """Return the name of a record's weights: of the run, or of the file. Folders are left out,
+    because results are given to other people."""
+    path = PurePath(str(record.get("model_path", "")))
+    if path.name in ("best.pth", "last.pth"):
+        return path.parent.name if path.name == "best.pth" else f"{path.parent.name}/last"
+    return printable(path.name.removesuffix(".pth"))
+
+
 def image_table(title: str, result: dict) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a set's table: each image, the means last.
+    """Return head and rows of a set's table: each image, the means last.
 
     With self-ensemble, each has a second row, marked "+".
     """
-    head = [title, "bicubic PSNR", "SSIM", "SRCNN PSNR", "SSIM", "gain", "ms"]
+    metrics = [METRICS[name] for name in result["bicubic"]]
+    # PSNR and SSIM of bicubic, then of SRCNN
+    head = [title, f"bicubic {metrics[0]}", *metrics[1:], f"SRCNN {metrics[0]}", *metrics[1:]]
     rows = []
     # A set has its means under the names that an image has its scores under
     for name, scores in [*result["images"].items(), ("mean", result)]:
@@ -32,11 +48,10 @@ def image_table(title: str, result: dict) -> tuple[list[str], list[list[str]]]:
             if f"srcnn{plus}" not in scores:
                 continue
             srcnn = scores[f"srcnn{plus}"]
-            # PSNR and SSIM of bicubic, then of SRCNN: the order in which `measure` has put them
             cells = [number(value, ".4f") for kind in (bicubic, srcnn) for value in kind.values()]
             cells.append(number(gain_of(scores, f"srcnn{plus}"), "+.4f"))
             rows.append([name + plus, *cells, number(scores[f"milliseconds{plus}"], ".1f")])
-    return head, rows
+    return [*head, "gain", "ms"], rows
 
 
 def number(value: float | None, form: str) -> str:
@@ -71,7 +86,7 @@ def excluded_note(result: dict) -> str:
 
 
 def aligned(head: list[str], rows: list[list[str]]) -> str:
-    """A table as text: names to the left, numbers to the right."""
+    """Return a table as text: names to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows)]
     lines = []
     for name, *numbers in [head, *rows]:
@@ -80,20 +95,17 @@ def aligned(head: list[str], rows: list[list[str]]) -> str:
     return "".join(lines)
 
 
-def weights_rows(name: str, record: dict, held_out) -> list[dict]:
-    """A file's row in the CSV file of a folder; with self-ensemble another one, marked "+".
-
-    held_out: its PSNR in dB on the training images held out, if it says so.
-    """
+def weights_rows(name: str, record: dict) -> list[dict]:
+    """Return a record's row in the CSV file of a folder; with self-ensemble another one, marked
+    "+"."""
     rows = []
     for plus in ("", "+") if record["self_ensemble"] else ("",):
-        # The file may come from anywhere, so that what it says of itself may be no number
         row = {
             "weights": name + plus,
             "upscale_factor": record["upscale_factor"],
             "network": network_of(record),
             "protocol": record["protocol"],
-            "psnr_holdout": held_out if isinstance(held_out, float) else "",
+            "psnr_holdout": record.get("psnr_holdout", ""),
         }
         # Set5_psnr, Set5_ssim, and Set5_bicubic_psnr, Set5_bicubic_ssim to compare with
         for set_name, result in record["sets"].items():
@@ -102,23 +114,36 @@ def weights_rows(name: str, record: dict, held_out) -> list[dict]:
                     row[f"{set_name}_{label}{metric}"] = value
             if result["excluded"]:
                 row[f"{set_name}_excluded"] = " ".join(result["excluded"])
-        # What people look for first stands first, and the long path last
-        facts = {key: record[key] for key in ("parameters", "macs_per_pixel", "model_path")}
-        rows.append(row | facts)
+        # The columns that people look for come first, the long path last
+        last = "parameters macs_per_pixel padding_mode interpolation model_path".split()
+        rows.append(row | {key: record[key] for key in last})
     return rows
 
 
+def joined_rows(rows: list[dict]) -> list[dict]:
+    """Join the rows of one network that several records have sets of."""
+    keys = "weights upscale_factor protocol padding_mode interpolation model_path".split()
+    joined = {}
+    for row in rows:
+        joined.setdefault(tuple(row[key] for key in keys), {}).update(row)
+    last = ("parameters", "macs_per_pixel", "padding_mode", "interpolation", "model_path")
+    return [{k: row[k] for k in sorted(row, key=lambda k: k in last)} for row in joined.values()]
+
+
 def readable_row(row: dict, sets) -> list[str]:
-    """A row of the CSV file for people: weights, scale, network, held out, PSNR / SSIM of sets."""
+    """Return a row of the CSV file for people: weights, scale, network, held out, and for each set
+    PSNR / SSIM (/ MS-SSIM)."""
     # Two digits of PSNR and four of SSIM, as papers print them; the CSV file has all
-    cells = [row["weights"], f"x{row['upscale_factor']}", row["network"]]
+    cells = [printable(row["weights"]), f"x{row['upscale_factor']}", row["network"]]
     cells.append(f"{row['psnr_holdout']:.2f}" if row["psnr_holdout"] else "")
     for set_name in sets:
-        psnr, ssim = row.get(f"{set_name}_psnr"), row.get(f"{set_name}_ssim")
-        cells.append("" if psnr is None else f"{psnr:.2f} / {ssim:.4f}")
+        scores = [row.get(f"{set_name}_{metric}") for metric in METRICS]
+        forms = zip(scores, (".2f", ".4f", ".4f"))
+        words = [format(score, form) for score, form in forms if score is not None]
+        cells.append(" / ".join(words))
     return cells
 
 
 def markdown(cells: list[str], widths: list[int]) -> str:
-    """A line of a table, for a terminal and for a README."""
+    """Return a line of a Markdown table."""
     return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths)) + " |"

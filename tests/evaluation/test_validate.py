@@ -20,6 +20,7 @@ import validate
 from checkpoints.lookup import WEIGHTS, Source, find_weights
 from evaluation import protocol
 from evaluation.protocol import test_pair as make_pair
+from evaluation.report import SLIDERS
 from images.reading import read_image
 from imgproc import imresize, rgb2y
 from model import SRCNN
@@ -313,7 +314,7 @@ print(sorted(protocol.evaluate(SRCNN().eval(), [("a", image)], 2, with_ssim=Fals
         (["--test_sets", "sample", "nowhere"], "test_sets: nowhere: no folder"),
         (["--test_sets", "Set5"], "run prepare_dataset.py --test_sets Set5"),
         (["--test_sets"], "test_sets: empty"),
-        (["--model_path", "{empty}"], "no files there"),
+        (["--model_path", "{empty}"], "no weights there"),
         (["--model_path", "{texts}"], "no weights there"),
     ],
 )
@@ -518,11 +519,12 @@ def test_weights_of_a_folder(pictures, tmp_path, run_script):
     for scale in (2, 4):
         torch.save(identity(upscale_factor=scale).to_checkpoint({}), folder / f"x{scale}.pth")
     torch.save(identity(3).to_checkpoint({"psnr_holdout": 28.5}), folder / "rgb.pth")
-    (folder / "notes.txt").write_text("text")
+    (folder / "notes.txt").write_text("text")  # no weights by its name: not read
+    (folder / "broken.pth").write_text("text")
     done = run_script("validate.py", "--model_path", folder, "--test_sets", pictures)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     (line,) = re.findall(r"^left out: .*$", done.stderr, re.MULTILINE)
-    assert "notes.txt: neither a PyTorch" in line and "3 networks, 1 left out" in done.stdout
+    assert "broken.pth: neither a PyTorch" in line and "3 networks, 1 left out" in done.stdout
     with open(tmp_path / "results" / "theirs.csv", newline="") as file:
         rows = {row["weights"]: row for row in csv.DictReader(file)}
     assert {name: row["upscale_factor"] for name, row in rows.items()} == {
@@ -546,7 +548,7 @@ def test_weights_of_a_folder(pictures, tmp_path, run_script):
     # The weights of another folder of that name keep apart
     other = tmp_path / "other" / "theirs"
     other.parent.mkdir()
-    shutil.copytree(folder, other, ignore=lambda *_: ["notes.txt", "rgb.pth"])
+    shutil.copytree(folder, other, ignore=lambda *_: ["broken.pth", "rgb.pth"])
     run_main("--model_path", other, "--test_sets", pictures, "--results_dir", tmp_path / "results")
     assert sorted(p.name for p in (tmp_path / "results").glob("*.csv")) == [
         "theirs.csv",
@@ -593,3 +595,139 @@ def test_self_ensemble_has_rows_of_its_own(photograph, tmp_path, capsys):
     record = json.loads((target / "validation.json").read_text())
     assert record["self_ensemble"] is False and "srcnn+" not in record["sets"]["photographs"]
     assert record["sets"]["photographs"]["srcnn"] == result["srcnn"]
+
+
+# ------------------------------------------------------------ what was measured stays side by side
+@pytest.fixture
+def two_sets(tmp_path, photograph):
+    """Folders A/test and B/test of one last name, each with an image of the same name."""
+    folders = []
+    for parent, part in (("A", photograph[:60, :60]), ("B", photograph[40:, 40:])):
+        folders.append(tmp_path / parent / "test")
+        folders[-1].mkdir(parents=True)
+        bgr = np.ascontiguousarray(part[..., ::-1])
+        assert cv2.imwrite(str(folders[-1] / "image.png"), bgr)
+    return folders
+
+
+def test_sets_of_one_last_name_are_not_mixed(two_sets, identity_file, tmp_path, capsys):
+    """Issue 21, 1: in one call, and one after the other into the same folder."""
+    arguments = ["--model_path", identity_file, "--results_dir", tmp_path / "results"]
+    run_main(*arguments, "--test_sets", *two_sets, "--exp_name", "together")
+    printed = capsys.readouterr().out
+    assert "A/test x3" in printed and "B/test x3" in printed
+    record = json.loads((tmp_path / "results/together/validation.json").read_text())
+    together = {name: entry["srcnn"]["psnr"] for name, entry in record["sets"].items()}
+    assert set(together) == {"A/test", "B/test"} and len(set(together.values())) == 2
+    for name in together:
+        assert (tmp_path / "results/together" / name / "image_srcnn.png").is_file()
+
+    for folder in (*two_sets, two_sets[0]):
+        run_main(*arguments, "--test_sets", folder)
+    target = tmp_path / "results" / "identity"
+    record = json.loads((target / "validation.json").read_text())
+    alone = {name: entry["srcnn"]["psnr"] for name, entry in record["sets"].items()}
+    assert alone == {"test": together["A/test"], "B/test": together["B/test"]}
+    for name, expected in (("test", "A"), ("B/test", "B")):
+        assert record["sets"][name]["folder"] == str(tmp_path / expected / "test")
+    pictures = [read_image(target / name / "image_srcnn.png") for name in ("test", "B/test")]
+    assert pictures[0].shape == (60, 60, 3) != pictures[1].shape
+    page = (target / "report.html").read_text()
+    assert page.count('class="wipe"') == 2
+
+    # The same images in another place are the same set
+    moved = tmp_path / "elsewhere" / "test"
+    shutil.copytree(two_sets[0], moved)
+    run_main(*arguments, "--test_sets", moved)
+    assert set(json.loads((target / "validation.json").read_text())["sets"]) == {"test", "B/test"}
+
+
+def test_earlier_measurements_stay(two_sets, pictures, identity_file, tmp_path, capsys):
+    """Issue 21, 17: another set, and another protocol, of the same network; another network."""
+    arguments = ["--model_path", identity_file, "--results_dir", tmp_path, "--exp_name", "mine"]
+    run_main(*arguments, "--test_sets", two_sets[0])
+    run_main(*arguments, "--test_sets", pictures)
+    run_main(*arguments, "--test_sets", pictures, "--protocol", "rgb")
+    other = tmp_path / "other.pth"
+    torch.save(SRCNN.from_pretrained(3).to_checkpoint({}), other)
+    run_main("--model_path", other, *arguments[2:], "--test_sets", two_sets[0])
+    latest = json.loads((tmp_path / "mine" / "validation.json").read_text())
+    rgb, y = latest["others"]
+    assert latest["model_path"] == str(other) and set(latest["sets"]) == {"test"}
+    assert rgb["protocol"] == "rgb" and set(rgb["sets"]) == {"pictures"}
+    assert y["protocol"] == "y" and set(y["sets"]) == {"test", "pictures"}
+    page = (tmp_path / "mine" / "report.html").read_text()
+    assert page.count('class="wipe"') == 1 + 5 + 5 + 1
+    assert page.count("<h2>test ") == page.count("<h2>pictures ") == 2
+    assert page.count("identity: 9-1-5 Y") == 4 and page.count("other: 9-1-5 Y") == 2
+    # Each has pictures of its own
+    folders = [
+        entry["pictures"] for record in (latest, rgb, y) for entry in record["sets"].values()
+    ]
+    assert len(set(folders)) == 4
+    assert all((tmp_path / "mine" / folder / SLIDERS).is_file() for folder in folders)
+
+    # Of weights that have changed nothing is kept, and that is reported
+    capsys.readouterr()
+    torch.save(SRCNN.from_pretrained(2).to_checkpoint({}) | {"upscale_factor": 3}, identity_file)
+    run_main(*arguments, "--test_sets", two_sets[1])
+    assert "earlier measurements dropped" in capsys.readouterr().out
+    record = json.loads((tmp_path / "mine" / "validation.json").read_text())
+    assert [r["model_path"] for r in record.pop("others")] == [str(other)]
+    assert set(record["sets"]) == {"B/test"}
+
+
+def test_runs_of_a_folder_in_one_table(two_sets, tmp_path, monkeypatch, capsys):
+    """Issue 21, 18: results/ and results/<run> are as good as a folder of weights."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two", "three"):
+        run = Path("results", name)
+        run.mkdir(parents=True)
+        torch.save(identity().to_checkpoint({}), run / "best.pth")
+        for file in ("metrics.csv", "report.html", "events.out.tfevents.1"):
+            (run / file).write_text("not weights")
+    run_main("--model_path", "results", "--test_sets", two_sets[0])
+    printed = capsys.readouterr()
+    assert (
+        "3 networks; written: results/results.csv" in printed.out and "left out" not in printed.err
+    )
+    with open("results/results.csv", newline="") as file:
+        assert [row["weights"] for row in csv.DictReader(file)] == ["one", "three", "two"]
+    # A pattern measures some of them; the others' rows and the other set stay
+    run_main("--model_path", "results/t*", "--test_sets", two_sets[1])
+    assert "2 networks; written: results/results.csv" in capsys.readouterr().out
+    with open("results/results.csv", newline="") as file:
+        rows = {row["weights"]: row for row in csv.DictReader(file)}
+    assert sorted(rows) == ["one", "three", "two"]
+    assert all(row["test_psnr"] for row in rows.values())
+    assert [bool(rows[name]["B/test_psnr"]) for name in ("one", "two", "three")] == [0, 1, 1]
+    run_main("--model_path", "results/one", "--test_sets", two_sets[0])
+    assert "written: results/one/validation.json" in capsys.readouterr().out
+
+
+def test_below_bicubic_names_the_settings_that_fit(photograph, tmp_path, capsys):
+    """Issue 21, 35: weights of no padding lose decibels by zeros; a wrong interpolation as well."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    bgr = np.ascontiguousarray(photograph[..., ::-1])
+    assert cv2.imwrite(str(folder / "astronaut.png"), bgr)
+    network = SRCNN.from_pretrained(3)
+    fits = protocol.evaluate(network, [("a", imgproc.to_tensor(photograph))], 3)["srcnn"]["psnr"]
+    network.padding_mode = "zeros"
+    weights = tmp_path / "theirs.pth"
+    torch.save(network.to_checkpoint({}), weights)
+    run_main("--model_path", weights, "--test_sets", folder, "--results_dir", tmp_path)
+    printed = capsys.readouterr().out
+    note = "note: below bicubic on photographs; with --padding_mode replicate: "
+    assert f"{note}{fits:.2f} dB on astronaut instead of " in printed
+
+
+def test_names_with_control_characters(photograph, identity_file, tmp_path, capsys):
+    folder = tmp_path / "a\nset"
+    folder.mkdir()
+    assert cv2.imwrite(str(folder / "i.png"), photograph[..., ::-1])
+    (folder / "i.png").rename(folder / "\x1b[31mred.png")
+    run_main("--model_path", identity_file, "--test_sets", folder, "--results_dir", tmp_path)
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and r"\x1b[31mred" in printed and "a set x3" in printed
+    assert "\x1b" not in (tmp_path / "identity" / "report.html").read_text()

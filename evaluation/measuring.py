@@ -1,0 +1,167 @@
+"""Measure networks on sets of images, the images split over processes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import distributed
+from tqdm import tqdm
+
+from evaluation import protocol, records, sets
+from inference.enlarge import load_network
+from inference.tiling import predict
+from system.files import UserError
+from system.processes import wait_for_all
+
+MOST_NETWORKS = 32  # of a folder of weights, in memory at a time
+
+
+@dataclass
+class Team:
+    """The processes that share the images: number and count of processes, and this one's device."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    def say(self, line: str, file=None):
+        """Print a line once, not once for each process."""
+        if self.rank == 0:
+            print(line, file=file, flush=True)
+
+
+@dataclass
+class Task:
+    """Networks that see the same images: of one scale, protocol, interpolation and colours."""
+
+    networks: dict[str, torch.nn.Module]  # by the name of their weights
+    upscale_factor: int
+    protocol: str  # "y" or "rgb"
+    options: dict  # self_ensemble and with_ms_ssim of `protocol.evaluate_all`
+
+    def record(self, name: str, model_path: str) -> dict:
+        """Return the record of one of the networks, without any set yet."""
+        how = (self.upscale_factor, self.protocol, *self.options.values())
+        return records.make_record(self.networks[name], model_path, *how)
+
+
+def load(path, upscale_factor: int, settings, device):
+    """Load the network of a file, ready to be measured. Raises the errors of `load_network`.
+
+    upscale_factor: what the file must be for; 0: any.
+    """
+    network = load_network(path, upscale_factor, settings.interpolation).to(device)
+    # The first call prepares things, which must not count as the first image's time
+    predict(network, torch.zeros(1, network.channels, 64, 64, device=device))
+    return network
+
+
+def tasks(networks: dict, settings) -> list[Task]:
+    """Group networks by everything that their images depend on.
+
+    So each image is read, shrunk and enlarged once for a group, and bicubic is scored once.
+    """
+    groups = {}
+    for name, network in networks.items():
+        by_channels = "y" if network.channels == 1 else "rgb"
+        # Networks for Y are compared by the paper's protocol, those for RGB by MMagic's
+        chosen = by_channels if settings.protocol == "auto" else settings.protocol
+        # A bare state dict states no scale: then the setting counts
+        scale = network.upscale_factor or settings.upscale_factor
+        key = scale, chosen, network.channels, network.interpolation
+        groups.setdefault(key, []).append(name)
+    options = {"self_ensemble": settings.self_ensemble}
+    options["with_ms_ssim"] = getattr(settings, "ms_ssim", False)
+    return [
+        Task({name: networks[name] for name in names[i : i + MOST_NETWORKS]}, *key[:2], options)
+        for key, names in sorted(groups.items())
+        for i in range(0, len(names), MOST_NETWORKS)
+    ]
+
+
+def measure_set(task: Task, set_name: str, images: dict, team: Team, draw=None):
+    """Measure the networks of a task on a set; each process measures a part of the images.
+
+    Args:
+        images: {name: file}.
+        draw: called with (image's name, scores, pictures) after each image of each network;
+            returns something to keep. None: draw nothing.
+    Returns on every process:
+        {network's name: what `protocol.evaluate` returns}, and in it "unreadable":
+        {image's name: reason} for damaged files, "folder" and "digest" of the images;
+        {image's name: what draw returned}.
+    Raises UserError if not one image can be read.
+    """
+    # The processes take turns through the list, so that each image is measured once
+    mine = list(images.items())[team.rank :: team.world]
+    unreadable, drawn = {}, {}
+    last = list(task.networks)[-1]
+    # tqdm's None: a bar on a terminal, and none where the output goes to a file
+    disable = None if team.rank == 0 else True
+    with tqdm(total=len(mine), desc=set_name, unit="image", leave=False, disable=disable) as bar:
+
+        def visit(name, image_name, scores, pictures):
+            if draw:
+                drawn[image_name] = draw(image_name, scores, pictures())
+            if name == last:
+                bar.set_postfix_str(f"{image_name} {scores['srcnn']['psnr']:.2f} dB")
+                bar.update()
+
+        results = protocol.evaluate_all(
+            task.networks,
+            sets.readable(mine, unreadable),
+            task.upscale_factor,
+            task.protocol,
+            visit=visit,
+            **task.options,
+        )
+    if team.world > 1:
+        # Gathering has a time limit, which one process's larger images would exceed
+        wait_for_all()
+        parts = [None] * team.world
+        distributed.all_gather_object(parts, (results, unreadable, drawn))
+        several, errors, pictures = zip(*parts)
+        results = {
+            name: protocol.merge([part[name] for part in several], images) for name in results
+        }
+        unreadable = {name: why for part in errors for name, why in part.items()}
+        drawn = {name: html for part in pictures for name, html in part.items()}
+    # With nothing measured there are no means to report
+    if images and len(unreadable) == len(images):
+        raise UserError(next(iter(unreadable.values())))
+    # The images that the figures are of
+    origin = {"unreadable": unreadable, "folder": sets.folder_of(images)}
+    origin["digest"] = sets.digest(images)
+    return {name: result | origin for name, result in results.items()}, drawn
+
+
+def better_fit(network, task: Task, images: dict, result: dict) -> str:
+    """Find the padding and interpolation that fit weights below bicubic, on their first image.
+
+    Args:
+        images: {name: file} of the set; result: of the network on it.
+    Returns the settings and their PSNR, for the user; "" if no others are better by 0.1 dB.
+    """
+    counted = [name for name in result["images"] if name not in result["excluded"]]
+    name = counted[0]
+    image = sets.read_colours(images[name])
+    present, found = (network.padding_mode, network.interpolation), []
+    # Weights trained without padding ("valid") are right inside the image with any padding
+    for padding_mode in dict.fromkeys([present[0], "replicate", "zeros"]):
+        for interpolation in dict.fromkeys([present[1], "matlab", "torch"]):
+            network.padding_mode, network.interpolation = padding_mode, interpolation
+            scores = protocol.evaluate(
+                network, [(name, image)], task.upscale_factor, task.protocol, with_ssim=False
+            )
+            words = []
+            if padding_mode != present[0]:
+                words.append(f"--padding_mode {padding_mode}")
+            if interpolation != present[1]:
+                words.append(f"--interpolation {interpolation}")
+            # Of equal ones the fewest settings
+            found.append((round(scores["srcnn"]["psnr"] or 0, 2), -len(words), " ".join(words)))
+    network.padding_mode, network.interpolation = present
+    psnr, _, words = max(found)
+    now = result["images"][name]["srcnn"]["psnr"]
+    if not words or psnr < now + 0.1:
+        return ""
+    return f"with {words}: {psnr:.2f} dB on {name} instead of {now:.2f}"
