@@ -51,7 +51,7 @@ def pictures(tmp_path, photograph):
         "colour.bmp": bgr,
         "tiny.png": bgr[:2, :2],
         "deep.png": bgr.astype(np.uint16) * 257,
-        "alpha.png": np.dstack([bgr, bgr[..., 0]]),
+        "alpha.png": np.dstack([bgr, bgr[..., 0] | 1]),  # nowhere fully transparent
     }.items():
         assert cv2.imwrite(str(folder / name), image)
     return folder
@@ -729,5 +729,5 @@ def test_names_with_control_characters(photograph, identity_file, tmp_path, caps
     (folder / "i.png").rename(folder / "\x1b[31mred.png")
     run_main("--model_path", identity_file, "--test_sets", folder, "--results_dir", tmp_path)
     printed = capsys.readouterr().out
-    assert "\x1b" not in printed and r"\x1b[31mred" in printed and "a set x3" in printed
+    assert "\x1b" not in printed and r"\x1b[31mred" in printed and r"a\nset x3" in printed
     assert "\x1b" not in (tmp_path / "identity" / "report.html").read_text()
