@@ -24,8 +24,10 @@ if __name__ == "__main__":  # check the settings before torch is loaded
 
 import io
 
-from checkpoints.layouts import ignored_note, load_checkpoint, to_layout
+from checkpoints.layouts import ignored_note
+from checkpoints.loading import load_checkpoint
 from checkpoints.lookup import find_weights
+from checkpoints.writing import to_layout
 from inference.onnx_graphs import export_onnx, export_onnx_image
 from model import SRCNN
 from system.files import UserError, write_file

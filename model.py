@@ -5,7 +5,8 @@ import os
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from checkpoints.layouts import PADDING_MODES, load_checkpoint
+from checkpoints.layouts import PADDING_MODES
+from checkpoints.loading import load_checkpoint
 from checkpoints.lookup import shipped_weights
 
 
@@ -88,7 +89,12 @@ class SRCNN(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path_or_scale, kernel_sizes=None, channels: int = 1, interpolation: str = "auto"
+        cls,
+        path_or_scale,
+        kernel_sizes=None,
+        channels: int = 1,
+        interpolation: str = "auto",
+        padding_mode: str = "auto",
     ) -> "SRCNN":
         """A trained network in eval mode.
 
@@ -99,12 +105,13 @@ class SRCNN(nn.Module):
                 itself.
             interpolation: "matlab" or "torch", for a file that does not say what enlarges its
                 input.
+            padding_mode: one of `PADDING_MODES`, for a file that does not state it.
         Raises what `load_checkpoint` raises, and ValueError where no such weights ship.
         """
         # A number is a scale; "3" would be a file
         if not isinstance(path_or_scale, (str, os.PathLike)):
             path_or_scale = shipped_weights(path_or_scale, kernel_sizes or (9, 1, 5), channels)
-        return cls.from_checkpoint(load_checkpoint(path_or_scale, interpolation))
+        return cls.from_checkpoint(load_checkpoint(path_or_scale, interpolation, padding_mode))
 
     @classmethod
     def from_checkpoint(cls, checkpoint: dict) -> "SRCNN":

@@ -31,7 +31,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from checkpoints.layouts import ignored_note, load_checkpoint
+from checkpoints.layouts import ignored_note
+from checkpoints.loading import load_checkpoint
 from dataset import StreamedCrops, training_set, validation_sets
 from evaluation.protocol import evaluate
 from evaluation.tables import excluded_note, number

@@ -1,12 +1,11 @@
-"""What torch.save wrote, as plain data: nothing in the file is imported, called or run.
+"""Read torch's files (and pickled numpy arrays) as plain data, without running anything in them.
 
-A pickle is a program for a small stack machine. Its instructions may import any name and
-call it, and Python's machine does as it is told. The one below is Python's own (the module
-pickle has it in Python as well as in C), of which only the instructions for numbers, text and
-tuples are left. The others are replaced or forbidden: for a name that is to be imported stands
-an inert `Opaque`, which is left out of every list and dict. So a checkpoint that also holds
-objects of somebody's classes is read without them, and one that would run code runs none.
-Of a network that was saved whole, its tensors are read, since they lie there as plain data.
+A pickle is a program for a small stack machine, with instructions that import any name and call
+it. The machine below is Python's own (the module pickle has it in Python as well as in C), with
+only the instructions for numbers, text and tuples. The others are replaced or forbidden. An
+imported name becomes an inert `Opaque`, which is left out of every list and dict. So a checkpoint
+with objects of other classes is read without them, and code does not run. The tensors of a network
+that was saved whole are read: they are plain data.
 
 Time and memory are bounded by the constants below, whatever the file says.
 """
@@ -25,10 +24,10 @@ import torch
 
 from system.files import UserError
 
-# Bytes read from the pickles of one file. Each read counts as STEP at least, and an instruction
-# takes one to three reads: 9,000 rows of training history come to a third of it
+# Bytes read from the pickles of one file. Every read costs at least STEP, and an instruction takes
+# one to three reads: 9,000 rows of training history use a third of the budget
 MAX_READ, STEP = 2**25, 32
-MAX_TEXT = 2**16  # bytes of one text: longer ones (a run's log as an array) are passed over
+MAX_TEXT = 2**16  # bytes of one text: longer ones are read only for the kernels of a convolution
 MAX_LINE = 2**12  # bytes of a line, in the old text instructions
 MAX_BITS = 128  # of an integer: numpy's random state has as many
 MAX_NAME = 100  # characters of an imported name, and of its module
@@ -44,15 +43,19 @@ DTYPES |= {"Char": torch.int8, "Byte": torch.uint8}
 DTYPES |= {"ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128}
 # numpy's names of its number types, and the letters that the module struct has for them
 NUMPY_TYPES = dict(zip("f8 f4 f2 i8 i4 i2 i1 u8 u4 u2 u1 b1".split(), "dfeqihbQIHB?"))
+ARRAY_TYPES = {
+    **{"d": torch.float64, "f": torch.float32, "e": torch.float16, "B": torch.uint8},
+    **{"q": torch.int64, "i": torch.int32, "h": torch.int16, "b": torch.int8, "?": torch.bool},
+}
 
 
 # Compared by identity, never by what they hold, so that the file has no say in it
 @dataclass(eq=False)
 class Opaque:
-    """In place of a class, a function or an object that this reader does not make."""
+    """Stands for a class, a function or an object that this reader does not make."""
 
     name: str
-    # What the name means to this reader, in the four kinds below
+    # The meaning of the name for this reader, in the kinds below
     known: object = None
 
 
@@ -72,6 +75,14 @@ class NumpyType(Opaque):
     """A number type of numpy's; known: its name in struct, such as "<d"."""
 
 
+class LongText(Opaque):
+    """A text that was not read; known: (position, size, whether it is UTF-8) in the file."""
+
+
+class Array(Opaque):
+    """An array of numpy's; known: a tensor, once its numbers are read."""
+
+
 class Module:
     """A network's module, in a TorchScript archive or by torch.save(network): its attributes,
     other modules among them. Its class, and so its code, are left in the file."""
@@ -81,8 +92,14 @@ class Module:
 
 
 # ------------------------------------------------------------------------------ plain data
+def _plain(item):
+    """Return the tensor of an array that has been read, anything else unchanged."""
+    return item.known if isinstance(item, Array) and item.known is not None else item
+
+
 def _fill(target, items):
-    """Extend a list by items, or a dict by keys and values in turn, without what is opaque."""
+    """Extend a list by items, or a dict by keys and values in turn, leaving out opaque ones."""
+    items = list(map(_plain, items))
     if isinstance(target, list):
         target.extend(item for item in items if not isinstance(item, Opaque))
     elif isinstance(target, dict):
@@ -118,7 +135,7 @@ def _tensor(storage, offset, size, stride, *_):
     if any(type(n) is not int or not 0 <= n < 2**40 for n in (offset, *size, *stride)):
         raise ValueError("a tensor's size is not a number")
     count = math.prod(size)
-    # Steps of 0 let a small storage be a large tensor, which checkpoints/layouts.py refuses
+    # With strides of 0 a small storage is a large tensor, which checkpoints/layouts.py refuses
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
     if count > 2**40 or (count and last >= len(storage.known)):
         raise ValueError("a tensor reaches beyond its storage")
@@ -126,19 +143,21 @@ def _tensor(storage, offset, size, stride, *_):
 
 
 def _bytes(text, encoding):
-    """_codecs.encode: how protocols 0 to 2 write bytes."""
+    """Read bytes as protocols 0 to 2 write them (_codecs.encode)."""
+    if isinstance(text, LongText):
+        return text
     plain = type(text) is str and encoding == "latin1"
     return text.encode("latin1") if plain else Opaque("_codecs.encode")
 
 
 def _numpy_type(kind, *_):
-    """numpy.dtype("f8"); BUILD then tells the byte order."""
+    """Read numpy.dtype("f8"); BUILD then states the byte order."""
     known = type(kind) is str and kind in NUMPY_TYPES
     return NumpyType("numpy.dtype", f"<{NUMPY_TYPES[kind]}") if known else Opaque("numpy.dtype")
 
 
 def _numpy_number(kind, raw):
-    """A scalar of numpy's, which many loops keep as their best PSNR."""
+    """Read a scalar of numpy's: many training loops store their best PSNR so."""
     if not isinstance(kind, NumpyType) or type(raw) is not bytes:
         return Opaque("numpy scalar")
     return struct.unpack(kind.known, raw)[0]
@@ -153,12 +172,24 @@ def _module_parts(state) -> list[dict]:
     return parts if all(isinstance(part, dict) for part in parts) else []
 
 
+def _array(*_):
+    """Begin an array of numpy's; BUILD then gives shape, type and numbers."""
+    return Array("numpy.ndarray")
+
+
+def _array_of(raw, kind, shape, order="C", *_):
+    """Read an array of numpy's as protocol 5 writes it; `Machine.call` reads the numbers."""
+    made = Array("numpy.ndarray")
+    made.state = (1, shape, kind, order == "F", raw)
+    return made
+
+
 def _same(thing=(), *_):
-    """For what adds nothing to its argument that is wanted here."""
+    """Return the first argument unchanged."""
     return thing
 
 
-# All that a file can have called. Not one of them imports, calls or opens anything
+# The only functions that a file can call. None of them imports, calls or opens anything
 MAKERS = {
     "collections.OrderedDict": _dict,
     "typing.OrderedDict": _dict,
@@ -176,14 +207,19 @@ MAKERS = {
     "numpy.dtype": _numpy_type,
     "numpy.core.multiarray.scalar": _numpy_number,
     "numpy._core.multiarray.scalar": _numpy_number,
+    "numpy.ndarray": _array,
+    "numpy.core.multiarray._reconstruct": _array,
+    "numpy._core.multiarray._reconstruct": _array,
+    "numpy.core.numeric._frombuffer": _array_of,
+    "numpy._core.numeric._frombuffer": _array_of,
 }
 
 
 # ------------------------------------------------------------------------------ the machine
 class Bounded(io.BytesIO):
-    """A file in memory of which only so much is read."""
+    """A file in memory with a limit on the bytes read."""
 
-    # The machine reads a byte for each of its steps: to bound what is read bounds the steps
+    # The machine reads a byte for each step, so this limits the steps as well
     left = MAX_READ
 
     def spend(self, size: int):
@@ -204,24 +240,25 @@ class Bounded(io.BytesIO):
 
 
 class Machine(pickle._Unpickler):
-    """Python's, but for the instructions that import, call and fill in.
+    """Python's machine with other instructions for importing, calling and filling.
 
-    ``storage(dtype, key, count)`` gives the numbers that tensors refer to. Attribute
-    ``ignored`` has the names met that stand for no plain data, each once.
+    ``storage(dtype, key, count)`` returns the numbers that tensors refer to. Attribute
+    ``ignored`` has the imported names that stand for no plain data, each once, and ``arrays`` the
+    number of numpy's arrays.
     """
 
     def __init__(self, file: Bounded, storage):
         super().__init__(file, encoding="latin1")
-        self.file, self.storage, self.ignored = file, storage, {}
+        self.file, self.storage, self.ignored, self.arrays = file, storage, {}, 0
 
     def load(self):
-        """The object that the pickle at the file's position describes."""
+        """Return the object that the pickle at the file's position describes."""
         self.memo = {}  # each pickle in a file numbers its own objects
-        return super().load()
+        return _plain(super().load())
 
     def find_class(self, module: str, name: str) -> Opaque:
-        """What an imported name stands for here."""
-        # Cut, because a long text can be given as a name again and again
+        """Return the stand-in for an imported name."""
+        # Cut, because a long text can be used as a name many times
         name = f"{module[:MAX_NAME]}.{name[:MAX_NAME]}"
         if name in MAKERS:
             return Maker(name, MAKERS[name])
@@ -229,14 +266,14 @@ class Machine(pickle._Unpickler):
         storage = re.fullmatch(r"torch\.(?:cuda\.)?(\w+)Storage", name)
         if storage and storage[1] in DTYPES:
             return StorageType(name, DTYPES[storage[1]])
-        # The classes of TorchScript, whose code lies in the archive and is left there
+        # The classes of TorchScript; their code stays in the archive
         if name.startswith("__torch__."):
             return Maker(name, Module)
         self.ignored[name] = True
         return Opaque(name)
 
     def persistent_load(self, reference):
-        """The storage that a tensor refers to."""
+        """Return the storage that a tensor refers to."""
         if isinstance(reference, tuple) and len(reference) >= 5 and reference[0] == "storage":
             # ("storage", type, its name in the archive, device, how many numbers)
             _, kind, key, _, count, *view = reference
@@ -249,7 +286,7 @@ class Machine(pickle._Unpickler):
         return Opaque("torch.Storage")
 
     def call(self, kind, arguments, _keywords=None):
-        """Put there what calling ``kind`` stands for: one of our makers is called, nothing else."""
+        """Put the result of calling ``kind`` on the stack. Only our own makers are called."""
         if not isinstance(kind, Opaque) or not isinstance(arguments, (tuple, list)):
             raise ValueError(f"a {type(kind).__name__} is called")
         made = Opaque(kind.name)
@@ -260,15 +297,19 @@ class Machine(pickle._Unpickler):
                 if isinstance(thing, (list, str)):
                     self.file.spend(len(thing) * (STEP if isinstance(thing, list) else 1))
             made = kind.known(*arguments)
+            if isinstance(made, Array) and hasattr(made, "state"):
+                self.read_array(made, made.state)
         self.append(made)
 
     _instantiate = call  # Python's INST and OBJ come here
 
     def build(self):
-        """Give an object its state, where it is one that has any here."""
+        """Give an object its state, if this reader knows its kind."""
         state = self.stack.pop()
         target = self.stack[-1]
-        if isinstance(target, Module) and isinstance(state, dict):
+        if isinstance(target, Array) and isinstance(state, tuple):
+            self.read_array(target, state)
+        elif isinstance(target, Module) and isinstance(state, dict):
             target.attributes = state
         elif parts := _module_parts(state):
             self.stack[-1] = module = Module()
@@ -280,41 +321,77 @@ class Machine(pickle._Unpickler):
         elif isinstance(target, NumpyType) and isinstance(state, tuple) and len(state) > 1:
             target.known = (">" if state[1] == ">" else "<") + target.known[1:]
         elif isinstance(target, OrderedDict) and isinstance(state, dict):
-            # A state dict's versions, and where convert.py puts what the weights are for
+            # A state dict's versions, and convert.py's place for padding and the like
             if isinstance(state.get("_metadata"), dict):
                 target._metadata = state["_metadata"]
 
+    def read_array(self, array: Array, state: tuple):
+        """Read the numbers of numpy's array; state: (version, shape, type, column order, bytes)."""
+        _, shape, kind, columns_first, raw = state
+        is_shape = isinstance(shape, tuple) and len(shape) <= 4
+        if not is_shape or not isinstance(kind, NumpyType) or kind.known[1:] not in ARRAY_TYPES:
+            return
+        if isinstance(raw, LongText):
+            # A run's log is long as well: only kernels are read
+            if len(shape) != 4:
+                return
+            raw = self.long_bytes(raw)
+        if any(type(n) is not int or not 0 <= n < 2**40 for n in shape):
+            raise ValueError("the shape of an array is not of numbers")
+        dtype = ARRAY_TYPES[kind.known[1:]]
+        if type(raw) is not bytes or math.prod(shape) * dtype.itemsize != len(raw):
+            raise ValueError("an array of another size than its numbers")
+        numbers = torch.frombuffer(bytearray(raw or b"\0"), dtype=torch.uint8)[: len(raw)]
+        if kind.known[0] == ">":
+            numbers = numbers.view(-1, dtype.itemsize).flip(1).flatten()
+        # The same array with its axes the other way round lies row by row
+        values = numbers.view(dtype).reshape(shape[::-1] if columns_first else shape)
+        array.known = values.permute(*reversed(range(len(shape)))) if columns_first else values
+        self.arrays += 1
+
+    def long_bytes(self, text: LongText) -> bytes:
+        """Read the bytes of a long text, at the cost of as many from the budget."""
+        start, size, is_utf8 = text.known
+        here = self.file.tell()
+        self.file.seek(start)
+        raw = self.file.read(size)
+        self.file.seek(here)
+        if len(raw) != size:
+            raise EOFError
+        return raw.decode().encode("latin1") if is_utf8 else raw
+
     def put(self):
-        """Keep an object under a number. Huge numbers can be made to have equal hashes, which would
-        make the memo slow, so only small ones are taken."""
+        """Store an object under a number. Huge numbers can have equal hashes, which would make the
+        memo slow, so only small ones are accepted."""
         number = int(self.readline())
         if not 0 <= number < 2**32:
             raise ValueError("a large number in the memo")
         self.memo[number] = self.stack[-1]
 
     def fill(self, items: list, new=None):
-        """Put items into the list or dict on top of the stack, or into a new one."""
+        """Add items to the list or dict on top of the stack, or to a new one."""
         if new is not None:
             self.append(new)
         _fill(self.stack[-1], items)
 
 
 def _python(name: str):
-    """Python's function for an instruction."""
+    """Return Python's function for an instruction."""
     return pickle._Unpickler.dispatch[getattr(pickle, name)[0]]
 
 
 def _bounded(name: str, width: int):
-    """Python's function for a text or number, whose length stands in front in ``width`` bytes;
-    long ones are passed over."""
+    """Return Python's function for a text or number whose length precedes it in ``width`` bytes;
+    long ones are skipped."""
     original = _python(name)
 
     def bounded(machine):
         size = int.from_bytes(machine.file.read(width), "little")
         if size > MAX_TEXT:
-            # Not read at all: MMEngine keeps a run's losses as texts of megabytes
+            # Not read here: MMEngine stores a run's losses as texts of megabytes
+            start = machine.file.tell()
             machine.file.seek(size, 1)
-            machine.append(Opaque("a long text"))
+            machine.append(LongText("a long text", (start, size, "UNICODE" in name)))
             return
         machine.file.seek(-width, 1)
         original(machine)
@@ -326,7 +403,7 @@ def _bounded(name: str, width: int):
     return bounded
 
 
-# Python's as they are: all that they can do is put plain data on the stack and move it about.
+# Python's, unchanged: they only put plain data on the stack and move it about.
 # GLOBAL, STACK_GLOBAL and INST ask find_class, BINPERSID asks persistent_load, which are ours
 PLAIN = """
     PROTO STOP MARK POP POP_MARK DUP TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_TUPLE EMPTY_LIST EMPTY_DICT
@@ -334,15 +411,15 @@ PLAIN = """
     SHORT_BINUNICODE SHORT_BINBYTES GET BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE
     GLOBAL STACK_GLOBAL INST OBJ BINPERSID
 """.split()
-# Python's, bounded, with the bytes in which their length stands in front; 0: they have none
+# Python's, bounded; the number of bytes of the length that precedes them (0: none)
 LONG = {"INT": 0, "LONG": 0, "LONG1": 0, "LONG4": 4, "BINSTRING": 4, "BINUNICODE": 4}
 LONG |= {"BINBYTES": 4, "BINUNICODE8": 8, "BINBYTES8": 8}
-# All that the machine knows, by their names in the module pickle; any other is an error
+# All instructions of the machine, by their names in the module pickle; any other is an error
 INSTRUCTIONS = {
     **{name: _python(name) for name in PLAIN},
     **{name: _bounded(name, width) for name, width in LONG.items()},
     "BYTEARRAY8": _bounded("BINBYTES8", 8),
-    # A length that serves to read ahead: then Bounded would not see what is read
+    # A length for reading ahead, which would bypass Bounded
     "FRAME": lambda machine: machine.file.read(8),
     "PUT": Machine.put,
     # A function and its arguments lie on the stack
@@ -350,7 +427,7 @@ INSTRUCTIONS = {
     "NEWOBJ": lambda machine: machine.call(machine.stack.pop(-2), machine.stack.pop()),
     "NEWOBJ_EX": lambda machine: machine.call(*(machine.stack.pop(-n) for n in (3, 2, 1))),
     "BUILD": Machine.build,
-    # What is to be filled lies below the items, which begin at a mark where they are many
+    # The list or dict lies below the items, which begin at a mark if there are many
     "APPEND": lambda machine: machine.fill([machine.stack.pop()]),
     "SETITEM": lambda machine: machine.fill([machine.stack.pop(-2), machine.stack.pop()]),
     "APPENDS": lambda machine: machine.fill(machine.pop_mark()),
@@ -367,10 +444,11 @@ Machine.dispatch = {getattr(pickle, name)[0]: load for name, load in INSTRUCTION
 
 # ------------------------------------------------------------------------------- the formats
 def load(data: bytes) -> tuple[object, list[str]]:
-    """What torch.save or torch.jit.save wrote, and the names in it that were passed over.
+    """Return the content of a file by torch.save, torch.jit.save or pickle.dump (of a dict of numpy
+    arrays), and the names of classes and functions in it, which are ignored.
 
-    Of a module, saved by itself or in a dict: a flat dict of its tensors, and its own numbers and
-    texts.
+    A module, saved by itself or in a dict, becomes a flat dict of its tensors and of its own
+    numbers and texts.
     Raises UserError, in words that follow the file's name; on damaged files nearly anything.
     """
     read = _load_zip if data.startswith(b"PK") else _load_legacy
@@ -395,18 +473,15 @@ def load(data: bytes) -> tuple[object, list[str]]:
 
 
 def _load_zip(data: bytes):
-    """By torch since 1.6: a zip file of data.pkl, and an entry of numbers for each storage."""
+    """Read a file by torch since 1.6: a zip file of data.pkl, and an entry for each storage."""
     if data.count(b"PK\1\2") > MAX_ENTRIES:
         raise UserError(TOO_MANY)
     archive, storages = zipfile.ZipFile(io.BytesIO(data)), {}
     pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     if not pickles:
-        raise UserError(
-            "a zip archive, but not by torch.save (no data.pkl in it); unpack it, or save the "
-            "network's state_dict with torch.save"
-        )
-    # All in one folder; what is read of it is no larger than the file. (A TorchScript archive
-    # has its code there as well, which is compressed)
+        raise UserError("a zip archive, but not by torch.save (no data.pkl in it); unpack it")
+    # All in one folder; the entries read are no larger than the file. (The code in a TorchScript
+    # archive is compressed)
     root = pickles[0].removesuffix("data.pkl")
     wanted = root + "data", root + "byteorder"
     entries = [entry for entry in archive.infolist() if entry.filename.startswith(wanted)]
@@ -415,12 +490,12 @@ def _load_zip(data: bytes):
         raise UserError(
             "a compressed archive, which torch.save does not write; give the file as it was saved"
         )
-    # Some machines write the bytes of a number the other way round
+    # Some machines write the bytes of a number in the other order
     order = root + "byteorder"
     swapped = order in archive.namelist() and archive.read(order) != sys.byteorder.encode()
 
     def storage(dtype, key, _count):
-        """The numbers of one storage; zipfile compares them with their checksum."""
+        """Return the numbers of one storage; zipfile verifies their checksum."""
         if key not in storages:
             raw = bytearray(archive.read(f"{root}data/{key}"))
             numbers = torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.zeros(0).byte()
@@ -435,11 +510,12 @@ def _load_zip(data: bytes):
 
 
 def _load_legacy(data: bytes):
-    """By torch before 1.6: five pickles, then the numbers of each storage in turn."""
+    """Read a file by torch before 1.6 (five pickles, then the numbers of each storage), or one
+    pickle of numpy's arrays."""
     storages = {}
 
     def storage(dtype, key, count):
-        """Space for the numbers, which come later; never more of it than the file is long."""
+        """Return space for the numbers, which come later; never more than the file is long."""
         if key not in storages:
             taken = sum(values.nbytes for values in storages.values())
             if not 0 <= count * dtype.itemsize <= len(data) - taken or len(storages) > 1000:
@@ -451,12 +527,14 @@ def _load_legacy(data: bytes):
     # the order in which the storages follow
     machine = Machine(file := Bounded(data), storage)
     mark = machine.load()
+    if isinstance(mark, dict) and machine.arrays and not storages:
+        return mark, machine.ignored
     if type(mark) is not int or mark != LEGACY_MARK:
         raise UserError(
             "a pickle, but not by torch.save; save the network's state_dict with torch.save"
         )
     _protocol, _system, content, keys = (machine.load() for _ in range(4))
-    # Texts alone: to compare lists of lists of lists could take forever
+    # Texts alone: comparing nested lists could take forever
     texts = isinstance(keys, list) and all(type(key) is str for key in keys)
     if not texts or sorted(keys) != sorted(storages):
         raise EOFError
@@ -473,16 +551,16 @@ def _load_legacy(data: bytes):
 
 
 def _flat(module: Module) -> dict:
-    """The tensors of a module by their dotted names, as a state dict has them, and the numbers
-    and texts that are attributes of the outermost one, or of the one that it only wraps."""
-    # DataParallel and the like: a module in a module that has no tensors of its own. Ten times at
-    # most, because a module may lie within itself
+    """Return the tensors of a module by their dotted names, as in a state dict, and the numbers
+    and texts of the outermost module, or of the one that it only wraps."""
+    # DataParallel and the like have one module and no tensors of their own. Ten times at most,
+    # because a module may contain itself
     for _ in range(10):
         values = module.attributes.values()
         inner = [value for value in values if isinstance(value, (Module, torch.Tensor))]
         if len(inner) == 1 and isinstance(inner[0], Module):
             module = inner[0]
-    # Breadth first and counted: modules may lie within each other, or in a circle
+    # Breadth first and counted: modules may contain each other in a circle
     flat, waiting, seen = {}, [("", module)], 0
     while waiting:
         prefix, module = waiting.pop(0)

@@ -84,7 +84,7 @@ def networks_for(settings, device, tell) -> Networks:
         source = find_weights(_for_scale(settings, scale))
         if source.message:
             tell(source.message)
-        network = load_network(source.path, scale, settings.interpolation)
+        network = load_network(source.path, scale, settings.interpolation, settings.padding_mode)
         if network.ignored:
             tell(f"note: {ignored_note(network.ignored)}")
         return network.to(device)
@@ -132,25 +132,26 @@ def describe_steps(factor: float, steps: list[int]) -> str:
     return text if len(steps) > 1 else ""
 
 
-def load_network(path, upscale_factor: int = 0, interpolation: str = "auto") -> SRCNN:
-    """The network of a file, for images.
+def load_network(
+    path, upscale_factor: int = 0, interpolation: str = "auto", padding_mode: str = "auto"
+) -> SRCNN:
+    """Load the network of a file, for images.
 
     Args:
-        path: any weights that `SRCNN.from_pretrained` knows.
-        upscale_factor: what they are to be used for; 0 for any.
-        interpolation: "matlab" or "torch", for a file that does not say what enlarges its input.
-    Raises what `SRCNN.from_pretrained` raises, and UserError for weights of another scale, or of
-    padding_mode "valid", whose output is smaller than the image.
+        path: any weights that `SRCNN.from_pretrained` accepts.
+        upscale_factor: the scale to use them for; 0: any.
+        interpolation: "matlab" or "torch", for a file that does not state which bicubic it needs.
+        padding_mode: "replicate", "zeros" or "valid", for a file that does not state it. "valid":
+            the weights were trained without padding. Their output is to be as large as the image,
+            so each layer pads by replication, as the authors' SRCNN.m does with such weights.
+    Raises the errors of `SRCNN.from_pretrained`, and UserError for weights of another scale.
     """
-    network = SRCNN.from_pretrained(path, interpolation=interpolation)
+    network = SRCNN.from_pretrained(path, interpolation=interpolation, padding_mode=padding_mode)
     made_for = network.upscale_factor
     if upscale_factor and made_for not in (0, upscale_factor):
         raise UserError(
             f"{path}: made for x{made_for}, not x{upscale_factor}; use --upscale_factor {made_for}"
         )
     if network.padding_mode == "valid":
-        raise UserError(
-            f"{path}: its output is smaller than its input (padding_mode 'valid'); give "
-            "weights for replicate or zeros padding"
-        )
+        network.padding_mode = "replicate"
     return network

@@ -43,7 +43,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 import sample_layouts as layouts
 
 import train
-from checkpoints.layouts import load_checkpoint
+from checkpoints.loading import load_checkpoint
 from config import RECIPES
 from images import fetching, formats, named_sets, reading
 from model import SRCNN

@@ -13,7 +13,7 @@ import convert
 import upscale
 import validate
 from checkpoints import lookup
-from checkpoints.layouts import load_checkpoint
+from checkpoints.loading import load_checkpoint
 from images import writing
 from imgproc import upsample
 from inference import onnx_graphs

@@ -5,7 +5,7 @@ import resource
 
 import torch
 
-from checkpoints.layouts import load_checkpoint
+from checkpoints.loading import load_checkpoint
 
 NAME = "srcnn_5-1-3_x3"
 

@@ -8,7 +8,7 @@ import torch
 from launch import ROOT, TINY, finished, make_tiny, ranks
 from runs import NAME, check_folder, contents, rows, small_files_only
 
-from checkpoints.layouts import load_checkpoint
+from checkpoints.loading import load_checkpoint
 from model import SRCNN
 
 

@@ -20,7 +20,7 @@ import imgproc
 import train
 import upscale
 import validate
-from checkpoints.layouts import load_checkpoint
+from checkpoints.loading import load_checkpoint
 from evaluation import protocol
 from images import reading, writing
 from inference import enlarge, tiling

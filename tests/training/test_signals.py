@@ -17,7 +17,7 @@ from launch import ROOT, TINY, Run, make_tiny
 from tqdm import tqdm
 
 import train
-from checkpoints.layouts import load_checkpoint
+from checkpoints.loading import load_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 import dataset
 import train
-from checkpoints.layouts import load_checkpoint
+from checkpoints.loading import load_checkpoint
 from evaluation import protocol
 from images import prepared
 from model import SRCNN
