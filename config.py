@@ -55,7 +55,7 @@ recursive: bool = False  # upscale: also images in subfolders, with the same sub
 compare: bool = False  # upscale: also write bicubic and SRCNN side by side
 part: str = ""  # upscale: only this share of the images: "3/8" is the third of eight
 overwrite: bool = False  # train, upscale, convert: replace existing files
-layout: str = "ours"  # convert: ours, lornatang, plain, mmagic, authors, onnx, onnx-image
+layout: str = "ours"  # convert: ours, safetensors, lornatang, plain, mmagic, authors, onnx[-image]
 # fmt: on
 
 # The recipes' values for settings that are None

@@ -1,11 +1,12 @@
-"""Convert weights of any known layout into ours, or into what other code reads:
+"""Convert weights of any known layout for this project, or for other code:
 
     python convert.py --model_path theirs.pth.tar --output ours.pth
     python convert.py --upscale_factor 3 --layout onnx
+    python convert.py --model_path theirs.pth --output theirs.safetensors
 
-layout "ours" is for this project;
-"lornatang" a checkpoint for Lornatang/SRCNN-PyTorch, which its train.py goes on with;
-"plain" a bare state dict (conv1, conv2, conv3) as yjn870/SRCNN-pytorch has it;
+layout "ours" is for this project; "safetensors" holds the same without pickle;
+"lornatang" a checkpoint for Lornatang/SRCNN-PyTorch, from which its train.py resumes;
+"plain" a bare state dict (conv1, conv2, conv3) as in yjn870/SRCNN-pytorch;
 "mmagic" a checkpoint of MMagic's SRCNNNet, which enlarges the image itself;
 "authors" a MATLAB file for the authors' SRCNN.m;
 "onnx" a graph of the network alone, from an N×C×H×W image already upscaled by bicubic, in [0, 1],
@@ -32,8 +33,10 @@ from inference.onnx_graphs import export_onnx, export_onnx_image
 from model import SRCNN
 from system.files import UserError, write_file
 
+# Endings of the files that convert.py names
 SUFFIXES = {
     "ours": "_ours.pth",
+    "safetensors": ".safetensors",
     "lornatang": "_lornatang.pth.tar",
     "plain": "_plain.pth",
     "mmagic": "_mmagic.pth",
@@ -41,19 +44,27 @@ SUFFIXES = {
     "onnx": ".onnx",
     "onnx-image": "_image.onnx",
 }
-# What others' code does, whatever weights it is given; ours does what a file asks for
+# Endings that belong to certain layouts alone; the first one is the default
+LAYOUTS_OF = {
+    ".safetensors": ("safetensors",),
+    ".onnx": ("onnx", "onnx-image"),
+    ".mat": ("authors",),
+    **dict.fromkeys((".pth", ".pt", ".tar", ".ckpt"), ("ours", "lornatang", "plain", "mmagic")),
+}
+OTHER_TOOLS = ".npz .npy .h5 .hdf5 .keras .pb .tflite .caffemodel .prototxt .gguf .json".split()
+# How other code pads, whatever the weights need; ours does what a file states
 PADDING = {"lornatang": "zeros", "plain": "zeros", "mmagic": "zeros", "authors": "replicate"}
-# Not onnx-image, whose graph enlarges the image itself, by the bicubic that the weights need
+# Which bicubic it uses. The graph of onnx-image enlarges by the one that the weights need
 INTERPOLATION = dict.fromkeys(("lornatang", "plain", "authors", "onnx"), "matlab")
 INTERPOLATION["mmagic"] = "torch"
 
 
 def main(settings):
-    source, layout = find_weights(settings), settings.layout
+    layout = choose_layout(settings)
+    source = find_weights(settings)
     if source.message:
         print(source.message)
-    # Of whatever layout: load_checkpoint tells them apart, and always answers in ours
-    checkpoint = load_checkpoint(source.path, settings.interpolation)
+    checkpoint = load_checkpoint(source.path, settings.interpolation, settings.padding_mode)
     network = SRCNN.from_checkpoint(checkpoint)
     output = Path(settings.output or Path(settings.results_dir) / (source.name + SUFFIXES[layout]))
     if output.is_dir():
@@ -61,8 +72,7 @@ def main(settings):
     if output.exists() and not settings.overwrite:
         raise UserError(f"{output}: exists; give another output, or --overwrite")
 
-    # Into memory first, so that a failure leaves no file. The state of a training is left out:
-    # what is converted is the network
+    # Into memory first, so that a failure leaves no file. The training state is left out
     content = io.BytesIO()
     if layout == "onnx":
         export_onnx(network, content)
@@ -78,38 +88,64 @@ def main(settings):
         print(f"note: {note}")
 
 
+def choose_layout(settings) -> str:
+    """Return the layout to write: the user's, else the one that the output's ending names.
+
+    Raises UserError if the two contradict each other, or if no layout has such an ending.
+    """
+    suffix = Path(settings.output).suffix.lower()
+    if suffix in OTHER_TOOLS:
+        raise UserError(
+            f"output={settings.output}: no layout is written as {suffix}; "
+            f"endings are {', '.join(LAYOUTS_OF)}"
+        )
+    fitting = LAYOUTS_OF.get(suffix, (settings.layout,))
+    if settings.layout in fitting:
+        return settings.layout
+    if "layout" in settings.user_set:
+        raise UserError(
+            f"output={settings.output}: layout {settings.layout} is not written as {suffix}; "
+            f"end the name with {Path('x' + SUFFIXES[settings.layout]).suffix}, "
+            f"or give --layout {fitting[0]}"
+        )
+    return fitting[0]
+
+
 def notes(network: SRCNN, checkpoint: dict, layout: str) -> list[str]:
-    """What others' code does differently with these weights, and what it must be told."""
-    # Only what could surprise: where the other code does what the weights need, nothing is said
-    said, f = [], network.kernel_sizes
+    """List what other code does differently with these weights, and the values it needs."""
+    # Only differences: where the other code does what the weights need, there is no note
+    notes, f = [], network.kernel_sizes
     if network.ignored:
-        said.append(ignored_note(network.ignored))
-    # At the border: 6 pixels for 9-1-5, half of what the three kernels reach together
+        notes.append(ignored_note(network.ignored))
+    # At the border: 6 pixels for 9-1-5, half of the reach of all kernels together
     if network.padding_mode != PADDING.get(layout, network.padding_mode):
-        said.append(
+        border = (sum(f) - len(f)) // 2
+        notes.append(
             f"other code pads with {PADDING[layout]} there, these weights are for padding_mode="
-            f"{network.padding_mode}: its output will be wrong within {(sum(f) - 3) // 2} pixels "
+            f"{network.padding_mode}: its output will be wrong within {border} pixels "
             "of the border, ours will not"
         )
-    # MATLAB's bicubic has a = -0.5, torch's -0.75: another input than the weights were made for
+    # MATLAB's bicubic has a = -0.5, torch's -0.75: another input than that of the training
     if network.interpolation != INTERPOLATION.get(layout, network.interpolation):
         bicubic = {"torch": "torch's bicubic", "matlab": "MATLAB's bicubic"}
-        said.append(
+        notes.append(
             f"these weights are for input upscaled by {bicubic[network.interpolation]}, "
             f"not {bicubic[INTERPOLATION[layout]].removesuffix(' bicubic')}"
         )
-    # What their config or source must be told, since a state dict does not say it
+    # Values for their config or source, which a state dict does not state.
     # MMagic names channels from input to output: 1, 64, 32, 1
     architecture = (network.channels, *network.widths, network.channels)
     if layout == "mmagic":
         scale = f", upscale_factor={network.upscale_factor}" if network.upscale_factor else ""
-        said.append(
+        notes.append(
             "for MMagic's config: generator=dict(type='SRCNNNet', "
             f"channels={architecture}, kernel_sizes={f}{scale})"
         )
+    if layout in ("mmagic", "plain") and len(f) != 3:
+        notes.append(f"their network has three layers, these weights have {len(f)}: add layers")
     if layout == "lornatang" and (architecture, f) != ((1, 64, 32, 1), (9, 5, 5)):
-        said.append(f"Lornatang's model.py has 9-5-5 on Y: make its layers {f} on {architecture}")
-    return said
+        notes.append(f"Lornatang's model.py has 9-5-5 on Y: make its layers {f} on {architecture}")
+    return notes
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ def load(path, upscale_factor: int, settings, device):
 
     upscale_factor: what the file must be for; 0: any.
     """
-    network = load_network(path, upscale_factor, settings.interpolation).to(device)
+    choice = settings.interpolation, settings.padding_mode
+    network = load_network(path, upscale_factor, *choice).to(device)
     # The first call prepares things, which must not count as the first image's time
     predict(network, torch.zeros(1, network.channels, 64, 64, device=device))
     return network

@@ -75,7 +75,16 @@ CHOICES = {
     "protocol": ("auto", "y", "rgb"),
     "channels": (1, 3),
     "precision": ("auto", "fp32", "bf16"),
-    "layout": ("ours", "lornatang", "plain", "mmagic", "authors", "onnx", "onnx-image"),
+    "layout": (
+        "ours",
+        "safetensors",
+        "lornatang",
+        "plain",
+        "mmagic",
+        "authors",
+        "onnx",
+        "onnx-image",
+    ),
     "interpolation": ("auto", "matlab", "torch"),
     "padding_mode": ("auto", "zeros", "replicate", "valid"),
 }

@@ -1,0 +1,265 @@
+"""SRCNNs of any names, depth and widths are recognised; what could be another network is not."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from sample_layouts import OURS, PLAIN, convolve, random_layers, state_dict, torch_bytes
+from torch import nn
+
+from checkpoints.loading import load_checkpoint
+from inference.enlarge import load_network
+from model import SRCNN
+
+LAYERS = random_layers((9, 1, 5), 1, (8, 4))
+RGB = random_layers((9, 3, 5), 3, (8, 4))
+NAMES = {
+    "patch_ex": ("patch_ex", "nl_mapping", "reconstruction"),
+    "patch_extraction": ("patch_extraction", "nonlinear_map", "recon"),
+    "l1": ("l1", "l2", "l3"),
+    "layers.N.conv": [f"layers.{i}.conv" for i in range(3)],
+    "conv0": ("conv0", "conv1", "conv2"),
+    "Sequential": ("0", "2", "4"),
+    "one of them ours": ("features.0", "mapping", "reconstruction"),
+    "two of them usual": ("conv1", "conv2", "recon"),
+    "prefix": ("module.net.a", "module.net.b", "module.net.c"),
+}
+
+
+def write(tmp_path, content, legacy=False):
+    path = tmp_path / "file"
+    path.write_bytes(content if isinstance(content, bytes) else torch_bytes(content, legacy))
+    return path
+
+
+def check(path, layers, padding="zeros"):
+    """The file computes what its layers compute."""
+    network, x = SRCNN.from_pretrained(path), torch.rand(1, layers[0][0].shape[1], 19, 22)
+    torch.testing.assert_close(network(x), convolve(layers, x, padding), atol=1e-5, rtol=0)
+    return network
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("layers", [LAYERS, RGB], ids=["Y", "RGB"])
+@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
+def test_names_do_not_matter(names, layers, legacy, tmp_path):
+    for content in (
+        state_dict(layers, names),
+        {"epoch": 3, "weights": state_dict(layers, names), "optimizer": {"state": {}}},
+        {"state_dict": state_dict(layers, names, "module."), "counter": torch.tensor(3)},
+    ):
+        path = write(tmp_path, content, legacy)
+        check(path, layers)
+        assert load_checkpoint(path)["layout"] == "sequence"
+
+
+def test_names_of_no_system(tmp_path):
+    """w1, b1, ...; or all weights first, as some numpy code has them."""
+    flat = dict(zip(("w1", "b1", "w2", "b2", "w3", "b3"), [t for pair in LAYERS for t in pair]))
+    check(write(tmp_path, flat), LAYERS)
+    check(write(tmp_path, dict(sorted(flat.items()))), LAYERS)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("by", ["torch", "torch, legacy", "pickle"])
+def test_a_dict_of_numpy_arrays(by, protocol, tmp_path):
+    """Kernels of more than 64 KiB too, another byte order, and columns first."""
+    layers = random_layers((9, 5, 5), 1, (64, 32))
+    content = {name: tensor.numpy() for name, tensor in state_dict(layers, ("a", "b", "c")).items()}
+    content["b.weight"] = np.asfortranarray(content["b.weight"])
+    content["a.bias"] = content["a.bias"].astype(">f8")
+    content["log"] = np.zeros(20_000)
+    content = {"epoch": 3, "params": content, "best": np.float64(30.5)}
+    del content["params"]["log"]
+    if by == "pickle":
+        data = pickle.dumps(content, protocol)
+    else:
+        data = torch_bytes(content, "legacy" in by, protocol)
+    path = write(tmp_path, data)
+    check(path, layers)
+    assert load_checkpoint(path)["ignored"] == []
+
+
+def test_the_same_array_twice_is_there_twice(tmp_path):
+    layers = [LAYERS[0], *random_layers((1, 5), 8, (8,))[:1], LAYERS[2]]
+    bias = np.zeros(8, np.float32)
+    layers = [(LAYERS[0][0], torch.zeros(8)), (torch.rand(8, 8, 1, 1), torch.zeros(8))]
+    layers.append((torch.rand(1, 8, 5, 5), torch.zeros(1)))
+    content = {name: tensor.numpy() for name, tensor in state_dict(layers).items()}
+    content["features.0.bias"] = content["map.0.bias"] = bias
+    check(write(tmp_path, pickle.dumps(content)), layers)
+
+
+@pytest.mark.parametrize(
+    "kernel_sizes, widths",
+    [((9, 5), (64,)), ((9, 1, 1, 5), (8, 4, 2)), ((9, 3, 3, 5), (8, 8, 8)), ((3,) * 6, (6,) * 5)],
+    ids=["two", "four", "equal widths", "six"],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_number_of_layers(kernel_sizes, widths, channels, tmp_path):
+    layers = random_any(kernel_sizes, channels, widths)
+    count = len(layers)
+    ours = ["features.0", *(f"map.{2 * i}" for i in range(count - 2)), "reconstruction"]
+    plain = [f"conv{i + 1}" for i in range(count)]
+    for names in (ours, plain):
+        path = write(tmp_path, state_dict(layers, names))
+        if names is plain and set(kernel_sizes) == {3}:
+            continue
+        found = load_checkpoint(path)
+        assert (found["kernel_sizes"], found["widths"]) == (kernel_sizes, widths)
+        assert list(found["state_dict"])[::2] == [f"{name}.weight" for name in ours]
+        expected = [tensor for pair in layers for tensor in pair]
+        assert all(map(torch.equal, found["state_dict"].values(), expected))
+
+
+def random_any(kernel_sizes, channels, widths):
+    n = (channels, *widths, channels)
+    return [
+        (torch.randn(b, a, f, f) / (f * a**0.5), torch.randn(b) / 10)
+        for a, b, f in zip(n, n[1:], kernel_sizes)
+    ]
+
+
+def test_a_deep_sequence_with_other_names(tmp_path):
+    layers = random_any((9, 1, 1, 5), 1, (8, 4, 2))
+    path = write(tmp_path, state_dict(layers, ["a", "b", "c", "d"]))
+    assert load_checkpoint(path)["kernel_sizes"] == (9, 1, 1, 5)
+
+
+AMBIGUOUS = {
+    "residual": (state_dict(random_any((3,) * 7, 1, (64,) * 6), map(str, range(7))), "VDSR"),
+    "residual, conv1": (
+        state_dict(random_any((3,) * 5, 1, (8,) * 4), [f"conv{i}" for i in range(1, 6)]),
+        "VDSR",
+    ),
+    "two networks": (
+        {**state_dict(LAYERS, ("a", "b", "c")), **state_dict(LAYERS, ("d", "e", "f"))},
+        "another network: 12 entries",
+    ),
+    "two in a dict": (
+        {"a": state_dict(LAYERS, ("a", "b", "c")), "b": state_dict(LAYERS, ("a", "b", "c"))},
+        "another network: 2 entries",
+    ),
+    "other order": (
+        state_dict([LAYERS[1], LAYERS[0], LAYERS[2]], ("a", "b", "c")),
+        "another network",
+    ),
+    "two layers": (state_dict(random_any((9, 5), 1, (8,)), ("a", "b")), "another network"),
+    "PReLU": ({**state_dict(LAYERS, ("a", "b", "c")), "act.weight": torch.rand(8)}, "another"),
+    "BatchNorm": ({**state_dict(LAYERS, ("a", "b", "c")), "bn.running_mean": torch.rand(8)}, "an"),
+    "sub-pixel": (state_dict(random_any((5, 3), 1, (8,)) + [], ("a", "b")), "another network"),
+    "no chain": (
+        state_dict([*LAYERS[:2], (torch.rand(9, 4, 3, 3), torch.rand(9))], ("a", "b", "c")),
+        "another network",
+    ),
+    "transposed": (
+        state_dict([*LAYERS[:2], (torch.rand(4, 1, 9, 9), torch.rand(1))], ("a", "b", "c")),
+        "another network",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", AMBIGUOUS)
+def test_what_is_ambiguous_is_refused(kind, tmp_path):
+    content, words = AMBIGUOUS[kind]
+    with pytest.raises(ValueError, match=words) as error:
+        load_checkpoint(write(tmp_path, content))
+    assert str(error.value).isprintable() and len(str(error.value)) < 500
+
+
+class Odd(nn.Module):
+    """A network whose class is not loaded, with layers of its own names."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch_ex, self.nl_mapping = nn.Conv2d(1, 8, 9), nn.Conv2d(8, 4, 1)
+        self.reconstruction = nn.Conv2d(4, 1, 5)
+
+
+def test_following_the_advice_leads_to_a_file_that_loads(tmp_path):
+    """ "save only the state_dict", of a network whose names are its own."""
+    network = Odd()
+    content = {"weights": Hidden(network)}
+    with pytest.raises(ValueError, match="not loaded for safety .*: save only the state_dict"):
+        load_checkpoint(write(tmp_path, content))
+    for content in (network.state_dict(), network, {"net": network}):
+        found = load_checkpoint(write(tmp_path, content))
+        assert torch.equal(found["state_dict"]["map.0.weight"], network.nl_mapping.weight)
+
+
+class Hidden:
+    def __init__(self, network):
+        self.inside = network
+
+
+# -------------------------------------------------------------------------------- the padding
+@pytest.mark.parametrize("names", [OURS, PLAIN, ("a", "b", "c")])
+def test_padding_mode_of_the_user(names, tmp_path):
+    path = write(tmp_path, state_dict(LAYERS, names))
+    x = torch.rand(1, 1, 19, 22)
+    for padding in ("zeros", "replicate", "valid"):
+        network = SRCNN.from_pretrained(path, padding_mode=padding)
+        assert network.padding_mode == padding
+        torch.testing.assert_close(network(x), convolve(LAYERS, x, padding), atol=1e-5, rtol=0)
+    # Images are to keep their size: weights trained without padding replicate the edge
+    network = load_network(path, padding_mode="valid")
+    torch.testing.assert_close(network(x), convolve(LAYERS, x, "replicate"), atol=1e-5, rtol=0)
+
+
+def test_padding_mode_of_the_file_counts(tmp_path):
+    def content(padding):
+        return SRCNN((9, 1, 5), widths=(8, 4), padding_mode=padding).to_checkpoint({})
+
+    path = write(tmp_path, content("zeros"))
+    assert load_checkpoint(path, padding_mode="zeros")["padding_mode"] == "zeros"
+    with pytest.raises(ValueError, match="for padding_mode=zeros; leave out --padding_mode repl"):
+        load_checkpoint(path, padding_mode="replicate")
+    # Made without padding, weights have no need of a certain one
+    path = write(tmp_path, content("valid"))
+    for padding in ("zeros", "replicate", "valid"):
+        assert load_checkpoint(path, padding_mode=padding)["padding_mode"] == padding
+    assert load_network(path).padding_mode == "replicate"
+
+
+def test_scripts_take_the_padding_mode(tmp_path, run_script):
+    write(tmp_path, state_dict(LAYERS, ("a", "b", "c")))
+    words = "--model_path", "file", "--padding_mode", "replicate"
+    done = run_script("convert.py", *words, "--output", "ours.pth")
+    assert done.returncode == 0, done.stderr
+    assert load_checkpoint(tmp_path / "ours.pth")["padding_mode"] == "replicate"
+
+
+# ------------------------------------------------------------------------------ the true cause
+def test_messages_name_the_true_cause(tmp_path, monkeypatch):
+    path = write(tmp_path, state_dict(LAYERS))
+
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("checkpoints.loading.recognise", fail)
+    with pytest.raises(ValueError, match="not enough memory to read it"):
+        load_checkpoint(path)
+    with pytest.raises(OSError, match="/file/below: Not a directory; give a path"):
+        load_checkpoint(path / "below")
+    with pytest.raises(OSError, match="File name too long"):
+        load_checkpoint(tmp_path / ("x" * 300))
+    with pytest.raises(ValueError, match="null"):
+        load_checkpoint(f"{tmp_path}/a\0b")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    # By a user who may not enter the folder: "no such file" would be wrong
+    monkeypatch.setattr("os.stat", refuse)
+    with pytest.raises(PermissionError, match="file: Permission denied"):
+        load_checkpoint(path)
+
+
+def test_a_name_that_the_locale_cannot_express(tmp_path, run_script):
+    write(tmp_path, state_dict(LAYERS)).rename(tmp_path / "gewichte-für-x3.pth")
+    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = run_script(
+        "convert.py", "--model_path", "gewichte-für-x3.pth", "--output", "a.pth", **environment
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
