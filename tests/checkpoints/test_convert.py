@@ -206,7 +206,7 @@ def test_interpolation_by_hand(tmp_path):
     """MMagic's bare 9-5-5, which nothing in the file tells from yjn870's."""
     path = converted(tmp_path, layouts.yjn870(RGB955), "--interpolation", "torch")
     assert SRCNN.from_pretrained(path).interpolation == "torch"
-    with pytest.raises(ValueError, match="target: says itself .* interpolation=torch; leave out"):
+    with pytest.raises(ValueError, match="target: states itself .* interpolation=torch; leave out"):
         convert.main(load("convert", ["--model_path", str(path), "--interpolation", "matlab"]))
 
 
