@@ -20,6 +20,8 @@ self_ensemble: bool = False  # valid, upscale: mean over 8 flips and rotations; 
 # Images and results
 train_set: str = "T91"  # train: "T91", "T291", "sample" or a folder of images
 test_sets: tuple[str, ...] = ("Set5", "Set14")  # also BSD100, BSD200, Urban100, sample, folders
+train_lr: str = ""  # own pairs: folder of train_set's small images; empty: made by bicubic
+test_lr: tuple[str, ...] = ()  # own pairs: folders of the small images of each of test_sets
 data_dir: str = "data"  # folder for images and prepared tensors
 source: str = ""  # prepare: folder or archive with T91, Set5, ... instead of the download
 results_dir: str = "results"  # folder for runs and results
@@ -33,6 +35,7 @@ batch_size: int = None  # train: crops per step, over all processes
 learning_rate: float = None  # train: peak of the cosine (fast), or of layers 1 and 2 (paper)
 crop_size: int = None  # train: side of the crops in pixels
 shrink: tuple[float, ...] = None  # train: also crops from images shrunk by these factors
+jpeg: tuple[int, ...] = ()  # train, valid: JPEG quality of small images, from to: (40, 95)
 holdout: int = None  # train: training images held out to choose best.pth; 0: best.pth is the last
 select_by: str = "holdout"  # train: images that choose best.pth: "holdout", or one of test_sets
 print_frequency: int = 100  # train: steps between looks at the loss on a GPU (CPU: every step)

@@ -1,7 +1,8 @@
-"""Training batches and test pairs, from the tensors that prepare_dataset.py makes.
+"""Training batches and held-out images, from the tensors of prepare_dataset.py.
 
-Prepared are the high-resolution images alone, as uint8. Low resolution is made from them by
-`imgproc.imresize`, so that one preparation serves every scale and recipe.
+Prepared sets hold high-resolution images. The low-resolution images are made from them by
+`imgproc.imresize`, so that one preparation serves every scale and recipe. Only own pairs (train_lr)
+bring low-resolution images with them.
 """
 
 import math
@@ -13,27 +14,56 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from images.prepared import load_images, prepared_folder
+from evaluation.protocol import measurable
+from images.jpeg import compressed
+from images.prepared import (
+    check_origin,
+    load_prepared,
+    pair_factor,
+    prepared_folder,
+    training_image,
+)
 from imgproc import downscale, imresize, mirror, modcrop, modcropped, upsample
 from system.files import UserError
 from system.memory import free_memory
 
+__all__ = ["training_image", "training_set", "validation_sets"]  # for notebooks
 SHARE_OF_MEMORY = 0.4  # of what is free on a device, for the training set
 
 
-# ------------------------------------------------------------------------------------ image sets
+def split_holdout(count: int, holdout: int, large=None) -> tuple[list[int], list[int]]:
+    """Return the indices of the training images, and of the held-out images, spread evenly.
 
+    Args:
+        large: indices of the images that are large enough to be measured; None: all of them.
 
-# ---------------------------------------------------------------------------------- prepared sets
-
-
-def split_holdout(count: int, holdout: int) -> tuple[list[int], list[int]]:
-    """Indices of the training images and of those held out, which are spread evenly."""
+    Raises UserError if there are too few images.
+    """
     if not 0 <= holdout < count:
         raise UserError(f"holdout={holdout}: the training set has {count} images; hold out fewer")
+    large = range(count) if large is None else large
+    if holdout > len(large):
+        raise UserError(
+            f"holdout={holdout}: only {len(large)} of the {count} training images are large enough "
+            "to be measured; hold out fewer"
+        )
     # The middles of `holdout` equal parts
-    held = {round((i + 0.5) * count / holdout) for i in range(holdout)}
+    held = {large[round((i + 0.5) * len(large) / holdout)] for i in range(holdout)}
     return [i for i in range(count) if i not in held], sorted(held)
+
+
+def crop_grid(sizes, upscale_factor: int, side: int, stride: int, device="cpu") -> Tensor:
+    """Return how many rows and columns of crops each image has, int64 N×2.
+
+    Args:
+        sizes: (height, width) of N images; cropped to multiples of upscale_factor first.
+        side, stride: of the crops, in pixels.
+    Source: section 4.1 of the paper, and the loops 1 : stride : size - side + 1 of the authors'
+    generate_train.m.
+    """
+    sizes = [modcropped(height, width, upscale_factor) for height, width in sizes]
+    sizes = torch.tensor(sizes, device=device)
+    return ((sizes - side).div(stride, rounding_mode="floor") + 1).clamp(min=0)
 
 
 @dataclass(frozen=True)
@@ -42,8 +72,8 @@ class CropPlan:
 
     stride 1 takes random crops, flipped and rotated at random (8 ways); a larger one takes the
     sub-images on that grid as they are, shuffled once (the paper: crop_size 33, stride 14).
-    quantize rounds the small images to 8 bits, see `downscale`. Of several processes, ``rank``
-    takes every ``world``-th crop of a batch.
+    quantize rounds the small images to 8 bits, see `downscale`. jpeg compresses them at a random
+    quality between two numbers. Process ``rank`` of ``world`` takes every ``world``-th crop.
     """
 
     upscale_factor: int
@@ -54,15 +84,18 @@ class CropPlan:
     seed: int = 0
     rank: int = 0
     world: int = 1
+    jpeg: tuple[int, ...] = ()  # lowest and highest quality, 1 to 100; (): no compression
 
 
 class _Crops:
-    """What both training sets share: which crops a step takes, and lr made from windows around
-    them.
+    """The common part of both training sets: choose the crops of a step, and make lr from windows
+    around them.
 
     Crops follow from (seed, step) alone, so that a resumed run, or one over another number of
     processes, sees the same batches.
     """
+
+    notes: list[str] = []  # lines about the set, for the user
 
     def __init__(self, plan: CropPlan, sizes, device="cpu"):
         self.plan, self.device = plan, device
@@ -76,8 +109,7 @@ class _Crops:
         self.generator = torch.Generator(device)
         self.sizes = torch.tensor(sizes, device=device)
         # Rows and columns of the grid of positions that a crop can have in each image
-        grid = (self.sizes - crop_size).div(plan.stride, rounding_mode="floor") + 1
-        grid = grid.clamp(min=0)
+        grid = crop_grid(sizes, scale, crop_size, plan.stride, device)
         # All positions of all images make one long list: where each image's part begins and ends
         counts = grid.prod(1)
         self.columns, self.ends = grid[:, 1], counts.cumsum(0)
@@ -131,20 +163,30 @@ class _Crops:
         x = torch.where(transform & 2 > 0, k - 1 - x, x)
         return y, x
 
-    def _around(self, image, top, left):
+    def _around(self, image, top, left, scale: int = 1):
         """Rows and columns, N×window each, that lr of a crop depends on: mirrored at the image's
-        borders, as imresize does."""
-        scale, offsets = self.plan.upscale_factor, torch.arange(self.window, device=self.device)
+        borders, as imresize does.
+
+        scale: 1 for the image itself, upscale_factor for its small image.
+        """
+        step = self.plan.upscale_factor
+        offsets = torch.arange(self.window // scale, device=self.device)
         # Rows and columns at once: starts is N×2, inside is N×2×window
-        starts = torch.stack([top, left], 1) // scale * scale - self.margin
-        inside = mirror(starts[..., None] + offsets, self.sizes[image][..., None])
+        starts = (torch.stack([top, left], 1) // step * step - self.margin) // scale
+        inside = mirror(starts[..., None] + offsets, (self.sizes[image] // scale)[..., None])
         return inside[:, 0], inside[:, 1]
 
-    def _pairs(self, windows, top, left, transform):
-        """lr and hr, float N×C×k×k, from the windows (uint8) around the crops."""
+    def _pairs(self, step: int, hr, small, top, left, transform):
+        """Return lr and hr, float N×C×k×k, from the windows around the crops (floats).
+
+        small: windows of the small images of own pairs; None: they are made of hr.
+        """
         scale = self.plan.upscale_factor
-        hr = windows.float() / 255
-        lr = upsample(downscale(hr, scale, self.plan.quantize), scale)
+        if small is None:
+            small = downscale(hr, scale, self.plan.quantize)
+        if self.plan.jpeg:
+            small = compressed(small, self.qualities(step))
+        lr = upsample(small, scale)
         # Where the crop's pixels lie in the window: behind the margin, and behind what the window
         # begins earlier so as to begin on a multiple of the scale
         y, x = self._turned(transform)
@@ -156,66 +198,113 @@ class _Crops:
         side = self.plan.crop_size
         return lr.unflatten(2, (side, side)), hr.unflatten(2, (side, side))
 
+    def qualities(self, step: int) -> list[int]:
+        """Return the JPEG quality of each of this process's crops."""
+        low, high = self.plan.jpeg
+        # Not the generator of the positions, so that these are the same without compression
+        generator = torch.Generator().manual_seed((self.plan.seed * 1_000_003 + step) % 2**31)
+        drawn = torch.randint(low, high + 1, (self.plan.batch_size,), generator=generator)
+        return drawn[self.plan.rank :: self.plan.world].tolist()
+
+
+def _stored(image: Tensor, deep: bool) -> Tensor:
+    """Return uint8 as it is, or with ``deep`` the 16 bits as int16, which torch can index."""
+    if image.dtype == torch.uint16:
+        return image.view(torch.int16)
+    return (image.int() * 257).to(torch.int16) if deep else image
+
+
+def _floats(stored: Tensor) -> Tensor:
+    """Return `_stored` values as floats in [0, 1]."""
+    if stored.dtype == torch.int16:
+        return stored.int().bitwise_and(0xFFFF).float() / 65535
+    return stored.float() / 255
+
 
 class DeviceCrops(_Crops):
-    """A training set that lives on the device: ``data[step]`` is a batch (lr, hr), each float
+    """A training set that lies on the device: ``data[step]`` is a batch (lr, hr), each float
     N×C×crop×crop.
 
     Args:
-        images: uint8, C×H×W each.
+        images: uint8 or uint16, C×H×W each.
         shrink: further copies of every image, shrunk by these factors.
         keep_lr: make lr once for all, 4 bytes a value; else it is made for every batch, and hr,
             1 byte a value, is all that takes memory.
+        small: of own pairs, the small image of each image; then there are no shrunk copies.
     """
 
-    def __init__(self, images, plan: CropPlan, device="cpu", shrink=(), keep_lr: bool = True):
+    def __init__(
+        self, images, plan: CropPlan, device="cpu", shrink=(), keep_lr: bool = True, small=()
+    ):
         # Which copies are large enough; their sizes first, so that memory is taken once
         scale, copies = plan.upscale_factor, []
-        for image in images:
-            for factor in (1, *shrink):
+        for number, image in enumerate(images):
+            for factor in (1,) if small else (1, *shrink):
                 # The size that imresize will give, rounded up
                 sides = (math.ceil(factor * side) for side in image.shape[-2:])
                 size = modcropped(*sides, scale)
                 if min(size) >= plan.crop_size:
-                    copies.append((image, factor, size))
-        super().__init__(plan, [size for _, _, size in copies], device)
+                    copies.append((image, small[number] if small else None, factor, size))
+        super().__init__(plan, [size for *_, size in copies], device)
         # One row of pixels per channel holds all images, one after the other
         pixels = self.sizes.prod(1)
         self.starts = pixels.cumsum(0) - pixels
-        shape = images[0].shape[0], int(pixels.sum())
-        self.hr = torch.empty(shape, dtype=torch.uint8, device=device)
+        channels, total = images[0].shape[0], int(pixels.sum())
+        deep = any(image.dtype == torch.uint16 for image in (*images, *small))
+        bits = torch.int16 if deep else torch.uint8
+        self.hr = torch.empty((channels, total), dtype=bits, device=device)
         # In float32: between two levels of 8 bits lie most values that bicubic gives
-        self.lr = torch.empty(shape, device=device) if keep_lr else None
+        keep_lr = keep_lr and not plan.jpeg
+        self.lr = torch.empty((channels, total), device=device) if keep_lr else None
+        # Small images lie in the same order, and have 1/scale² of the pixels
+        self.small = None
+        if small and not keep_lr:
+            self.small = self.hr.new_empty((channels, total // scale**2))
 
         # A bar if it takes longer than two seconds, where somebody sees it
         hidden = {"delay": 2, "leave": False, "disable": True if plan.rank else None}
         end = 0
-        for image, factor, size in tqdm(copies, "loading", unit=" images", **hidden):
-            hr = image[None].to(device).float()
+        for image, own, factor, size in tqdm(copies, "loading", unit=" images", **hidden):
+            hr = _stored(image, deep)[None].to(device)
             if factor != 1:
                 # Shrunk copies are images of 8 bits as well
-                hr = imresize(hr, factor).round().clamp(0, 255)
+                hr = imresize(hr.float(), factor).round().clamp(0, 255).byte()
             hr = modcrop(hr, scale)
             start, end = end, end + math.prod(size)
-            self.hr[:, start:end] = hr.flatten(2)[0].byte()
+            self.hr[:, start:end] = hr.flatten(2)[0]
+            if own is not None:
+                own = _stored(own, deep)[None].to(device)
+            if self.small is not None:
+                self.small[:, start // scale**2 : end // scale**2] = own.flatten(2)[0]
             if keep_lr:
-                lr = upsample(downscale(hr / 255, scale, plan.quantize), scale)
-                self.lr[:, start:end] = lr.flatten(2)[0]
+                if own is None:
+                    lr = downscale(_floats(hr), scale, plan.quantize)
+                else:
+                    lr = _floats(own)
+                self.lr[:, start:end] = upsample(lr, scale).flatten(2)[0]
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         image, top, left, transform = self.draw(step)
+        if self.lr is None:
+            windows = self._windows(self.hr, image, top, left)
+            small = None
+            if self.small is not None:
+                small = self._windows(self.small, image, top, left, self.plan.upscale_factor)
+            return self._pairs(step, windows, small, top, left, transform)
         # As N×1×1, to be added to N×k×k
         start, width = (v[image].view(-1, 1, 1) for v in (self.starts, self.sizes[:, 1]))
-        if self.lr is None:
-            # N×window×window indices at once, from rows and columns
-            y, x = self._around(image, top, left)
-            windows = self.hr[:, start + y[:, :, None] * width + x[:, None, :]]
-            # Indexing gives C×N×window×window
-            return self._pairs(windows.transpose(0, 1), top, left, transform)
         y, x = self._turned(transform)
         y, x = y + top.view(-1, 1, 1), x + left.view(-1, 1, 1)
         index = start + y * width + x
-        return self.lr[:, index].transpose(0, 1), self.hr[:, index].transpose(0, 1).float() / 255
+        return self.lr[:, index].transpose(0, 1), _floats(self.hr[:, index].transpose(0, 1))
+
+    def _windows(self, pixels, image, top, left, scale: int = 1) -> Tensor:
+        """Return the windows around crops, float N×C×window×window, from flat ``pixels``."""
+        start = (self.starts[image] // scale**2).view(-1, 1, 1)
+        width = (self.sizes[:, 1][image] // scale).view(-1, 1, 1)
+        y, x = self._around(image, top, left, scale)
+        # N×window×window indices at once, from rows and columns. Indexing gives C×N×window×window
+        return _floats(pixels[:, start + y[:, :, None] * width + x[:, None, :]].transpose(0, 1))
 
 
 class StreamedCrops(_Crops):
@@ -229,7 +318,8 @@ class StreamedCrops(_Crops):
 
     def __init__(self, folder, kept, plan: CropPlan):
         self.folder, self.kept = folder, kept
-        self.images = load_images(folder, mmap=True)[1]
+        found = load_prepared(folder, mmap=True)
+        self.images, self.small = found.images, found.small
         super().__init__(plan, [self.images[i].shape[-2:] for i in kept])
 
     def __reduce__(self):
@@ -238,28 +328,40 @@ class StreamedCrops(_Crops):
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         image, top, left, transform = self.draw(step)
+        windows = self._windows(self.images, image, top, left)
+        small = None
+        if self.small:
+            small = self._windows(self.small, image, top, left, self.plan.upscale_factor)
+        return self._pairs(step, windows, small, top, left, transform)
+
+    def _windows(self, images, image, top, left, scale: int = 1) -> Tensor:
+        """Return the windows around crops, float N×C×window×window."""
+        around = zip(image.tolist(), *self._around(image, top, left, scale))
         # Indexing a memory-mapped image reads the window alone from disk
-        windows = [
-            self.images[self.kept[i]][:, y[:, None], x]
-            for i, y, x in zip(image.tolist(), *self._around(image, top, left))
-        ]
-        return self._pairs(torch.stack(windows), top, left, transform)
+        windows = (_stored(images[self.kept[i]], False)[:, y[:, None], x] for i, y, x in around)
+        return torch.stack([_floats(window) for window in windows])
 
 
 # ------------------------------------------------------------------------------- for a training run
 def training_set(settings, rank: int, world: int, device):
-    """This process's crops, and the (name, image) pairs that are held out to choose weights by.
+    """Return this process's crops, and the held-out images that choose the weights.
 
     The images lie on the device if there is room: best with lr, which takes five times as much as
-    hr alone; else lr is made for every batch. What does not fit is streamed from disk.
+    hr alone; else lr is made for every batch. A larger set is streamed from disk.
+
+    Returns crops, with ``notes``: lines for the user; and [(name, image)], of own pairs and with
+    jpeg [(name, image, small image)], as `evaluation.protocol.evaluate` takes them.
+    Raises UserError or FileNotFoundError, one line, if the set is not prepared or is of other
+    images, and if its images or settings do not fit each other.
     """
-    folder = prepared_folder(settings.data_dir, settings.train_set, settings.channels)
-    names, images = load_images(folder, mmap=True)
-    kept, held = split_holdout(len(images), settings.holdout)
-    holdout, images = [(names[i], images[i]) for i in held], [images[i] for i in kept]
+    lr, scale = settings.train_lr, settings.upscale_factor
+    found, notes = _prepared(settings, settings.train_set, "train", lr)
+    protocol = "y" if settings.channels == 1 else "rgb"
+    large = [i for i, im in enumerate(found.images) if measurable(im, scale, protocol)]
+    kept, held = split_holdout(len(found.images), settings.holdout, large)
     # stride 14 is generate_train.m's. MMagic's protocol for RGB has small images of 8 bits
     plan = CropPlan(
-        upscale_factor=settings.upscale_factor,
+        upscale_factor=pair_factor(found) if lr else scale,
         batch_size=settings.batch_size,
         crop_size=settings.crop_size,
         stride=14 if settings.recipe == "paper" else 1,
@@ -267,15 +369,80 @@ def training_set(settings, rank: int, world: int, device):
         seed=settings.seed,
         rank=rank,
         world=world,
+        jpeg=settings.jpeg,
     )
+    small = [found.names[i] for i in kept if not _holds_crop(found.images[i], plan)]
+    if small:
+        notes.append(
+            f"{len(small)} of the {len(found.names)} images are smaller than crop_size="
+            f"{plan.crop_size}, so not trained on: {few(small)}"
+        )
+    if settings.holdout and len(large) < len(found.names):
+        tiny = [name for i, name in enumerate(found.names) if i not in set(large)]
+        notes.append(f"{len(tiny)} are too small to be measured, so not held out: {few(tiny)}")
+    images, own = ([each[i] for i in kept] if each else [] for each in (found.images, found.small))
+    shrink = () if lr else settings.shrink
     room = _room_for_images(settings, device)
     # A copy shrunk by s has s² of the pixels
-    values = sum(image.numel() for image in images) * (1 + sum(s * s for s in settings.shrink))
-    if values > room:
-        return StreamedCrops(folder, kept, plan), holdout
-    # One byte a value for hr, four for lr
-    keep_lr = 5 * values <= room
-    return DeviceCrops(images, plan, device, settings.shrink, keep_lr), holdout
+    values = sum(image.numel() for image in images) * (1 + sum(s * s for s in shrink))
+    bits = 2 if any(image.dtype == torch.uint16 for image in (*images, *own)) else 1
+    if values * bits > room:
+        crops = StreamedCrops(found.folder, kept, plan)
+    else:
+        # hr has one byte a value (two for 16 bits), lr four
+        keep_lr = (4 + bits) * values <= room
+        crops = DeviceCrops(images, plan, device, shrink, keep_lr, own)
+    crops.notes = notes
+    return crops, _measured(found, held, settings)
+
+
+def few(names) -> str:
+    """Return the first names of a list, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(str, names[:5])) + more
+
+
+def _holds_crop(image: Tensor, plan: CropPlan) -> bool:
+    return min(modcropped(*image.shape[-2:], plan.upscale_factor)) >= plan.crop_size
+
+
+def _prepared(settings, name: str, part: str, lr: str):
+    """Return a prepared set, and lines for the user about it. Raises UserError if it is another."""
+    found = load_prepared(
+        prepared_folder(settings.data_dir, name, settings.channels, part, lr), mmap=True
+    )
+    note = check_origin(found, settings.data_dir, name, part, lr)
+    if lr and pair_factor(found) not in (1, settings.upscale_factor):
+        raise UserError(
+            f"upscale_factor={settings.upscale_factor}: {name} and {lr} differ by "
+            f"x{pair_factor(found)}; set upscale_factor to that"
+        )
+    return found, [note] if note else []
+
+
+def _measured(found, indices, settings) -> list[tuple]:
+    """Return images of a prepared set as `evaluate` takes them, see `training_set`."""
+    names, images, small, jpeg = found.names, found.images, found.small, settings.jpeg
+    if small:
+        return [(names[i], images[i], small[i]) for i in indices]
+    if not jpeg:
+        return [(names[i], images[i]) for i in indices]
+    scale, measured = settings.upscale_factor, []
+    # The same qualities at each validation, spread evenly over the range
+    for i, quality in zip(indices, torch.linspace(*map(float, jpeg), len(indices)).tolist()):
+        hr = modcrop(images[i], scale)
+        measured.append((names[i], hr, jpeg_small(hr, scale, round(quality))))
+    return measured
+
+
+def jpeg_small(hr: Tensor, upscale_factor: int, quality: int) -> Tensor:
+    """Return the small image of hr (uint8 C×H×W, H and W multiples of upscale_factor) after JPEG
+    compression: uint8 C×h×w."""
+    if not hr.numel():
+        return hr
+    small = compressed(downscale(hr[None].float() / 255, upscale_factor), [quality])
+    return (small[0] * 255).round().byte()
 
 
 def _room_for_images(settings, device) -> float:
@@ -288,15 +455,19 @@ def _room_for_images(settings, device) -> float:
 
 
 def validation_sets(settings, holdout) -> dict:
-    """{name: [(image's name, image)]}: the images that are held out, and the test sets that are
-    prepared; on a machine for training alone there may be none."""
+    """Return {name: images as of `training_set`}: the held-out images and the prepared test sets.
+
+    On a machine for training alone there may be no test set. Raises UserError for a set that was
+    prepared from other images.
+    """
     sets = {"holdout": holdout}
-    for name in settings.test_sets:
-        folder = prepared_folder(settings.data_dir, name, settings.channels, "test")
+    pairs = settings.test_lr or [""] * len(settings.test_sets)
+    for name, lr in zip(settings.test_sets, pairs, strict=True):
         try:
-            sets[Path(name).name] = list(zip(*load_images(folder, mmap=True)))
+            found, _ = _prepared(settings, name, "test", lr)
         except FileNotFoundError:
             continue
+        sets[Path(name).name] = _measured(found, range(len(found.names)), settings)
     if settings.select_by not in sets:
         raise UserError(
             f"select_by={settings.select_by!r}: no prepared test set; prepare it or use holdout"

@@ -7,9 +7,10 @@ python prepare_dataset.py --source ~/images                      # from a local 
 python prepare_dataset.py --train_set sample --test_sets sample  # scikit-image's, no download
 python prepare_dataset.py --train_set ~/DIV2K_train_HR           # any folder of images
 
-Writes the images to data_dir/<set>/ and the tensors to data_dir/prepared/. These are the
-high-resolution images alone (uint8), so that one run serves every upscale_factor. What is there
-and valid is kept: run it again after an interruption, or after images have changed.
+Writes the images to data_dir/<set>/ and the tensors to data_dir/prepared/. These hold the
+high-resolution images alone (uint8), so that one run serves every upscale_factor. Valid files are
+kept: run it again after an interruption, or after images have changed. Own pairs of high and low
+resolution: give both folders, --train_set hr --train_lr lr.
 """
 
 import sys
@@ -21,64 +22,112 @@ if __name__ == "__main__":  # check the settings before torch is loaded
 
     settings = startup.settings("prepare_dataset")
 
+from dataset import crop_grid, few
+from evaluation.protocol import measurable
 from images.fetching import fetch
-from images.named_sets import image_paths, known_files
-from images.prepared import prepare, prepared_folder
-from images.reading import image_size
+from images.named_sets import ignored_files, known_files, set_folder
+from images.prepared import (
+    load_prepared,
+    origin_of,
+    pair_factor,
+    prepare,
+    prepared_folder,
+    set_files,
+)
 from imgproc import modcropped
 from system.files import UserError
 
 
 def main(settings):
+    """Fetch and prepare every set. Raises UserError at the end if one of them was not prepared."""
     data_dir = Path(settings.data_dir)
-    sets = named_sets(settings)
+    sets = wanted_sets(settings)
     # A misspelt name shows before any download
-    for name, part in sets.values():
+    for name, part, lr in sets.values():
         if not known_files(name):
-            image_paths(data_dir, name, part)
-    fetch([name for name, _ in sets.values()], data_dir, settings.source)
-    for folder, (name, part) in sets.items():
-        paths = image_paths(data_dir, name, part)
-        prepare(paths, folder, settings.channels)
-        print(f"{folder}: {len(paths)} images")
-        if part == "train":
-            scale = settings.upscale_factor
-            count = sub_images([image_size(path) for path in paths], scale)
-            print(f"  which have {count:,} sub-images of 33 x 33 (stride 14) for x{scale}")
+            set_files(data_dir, name, part, lr)
+    fetch([name for name, _, _ in sets.values()], data_dir, settings.source)
+    failed = []
+    for folder, (name, part, lr) in sets.items():
+        for line in ignored(data_dir, (name, lr)):
+            print(line)
+        files = set_files(data_dir, name, part, lr)
+        complaints = prepare(files, folder, settings.channels, origin_of(data_dir, name, lr))
+        for complaint in complaints:
+            print(f"cannot be used: {complaint}", file=sys.stderr)
+        if complaints:
+            failed.append(
+                f"{folder}: not prepared, because {len(complaints)} of its {len(files)} files "
+                f"cannot be used ({complaints[0]})"
+            )
+            continue
+        print(f"{folder}: {len(files)} images")
+        for line in remarks(load_prepared(folder, mmap=True), part, settings):
+            print(f"  {line}")
+    if failed:
+        raise UserError("; ".join(failed))
 
 
-def named_sets(settings) -> dict:
-    """{folder to prepare: (set, "train" or "test")} of train_set and test_sets.
+def wanted_sets(settings) -> dict:
+    """Return {folder to prepare: (set, "train" or "test", folder of small images or "")}.
 
-    Raises UserError for two folders of images that have the same last name.
+    Raises UserError for two folders of images with the same last name.
     """
     sets = {}
-    tests = [(name, "test") for name in settings.test_sets]
-    for name, part in [(settings.train_set, "train"), *tests]:
-        folder = prepared_folder(settings.data_dir, name, settings.channels, part)
+    own = settings.test_lr or [""] * len(settings.test_sets)
+    tests = [(name, "test", lr) for name, lr in zip(settings.test_sets, own, strict=True)]
+    for name, part, lr in [(settings.train_set, "train", settings.train_lr), *tests]:
+        folder = prepared_folder(settings.data_dir, name, settings.channels, part, lr)
         # One folder may well be both training and test set
-        earlier, _ = sets.setdefault(folder, (name, part))
-        if Path(earlier).resolve() != Path(name).resolve():
+        earlier = sets.setdefault(folder, (name, part, lr))
+        if [Path(each).resolve() for each in (earlier[0], earlier[2])] != [
+            Path(each).resolve() for each in (name, lr)
+        ]:
             raise UserError(
-                f"{earlier} and {name} would both be prepared as {folder.name}; "
+                f"{earlier[0]} and {name} would both be prepared as {folder.name}; "
                 "rename one of the folders"
             )
     return sets
 
 
-def sub_images(sizes, upscale_factor: int, side: int = 33, stride: int = 14) -> int:
-    """How many sub-images the paper's training cuts from images of these sizes (height, width).
+def ignored(data_dir, names) -> list[str]:
+    """Return a line about the files of each folder that are not read: GIF, text, pipes."""
+    lines = []
+    for name in names:
+        if name and name != "sample" and not known_files(name):
+            folder = set_folder(data_dir, name)
+            files = ignored_files(folder)
+            if files:
+                found = "1 file is" if len(files) == 1 else f"{len(files)} files are"
+                lines.append(f"{folder}: {found} not read: {few(path.name for path in files)}")
+    return lines
 
-    Source: section 4.1, and the loops of the authors' generate_train.m.
-    """
-    count = 0
-    for height, width in sizes:
-        height, width = modcropped(height, width, upscale_factor)
-        # MATLAB's loops run over 1 : stride : size - side + 1
-        rows = (height - side) // stride + 1
-        columns = (width - side) // stride + 1
-        count += max(0, rows) * max(0, columns)
-    return count
+
+def remarks(found, part: str, settings) -> list[str]:
+    """Return lines about a prepared set: its sub-images, and images that are too small."""
+    scale = pair_factor(found) if found.small else settings.upscale_factor
+    sizes = [tuple(image.shape[-2:]) for image in found.images]
+    lines = []
+    if found.small:
+        lines.append(f"of own pairs: {scale} times as large as their small images")
+    if part == "train":
+        count = int(crop_grid(sizes, scale, 33, 14).prod(1).sum())
+        lines.append(f"which have {count:,} sub-images of 33 x 33 (stride 14) for x{scale}")
+        if settings.train_set == "T91" and scale == 3:
+            lines.append("(24,800 in the paper: no way of counting gives that on these 91 files;")
+            lines.append("the authors' generate_train.m cuts this many, 22,092 without modcrop)")
+        side = settings.crop_size
+        small = [n for n, size in zip(found.names, sizes) if min(modcropped(*size, scale)) < side]
+        if small:
+            lines.append(f"{len(small)} are smaller than crop_size={side}, so train.py does not")
+            lines.append(f"train on them: {few(small)}")
+        return lines
+    protocol = "y" if settings.channels == 1 else "rgb"
+    scale = settings.upscale_factor
+    small = [n for n, im in zip(found.names, found.images) if not measurable(im, scale, protocol)]
+    if small:
+        lines.append(f"{len(small)} are too small to be measured at x{scale}: {few(small)}")
+    return lines
 
 
 if __name__ == "__main__":

@@ -52,7 +52,17 @@ FILES = ("best.pth", "last.pth", "metrics.csv")
 MOST_ROWS = 5_000
 # What decides the result of a run, so that going on with other values is worth a line
 DECISIVE = (
-    *("train_set", "batch_size", "steps", "learning_rate", "crop_size", "shrink", "holdout"),
+    *(
+        "train_set",
+        "train_lr",
+        "jpeg",
+        "batch_size",
+        "steps",
+        "learning_rate",
+        "crop_size",
+        "shrink",
+        "holdout",
+    ),
     *("precision", "seed"),
 )
 
@@ -512,6 +522,8 @@ def describe(run, crops, holdout):
     place = f"{'bf16' if run.bf16 else 'fp32'} on {run.device}"
     say(f"{settings.exp_name}: {parameters:,} parameters, recipe {settings.recipe}, {place}")
     say(f"{crops.count:,} {kind}, {len(holdout)} images held out")
+    for note in crops.notes:
+        say(f"note: {note}")
     if run.step:
         say(f"goes on at step {run.step:,} of {settings.steps:,}")
     elif settings.resume:

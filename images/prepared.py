@@ -1,7 +1,21 @@
-"""Prepared sets: the tensors that prepare_dataset.py makes of a set's images."""
+"""Prepared sets: write the images of a set as tensors, read them, and check what they are of.
 
+A set lies in a folder of files (shards), each written by torch.save:
+
+    origin   the set's name, or the path of its folder (of own pairs, both folders)
+    sources  for each image, its files: [name, bytes, mtime, ctime (both in ns), SHA-256]
+    names    the names of the images
+    images   uint8 (own pairs also uint16) tensors C×H×W
+    small    of own pairs, their low-resolution images; otherwise missing
+"""
+
+import errno
+import hashlib
 import math
+import re
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +23,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from images.named_sets import image_paths, known_files, set_folder
+from images.pairs import factor_of, pair_files, read_pair
 from images.reading import image_size, read_image
 from images.transparency import drop_alpha
 from imgproc import eight_bits, rgb2y, to_tensor
@@ -16,116 +32,360 @@ from system.files import UserError, save
 
 SHARD_BYTES = 64 * 2**20  # of pixels in one file of a prepared set
 WORKERS = 2  # threads that decode images
+AGAIN = "run prepare_dataset.py with the same settings"
+
+
+@dataclass
+class PreparedSet:
+    """The content of a prepared folder: one entry of each list for each image."""
+
+    folder: Path
+    origin: list[str] | None = None  # None: written by an older version
+    sources: list = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    images: list[Tensor] = field(default_factory=list)
+    small: list[Tensor] = field(default_factory=list)  # empty: no own pairs
 
 
 def training_image(path, channels: int) -> Tensor:
-    """An image file as uint8 C×H×W, without alpha and with 16 bits rounded to 8.
+    """Return an image file as uint8 tensor C×H×W, without alpha, 16 bits rounded to 8.
 
     Args:
-        channels: 1: Y as MATLAB's rgb2ycbcr has it, gray as it is; 3: RGB.
+        channels: 1: Y of MATLAB's rgb2ycbcr, gray as it is; 3: RGB.
     """
-    image = eight_bits(drop_alpha(read_image(path)))
-    if image.ndim == 3:
-        image = rgb2y(image) if channels == 1 else image
-    elif channels == 3:
+    return in_channels(eight_bits(drop_alpha(read_image(path))), channels)
+
+
+def in_channels(image: np.ndarray, channels: int) -> Tensor:
+    """Return an array H×W or H×W×3 as tensor C×H×W of its type: Y or gray, or RGB."""
+    if image.ndim == 3 and channels == 1:
+        image = rgb2y(image)
+    elif image.ndim == 2 and channels == 3:
         image = np.stack([image] * 3, 2)
     return to_tensor(image)
 
 
-def prepared_folder(data_dir, name: str, channels: int, part: str = "train") -> Path:
-    """Where the prepared tensors of a set lie.
+def prepared_folder(data_dir, name: str, channels: int, part: str = "train", lr: str = "") -> Path:
+    """Return the folder of a set's prepared tensors.
 
     Args:
-        name: as for `image_paths`; of a folder, its last name counts.
-        part: of "sample", "train" or "test".
+        name: as for `image_paths`; a folder counts by its last name.
+        part: of "sample", train or test.
+        lr: the folder of the low-resolution images of own pairs, or "".
     """
-    stem = f"sample-{part}" if name == "sample" else Path(name).resolve().name
-    return Path(data_dir) / "prepared" / f"{stem}-{'y' if channels == 1 else 'rgb'}"
+    stem = f"sample-{part}" if name == "sample" else Path(name).expanduser().resolve().name
+    pairs = "-pairs" if lr else ""
+    return Path(data_dir) / "prepared" / f"{stem}{pairs}-{'y' if channels == 1 else 'rgb'}"
 
 
+def set_files(data_dir, name: str, part: str = "test", lr: str = "") -> list[tuple[Path, ...]]:
+    """Return the files of each image of a set: (image,), or of own pairs (high, low resolution).
+
+    Raises what `image_paths` and `pair_files` raise.
+    """
+    if lr:
+        return pair_files(set_folder(data_dir, name), set_folder(data_dir, lr))
+    return [(path,) for path in image_paths(data_dir, name, part)]
+
+
+def origin_of(data_dir, name: str, lr: str = "") -> list[str]:
+    """Return the name of a known set, or the absolute path of a folder (of own pairs, both)."""
+    if not lr and (name == "sample" or known_files(name)):
+        return [name]
+    return [str(set_folder(data_dir, folder).resolve()) for folder in (name, lr) if folder]
+
+
+# ---------------------------------------------------------------------------------------- reading
 def load_images(folder, mmap: bool = False) -> tuple[list[str], list[Tensor]]:
-    """Names and images (uint8, C×H×W) of a prepared set.
+    """Return names and images (uint8, C×H×W) of a prepared set. See `load_prepared`."""
+    found = load_prepared(folder, mmap)
+    return found.names, found.images
+
+
+def load_prepared(folder, mmap: bool = False) -> PreparedSet:
+    """Read a prepared set.
 
     Args:
         mmap: leave the pixels on disk until they are read.
 
-    Raises FileNotFoundError if the set is not prepared, UserError if a file of it is damaged.
+    Raises FileNotFoundError if the set is not prepared, UserError if a file of it cannot be used,
+    OSError if it cannot be read.
     """
-    shards = sorted(Path(folder).glob("?????-of-?????.pth"))
-    # Their names say how many files there are. If there are fewer, prepare_dataset.py was ended.
+    folder = Path(folder)
+    shards = sorted(folder.glob("?????-of-?????.pth"))
+    # Their names contain the number of files. There are fewer if prepare_dataset.py has not ended
     if not shards or len(shards) != int(shards[0].stem[-5:]):
-        raise FileNotFoundError(
-            f"{folder}: not prepared; run prepare_dataset.py with the same settings"
-        )
-    names, images = [], []
+        raise FileNotFoundError(f"{folder}: not prepared; {AGAIN}")
+    found = PreparedSet(folder)
     for path in shards:
+        shard = _load_shard(path, mmap)
         try:
-            shard = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-            names += shard["names"]
-            images += shard["images"]
+            found.names += shard["names"]
+            found.images += shard["images"]
+            found.small += shard.get("small", [])
+            found.sources += shard.get("sources", [])
+            found.origin = shard.get("origin")
         except Exception as error:
+            raise UserError(f"{path}: not a prepared set ({error!r}); delete it, {AGAIN}") from None
+    return found
+
+
+def _load_shard(path: Path, mmap: bool) -> dict:
+    """Read a shard. Raises UserError or OSError with the true cause."""
+    try:
+        # torch maps by the name alone, and reports a file without permission as a damaged one
+        with path.open("rb"):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except MemoryError:
+        raise
+    except UnicodeError:
+        raise UserError(
+            f"{path}: torch cannot open this name in the current locale; set PYTHONUTF8=1 or "
+            "LC_ALL=C.UTF-8, or rename the folder with letters of ASCII"
+        ) from None
+    except Exception as error:
+        # For a file cut off, torch raises OSError with "Invalid argument"
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            error.filename = error.filename or str(path)
+            raise
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        if _is_intact(path):
             raise UserError(
-                f"{path}: damaged ({type(error).__name__}); delete it and run prepare_dataset.py"
-            ) from error
-    return names, images
+                f"{path}: torch {torch.__version__} cannot read it ({reason}); prepare it again "
+                "by prepare_dataset.py with this version of torch"
+            ) from None
+        raise UserError(
+            f"{path}: damaged ({type(error).__name__}); delete it and run prepare_dataset.py"
+        ) from error
 
 
-def prepare(paths: list[Path], folder: Path, channels: int):
-    """Write images as the shards that `dataset.load_images` reads.
+def _is_intact(path: Path) -> bool:
+    """Return whether a file is a zip archive with the right checksums, as torch.save writes it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except OSError:
+        raise
+    except Exception:  # zipfile raises errors of many kinds
+        return False
+
+
+def pair_factor(found: PreparedSet) -> int:
+    """Return how many times the images of a set are larger than their small images.
+
+    Raises UserError, one line that names two pairs, if it is not the same for all of them.
+    """
+    sizes = [
+        (image.shape[-2:], small.shape[-2:]) for image, small in zip(found.images, found.small)
+    ]
+    factors = [factor_of(*pair) for pair in sizes]
+    for name, factor in zip(found.names, factors):
+        if factor != factors[0]:
+            raise UserError(
+                f"{found.folder}: the pair {name} differs by x{factor}, {found.names[0]} by "
+                f"x{factors[0]}; prepare one factor at a time"
+            )
+    return factors[0]
+
+
+# -------------------------------------------------------------------------------- what a set is of
+def check_origin(found: PreparedSet, data_dir, name: str, part: str = "train", lr: str = "") -> str:
+    """Check that a prepared set was made of the images that the settings name now.
+
+    The files count if they are there: names, sizes, and SHA-256 where times differ. If they are
+    not there (a machine for training alone), the path counts from which the set was prepared.
+
+    Args: those of `set_files`.
+    Returns a line for the user if only the end of the path could be compared; otherwise "".
+    Raises UserError, one line, if the set is of other images.
+    """
+    if found.origin is None or len(found.sources) != len(found.names):
+        raise UserError(f"{found.folder}: prepared by an older version; {AGAIN}")
+    asked = " and ".join(filter(None, (name, lr)))
+    origin = " and ".join(found.origin)
+    other = UserError(f"{found.folder}: prepared from {origin}, not from {asked}; {AGAIN}")
+    if not lr and name == "sample":
+        if found.origin != [name]:
+            raise other
+        return ""
+    known = {} if lr else known_files(name)
+    if known:
+        # By content: it does not matter where the set was when it was prepared
+        wanted = sorted((file, digest) for (_, file), digest in known.items())
+        if wanted != sorted((record[0], record[-1]) for (record, *_) in found.sources):
+            raise other
+        return ""
+    try:
+        files = set_files(data_dir, name, part, lr)
+    except (FileNotFoundError, UserError):
+        return _check_path(found, [folder for folder in (name, lr) if folder], other)
+    changed = _changed(files, found.sources)
+    if changed and found.origin != origin_of(data_dir, name, lr):
+        raise other
+    if changed:
+        raise UserError(
+            f"{found.folder}: {changed} has changed since {asked} was prepared; {AGAIN}"
+        )
+    return ""
+
+
+def _check_path(found: PreparedSet, folders: list[str], other: UserError) -> str:
+    """`check_origin` for a set without its images here: by the end of the paths."""
+    if len(folders) != len(found.origin):
+        raise other
+    for folder, origin in zip(folders, found.origin):
+        # A set may come from another system, with other separators
+        wanted = [part for part in re.split(r"[\\/]+", folder) if part not in ("", ".", "..", "~")]
+        if wanted != [part for part in re.split(r"[\\/]+", origin) if part][-len(wanted) :]:
+            raise UserError(
+                f"{other}; if these are the images, name them as {' and '.join(found.origin)}"
+            )
+    if folders == found.origin:
+        return ""
+    return (
+        f"{' and '.join(folders)}: not here; trains on the tensors of {' and '.join(found.origin)}"
+    )
+
+
+def _changed(files: list[tuple[Path, ...]], sources: list) -> str:
+    """Return the first file that differs from its record; "" if all are the same."""
+    here = {paths[0].name: paths for paths in files}
+    recorded = {records[0][0]: records for records in sources}
+    for name in [*here, *recorded]:
+        if name not in here or name not in recorded or len(here[name]) != len(recorded[name]):
+            return name
+        for path, record in zip(here[name], recorded[name]):
+            stat = _stat(path)
+            if stat[:2] != record[:2] or (stat != record[:4] and _digest(path) != record[4]):
+                return str(path)
+    return ""
+
+
+def _stat(path: Path) -> list:
+    stat = path.stat()
+    return [path.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------- writing
+def prepare(
+    files: list[tuple[Path, ...]], folder: Path, channels: int, origin: list[str]
+) -> list[str]:
+    """Write images as the shards of a prepared set.
 
     Args:
-        paths: image files.
-        channels: 1 or 3, as for `dataset.training_image`.
+        files: of `set_files`.
+        channels: 1 or 3, as for `training_image`.
+        origin: of `origin_of`.
 
-    A shard holds up to SHARD_BYTES of pixels, and memory one shard. Shards made from the same
-    files (name, size, time of change) are kept; the others are removed before new ones are
-    written, so that a folder is never a mixture. Raises UserError for a file that is no image.
+    A shard holds up to SHARD_BYTES of pixels, and memory one shard. Shards of the same contents
+    are kept; the others are removed before new ones are written, so that a folder is never a
+    mixture.
+
+    Returns the complaints about files that cannot be used, one line each. Their shards are not
+    written, so that the set stays unprepared until they are replaced or removed.
     """
-    groups = in_shards(paths, channels)
-    todo = {folder / f"{i:05d}-of-{len(groups):05d}.pth": group for i, group in enumerate(groups)}
-    for path in folder.glob("*.pth*"):  # temporary files of a killed run as well
-        if path in todo and _sources_in(path) == _sources(todo[path]):
-            del todo[path]
-        else:
-            path.unlink()
-    total = sum(map(len, todo.values()))
-    bar = tqdm(total=total, unit="image", desc=folder.name, disable=not todo)
-    with bar, ThreadPoolExecutor(WORKERS) as pool:
-        for path, group in todo.items():
-            # Before the images, because a file may change after it was read
-            content = {"sources": _sources(group), "names": [p.stem for p in group], "images": []}
-            # map gives the images in the order of the files, whichever is decoded first
-            for image in pool.map(lambda p: training_image(p, channels), group):
-                content["images"].append(image)
-                bar.update()
-            save(content, path)
+    complaints: dict[Path, str] = {}
+    with ThreadPoolExecutor(WORKERS) as pool:
+        # Before the images are read, because a file may change afterwards
+        records = _records(files, pool, complaints, folder.name)
+        groups = in_shards(files, channels, complaints)
+        todo = {folder / f"{i:05d}-of-{len(groups):05d}.pth": g for i, g in enumerate(groups)}
+        for path in folder.glob("*.pth*"):  # temporary files of a killed run as well
+            if path in todo and _is_kept(path, [records.get(f) for f in todo[path]], origin):
+                del todo[path]
+            else:
+                path.unlink()
+        total = sum(map(len, todo.values()))
+        with tqdm(total=total, unit="image", desc=folder.name, disable=not todo) as bar:
+            for path, group in todo.items():
+
+                def read(paths):
+                    if any(file in complaints for file in paths):
+                        return None
+                    return _tensors(paths, channels, complaints)
+
+                # map gives the images in the order of the files
+                images = []
+                for image in pool.map(read, group):
+                    images.append(image)
+                    bar.update()
+                if None in images:
+                    continue
+                content = {
+                    "origin": origin,
+                    "sources": [records[paths] for paths in group],
+                    "names": [paths[0].stem for paths in group],
+                    "images": [image[0] for image in images],
+                }
+                if len(group[0]) > 1:
+                    content["small"] = [image[1] for image in images]
+                save(content, path)
+    return list(complaints.values())
 
 
-def in_shards(paths: list[Path], channels: int) -> list[list[Path]]:
-    """The files in groups of up to SHARD_BYTES of pixels, or of one larger image."""
+def _records(files, pool, complaints: dict, title: str) -> dict:
+    """Return {files of an image: [name, bytes, mtime, ctime, SHA-256] of each of them}."""
+
+    def record(paths):
+        try:
+            return [[*_stat(path), _digest(path)] for path in paths]
+        except OSError as error:
+            complaints[paths[0]] = " ".join(str(error).split())
+
+    # The bar shows where this takes longer than two seconds
+    bar = tqdm(files, f"{title}: checking", unit="image", delay=2, leave=False)
+    jobs = [(paths, pool.submit(record, paths)) for paths in files]
+    return {paths: job.result() for (paths, job), _ in zip(jobs, bar) if job.result()}
+
+
+def _is_kept(path: Path, records: list, origin: list[str]) -> bool:
+    """Return whether a shard is of these files; record their new times or place if they moved."""
+    try:
+        # mmap: the list is read, the pixels stay on disk
+        shard = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        contents = [[(r[0], r[1], r[4]) for r in image] for image in shard["sources"]]
+        if contents != [[(r[0], r[1], r[4]) for r in image] for image in records]:
+            return False
+        if shard["sources"] != records or shard["origin"] != origin:
+            shard = torch.load(path, map_location="cpu", weights_only=True)
+            save({**shard, "sources": records, "origin": origin}, path)
+        return True
+    except OSError:
+        raise
+    except Exception:  # torch raises any kind for a damaged file
+        return False
+
+
+def in_shards(files, channels: int, complaints: dict) -> list[list[tuple[Path, ...]]]:
+    """Return the files in groups of up to SHARD_BYTES of pixels, or of one larger image."""
     groups, room = [], 0
-    for path in paths:
-        # By the file's header: nothing is decoded here
-        size = math.prod(image_size(path)) * channels
-        if size > room:
+    for paths in files:
+        # From the file's header: nothing is decoded here
+        try:
+            size = 0 if paths[0] in complaints else math.prod(image_size(paths[0])) * channels
+        except (UserError, OSError) as error:
+            complaints[paths[0]], size = " ".join(str(error).split()), 0
+        if size > room or not groups:
             groups.append([])
             room = SHARD_BYTES
-        groups[-1].append(path)
+        groups[-1].append(paths)
         room -= size
     return groups
 
 
-def _sources(paths: list[Path]) -> list:
-    """By what a shard knows its files again."""
-    # Not by what they hold: to compare that, a large set would have to be read as a whole
-    stats = [(path.name, path.stat()) for path in paths]
-    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-
-
-def _sources_in(shard: Path):
-    """What `_sources` was when the shard was written; None if it is damaged."""
+def _tensors(paths, channels: int, complaints: dict):
+    """Return the tensors of an image, or of a pair; None, with a complaint, if it is unusable."""
     try:
-        # mmap: the list is read, the pixels stay on disk
-        return torch.load(shard, map_location="cpu", weights_only=True, mmap=True)["sources"]
-    except Exception:  # whatever torch makes of it
-        return None
+        if len(paths) == 1:
+            return [training_image(paths[0], channels)]
+        return [in_channels(image, channels) for image in read_pair(*paths)]
+    except (UserError, OSError) as error:
+        complaints[paths[0]] = " ".join(str(error).split())

@@ -40,10 +40,10 @@ class Script:
 SCRIPTS = {
     "train": Script(
         "best.pth, last.pth and metrics.csv to results_dir/exp_name",
-        "upscale_factor kernel_sizes widths channels train_set test_sets data_dir results_dir "
-        "exp_name overwrite recipe resume steps batch_size learning_rate crop_size shrink holdout "
-        "select_by print_frequency valid_frequency seed device precision compile max_device_gb "
-        "num_workers interpolation",
+        "upscale_factor kernel_sizes widths channels train_set train_lr test_sets test_lr data_dir "
+        "results_dir exp_name overwrite recipe resume steps batch_size learning_rate crop_size "
+        "shrink jpeg holdout select_by print_frequency valid_frequency seed device precision "
+        "compile max_device_gb num_workers interpolation",
         mode="train",
     ),
     "validate": Script(
@@ -61,7 +61,7 @@ SCRIPTS = {
     ),
     "prepare_dataset": Script(
         "images to data_dir/<set>, and tensors to data_dir/prepared",
-        "train_set test_sets data_dir source channels upscale_factor",
+        "train_set train_lr test_sets test_lr data_dir source channels upscale_factor crop_size",
     ),
     "convert": Script(
         "one file to results_dir, or where --output says",
@@ -97,7 +97,7 @@ AT_LEAST = {
 # People write these as 1e4. In a batch_size that is more probably a slip
 COUNTED_IN_STEPS = ("steps", "print_frequency", "valid_frequency")
 # ~ stands for the home folder in these
-PATHS = ("data_dir", "results_dir", "source", "resume", "model_path", "output")
+PATHS = ("data_dir", "results_dir", "source", "resume", "model_path", "output", "train_lr")
 # Names in other projects
 OTHER_NAMES = {
     "upscale_factor": "scale s factor upscale sr_factor",
@@ -479,6 +479,18 @@ def check_together(settings: Settings, script: str):
             f"crop_size={settings.crop_size}: must be at least {border + 1} for "
             f"kernel_sizes={sizes}, which remove {border} pixels"
         )
+    if settings.test_lr and len(settings.test_lr) != len(settings.test_sets):
+        raise UserError(
+            f"test_lr: {len(settings.test_lr)} folders for {len(settings.test_sets)} test_sets; "
+            "name the folder of small images of each test set"
+        )
+    if settings.train_lr and settings.shrink and "shrink" in settings.user_set:
+        raise UserError("shrink: cannot be used with train_lr, own pairs stay as they are")
+    jpeg = settings.jpeg
+    if jpeg and not (len(jpeg) == 2 and 1 <= jpeg[0] <= jpeg[1] <= 100):
+        raise UserError(f"jpeg={jpeg}: give the lowest and the highest quality, as in 40 95")
+    if jpeg and (settings.train_lr or settings.test_lr):
+        raise UserError("jpeg: cannot be used with train_lr or test_lr, own pairs stay as they are")
     mode = SCRIPTS[script].mode
     # With several processes (torchrun) one of them prints it
     if mode and settings.mode != mode and "mode" in settings.user_set:

@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -20,6 +21,7 @@ import pytest
 import torch
 from conftest import ROOT, error_line, image_set
 
+import dataset
 import imgproc
 import prepare_dataset
 from images import archives, fetching, named_sets, prepared, reading, writing
@@ -116,7 +118,8 @@ def test_sub_images_are_counted_as_they_are_cut():
     for height, width, scale in ((33, 33, 3), (34, 100, 3), (32, 99, 2), (5, 5, 4), (61, 47, 4)):
         tops, lefts = (range(0, size // scale * scale - 32, 14) for size in (height, width))
         count = len([(top, left) for top in tops for left in lefts])
-        assert prepare_dataset.sub_images([(height, width)] * 2, scale) == 2 * count
+        grid = dataset.crop_grid([(height, width)] * 2, scale, 33, 14)
+        assert grid.prod(1).sum() == 2 * count
 
 
 # -------------------------------------------------------------------------------------------------------------- sources
@@ -539,6 +542,11 @@ def folder_of_images(folder, count=8, side=100):
     return sorted(folder.iterdir())
 
 
+def write(paths, folder, channels=1):
+    """Prepare single images; returns the complaints."""
+    return prepared.prepare([(path,) for path in paths], folder, channels, ["photos"])
+
+
 def test_kinds_of_images(tmp_path):
     colour = RANDOM.integers(0, 256, (20, 30, 3), dtype=np.uint8)
     gray, alpha = colour[..., 0], np.dstack([colour, colour[..., :1] | 1])  # all of it visible
@@ -562,17 +570,17 @@ def test_kinds_of_images(tmp_path):
 def test_shards_hold_what_fits_and_only_changed_ones_are_made_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(prepared, "SHARD_BYTES", 25_000)  # two images each
     paths, folder = folder_of_images(tmp_path / "photos"), tmp_path / "prepared"
-    prepared.prepare(paths, folder, 1)
+    write(paths, folder)
     shards = sorted(folder.iterdir())
     assert [p.name for p in shards] == [f"{i:05d}-of-00004.pth" for i in range(4)]
     before = [p.stat().st_mtime_ns for p in shards]
     writing.write_image(paths[5], np.full((90, 90, 3), 255, np.uint8))
     (folder / "00001-of-00004.pth.tmp-99").write_text("left by a killed run")
-    prepared.prepare(paths, folder, 1)
+    write(paths, folder)
     assert sorted(folder.iterdir()) == shards
     assert [p.stat().st_mtime_ns == t for p, t in zip(shards, before)] == [True, True, False, True]
     shards[0].write_bytes(shards[0].read_bytes()[:-500])
-    prepared.prepare(paths[:6], folder, 1)  # a smaller set: other names, none of the old left
+    write(paths[:6], folder)  # a smaller set: other names, none of the old left
     names, images = prepared.load_images(folder)
     assert names == [f"{i:02d}" for i in range(6)] and (images[5] == 235).all()
 
@@ -583,7 +591,7 @@ def test_a_run_that_ended_early_is_completed(tmp_path, monkeypatch):
     code = (
         "import sys, time, pathlib\nfrom images import prepared as p\np.SHARD_BYTES, work = 25_000, p.training_image\n"
         "def slow(path, channels):\n    time.sleep(60 * (path.stem >= '08'))\n    return work(path, channels)\n"
-        "p.training_image = slow\np.prepare(sorted(pathlib.Path('photos').iterdir()), pathlib.Path('prepared'), 1)"
+        "p.training_image = slow\np.prepare([(f,) for f in sorted(pathlib.Path('photos').iterdir())], pathlib.Path('prepared'), 1, ['photos'])"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -605,13 +613,217 @@ def test_a_run_that_ended_early_is_completed(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="not prepared"):
         prepared.load_images(tmp_path / "prepared")
     monkeypatch.setattr(prepared, "SHARD_BYTES", 25_000)
-    prepared.prepare(paths, tmp_path / "prepared", 1)
+    write(paths, tmp_path / "prepared")
     assert all(p.stat().st_mtime_ns == t for p, t in finished.items())
     names, images = prepared.load_images(tmp_path / "prepared", mmap=True)
     assert len(names) == 12
     assert all(
         torch.equal(image, prepared.training_image(path, 1)) for path, image in zip(paths, images)
     )
+
+
+# ------------------------------------------------------------------------------ what a set is of
+def photos(folder, seed, count=4, side=60):
+    """Images whose names, sizes and times are the same for every seed."""
+    random = np.random.default_rng(seed)
+    for i in range(count):
+        pixels = random.integers(0, 256, (side, side + i, 3), dtype=np.uint8)
+        writing.write_image(folder / f"{i}.bmp", pixels)
+        os.utime(folder / f"{i}.bmp", (1_577_836_800,) * 2)
+    return folder
+
+
+def prepare_set(name, *words):
+    prepare_dataset.main(load("prepare_dataset", ["--train_set", str(name), "--test_sets", *words]))
+
+
+def opened(name, *words):
+    """The crops and held-out images as train.py would have them."""
+    argv = ["--train_set", str(name), "--test_sets", "--holdout", "1", "--crop_size", "33", *words]
+    settings = load("train", argv)
+    return dataset.training_set(settings, 0, 1, torch.device("cpu"))
+
+
+def test_a_set_of_another_folder_is_refused(tmp_path, monkeypatch):
+    """A/train and B/train have one last name: the prepared tensors are of one of them."""
+    monkeypatch.chdir(tmp_path)
+    for folder, seed in (("A/train", 0), ("B/train", 1)):
+        photos(tmp_path / folder, seed)
+        prepare_set(folder)
+    words = "train-y: prepared from .*B.train, not from A/train; run prepare_dataset.py"
+    with pytest.raises(ValueError, match=words):
+        opened("A/train")
+    with pytest.raises(ValueError, match=words):
+        argv = ["--train_set", "B/train", "--test_sets", "A/train"]
+        dataset.validation_sets(load("train", argv), [])
+    assert opened("B/train")[0].notes == [] == opened(tmp_path / "B" / "train")[0].notes
+    prepare_set("A/train")
+    opened("A/train")
+    # Not one of the other folder's images is kept, although names, sizes and times are the same
+    _, images = prepared.load_images("data/prepared/train-y")
+    path = tmp_path / "A" / "train" / "2.bmp"
+    assert torch.equal(images[2], prepared.training_image(path, 1))
+
+
+def test_images_that_changed_are_noticed(tmp_path, monkeypatch):
+    """By content, also where names, sizes and times stay the same."""
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "train", 0)
+    prepare_set("train")
+    # The same images with new times, as after a copy
+    for path in (tmp_path / "train").iterdir():
+        os.utime(path)
+    assert opened("train")[0].notes == []
+    shard = tmp_path / "data/prepared/train-y/00000-of-00001.pth"
+    before = shard.read_bytes()
+    prepare_set("train")  # records the new times
+    assert shard.read_bytes() != before
+    photos(tmp_path / "other", 1)
+    (tmp_path / "other" / "2.bmp").replace(tmp_path / "train" / "2.bmp")
+    words = "train.2.bmp has changed since train was prepared; run prepare_dataset.py"
+    with pytest.raises(ValueError, match=words):
+        opened("train")
+    prepare_set("train")
+    opened("train")
+    (tmp_path / "train" / "3.bmp").unlink()
+    with pytest.raises(ValueError, match="3.bmp has changed"):
+        opened("train")
+
+
+def test_a_set_without_its_images(tmp_path, monkeypatch):
+    """On a machine for training alone the paths are compared."""
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "A" / "train", 0)
+    prepare_set("A/train")
+    (tmp_path / "A").rename(tmp_path / "gone")
+    assert "trains on the tensors of" in opened("A/train")[0].notes[0]
+    assert opened(tmp_path / "A" / "train")[0].notes == []
+    for name in ("B/train", tmp_path / "B" / "train"):
+        with pytest.raises(ValueError, match="if these are the images, name them as .*A.train"):
+            opened(name)
+
+
+def test_known_sets_are_known_by_their_contents(tiny, tmp_path, monkeypatch):
+    """The images of T91 are T91 wherever they lie; others in a folder of that name are not."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "source.zip").write_bytes(zip_of(laid_out(tiny)))
+    main(tmp_path, "--source", "source.zip")
+    (tmp_path / "data" / "T91").rename(tmp_path / "gone")
+    opened("T91")
+    photos(tmp_path / "x" / "T91", 0)
+    with pytest.raises(ValueError, match="prepared from T91, not from x/T91"):
+        opened("x/T91")
+    prepare_set("x/T91")
+    opened("x/T91")
+    with pytest.raises(ValueError, match="prepared from .*x.T91, not from T91"):
+        opened("T91")
+
+
+def test_sets_of_older_versions_are_prepared_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "train", 0)
+    prepare_set("train")
+    shard = tmp_path / "data/prepared/train-y/00000-of-00001.pth"
+    content = torch.load(shard)
+    torch.save({key: content[key] for key in ("names", "images")}, shard)
+    with pytest.raises(ValueError, match="older version; run prepare_dataset.py"):
+        opened("train")
+    prepare_set("train")
+    opened("train")
+
+
+# ------------------------------------------------------------------------------ what is left out
+def test_all_files_that_cannot_be_used_are_named(tmp_path, run_script):
+    """One run lists them all; the set is not prepared, and finished shards stay."""
+    photos(tmp_path / "train", 0, 6)
+    (tmp_path / "train" / "1.bmp").write_bytes(b"no image")
+    whole = (tmp_path / "train" / "4.bmp").read_bytes()
+    (tmp_path / "train" / "4.bmp").write_bytes(whole[:2000])
+    (tmp_path / "train" / "5.bmp").unlink()
+    (tmp_path / "train" / "5.bmp").symlink_to("nothing")
+    process = run_script("prepare_dataset.py", "--train_set", "train", "--test_sets")
+    line = error_line(process)
+    assert "train-y: not prepared, because 3 of its 6 files cannot be used (" in line
+    for name in ("1.bmp", "4.bmp", "5.bmp"):
+        assert re.search(rf"^cannot be used: .*{name}", process.stderr, re.MULTILINE)
+    with pytest.raises(FileNotFoundError, match="not prepared"):
+        prepared.load_images(tmp_path / "data/prepared/train-y")
+
+
+def test_what_is_not_read_is_named(tmp_path, monkeypatch, capsys):
+    """GIFs, texts, pipes and sockets; images smaller than a crop, or too small to be measured."""
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "train", 0)
+    for name in ("anim.gif", "notes.txt"):
+        (tmp_path / "train" / name).write_bytes(b"")
+    os.mkfifo(tmp_path / "train" / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as plug:
+        plug.bind("train/plug.bmp")
+        prepare_set("train", "train", "--crop_size", "61", "--upscale_factor", "2")
+    out = capsys.readouterr().out
+    assert "train: 4 files are not read: anim.gif, notes.txt, pipe.png, plug.bmp" in out
+    assert (
+        "4 are smaller than crop_size=61, so train.py does not\n  train on them: 0, 1, 2, 3" in out
+    )
+    prepare_set("sample", "train", "--upscale_factor", "30")
+    assert "4 are too small to be measured at x30: 0, 1, 2, 3" in capsys.readouterr().out
+
+
+def test_small_training_images_are_named(tmp_path, monkeypatch):
+    """Neither trained on nor held out; the held-out images are chosen among the large ones."""
+    monkeypatch.chdir(tmp_path)
+    folder = photos(tmp_path / "train", 0, 8)
+    for i in (1, 4, 7):
+        writing.write_image(folder / f"{i}.bmp", np.zeros((14, 14, 3), np.uint8))
+    prepare_set("train")
+    crops, holdout = opened("train", "--holdout", "3")
+    assert [name for name, _ in holdout] == ["2", "3", "6"]
+    assert crops.notes == [
+        "3 of the 8 images are smaller than crop_size=33, so not trained on: 1, 4, 7",
+        "3 are too small to be measured, so not held out: 1, 4, 7",
+    ]
+    with pytest.raises(ValueError, match="holdout=6: only 5 of the 8 training images are large"):
+        opened("train", "--holdout", "6")
+
+
+# ------------------------------------------------------------------------------- the true causes
+def test_damaged_is_said_of_damage_alone(tmp_path, monkeypatch):
+    """Permission, disk and version errors name themselves."""
+    write(folder_of_images(tmp_path / "photos", 2), tmp_path / "set")
+    shard = tmp_path / "set" / "00000-of-00001.pth"
+    whole = shard.read_bytes()
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", str(shard))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(shard), "open", refuse)
+        with pytest.raises(PermissionError, match="Permission denied.*00000-of-00001.pth"):
+            prepared.load_images(tmp_path / "set")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", lambda *_, **__: 1 / 0)
+        with pytest.raises(ValueError, match="torch .* cannot read it .division by zero.; prepare"):
+            prepared.load_images(tmp_path / "set")
+        shard.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ValueError, match="damaged .*; delete it and run prepare_dataset.py"):
+            prepared.load_images(tmp_path / "set")
+    torch.save([1], shard)
+    with pytest.raises(ValueError, match="not a prepared set"):
+        prepared.load_images(tmp_path / "set")
+
+
+def test_a_name_that_the_locale_cannot_pass_to_torch(tmp_path):
+    write(folder_of_images(tmp_path / "photos", 2), tmp_path / "für-y")
+    code = "import os; from images.prepared import load_images; load_images(os.fsdecode(b'f\\xc3\\xbcr-y'), True)"
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        env={**os.environ, **plain, "PYTHONPATH": str(ROOT)},
+    )
+    last = process.stderr.decode(errors="replace").strip().split("\n")[-1]
+    assert "UserError" in last and "set PYTHONUTF8=1" in last, last
 
 
 def small_files_only():
@@ -636,7 +848,7 @@ def test_bad_folders_and_full_disks(tmp_path, run_script):
             load("prepare_dataset", ["--train_set", "a/photos", "--test_sets", "b/photos"])
         )
     with pytest.raises(OSError, match="file"):
-        prepared.prepare(sorted((tmp_path / "photos").iterdir()), tmp_path / "file" / "prepared", 1)
+        write(sorted((tmp_path / "photos").iterdir()), tmp_path / "file" / "prepared")
     process = run_script("prepare_dataset.py", *sets, "photos", before=small_files_only)
     assert re.search(r"File too large: .*00000-of-00001\.pth", error_line(process))
     assert not list((tmp_path / "data").rglob("*.pth*"))

@@ -146,7 +146,7 @@ def test_paper_sub_images():
 
 def test_t91_has_21884_sub_images(shared):
     sizes = [reading.image_size(path) for path in (shared / "data/T91").glob("*.bmp")]
-    assert dataset._Crops(CropPlan(3, 128, 33, stride=14), sizes).count == 21_884
+    assert dataset.crop_grid(sizes, 3, 33, 14).prod(1).sum() == 21_884
 
 
 def test_shrunk_copies(folder):

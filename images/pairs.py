@@ -1,0 +1,71 @@
+"""Own pairs: folders of high-resolution images and of the low-resolution images of the same names.
+
+The small images are not made by bicubic here: they come from a camera, a scanner, a satellite or
+another program.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from images.named_sets import list_images
+from images.reading import read_image
+from system.files import UserError
+
+
+def pair_files(hr, lr) -> list[tuple[Path, Path]]:
+    """Return (high-resolution file, low-resolution file) pairs of two folders, sorted by name.
+
+    The names are the same without their endings; "0001x4" is also the small image of "0001", as
+    in DIV2K. Raises UserError, one line, for an image without a partner and for equal names.
+    """
+    high, low = _by_stem(hr), _by_stem(lr)
+    pairs = []
+    for stem, path in high.items():
+        partner = low.pop(stem, None)
+        for factor in range(2, 17) if partner is None else ():
+            partner = partner or low.pop(f"{stem}x{factor}", None)
+        if partner is None:
+            raise UserError(f"{path}: no image of this name in {lr}; add it, or remove this one")
+        pairs.append((path, partner))
+    if low:
+        path = next(iter(low.values()))
+        raise UserError(f"{path}: no image of this name in {hr}; add it, or remove this one")
+    return pairs
+
+
+def _by_stem(folder) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in list_images(folder):
+        if path.stem in found:
+            raise UserError(f"{path} and {found[path.stem].name}: the same name; rename one")
+        found[path.stem] = path
+    return found
+
+
+def read_pair(hr, lr) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images of two files, H×W or H×W×3 without alpha, uint8 or uint16 as they are.
+
+    Raises UserError, one line that names the pair, if the sizes do not differ by a whole factor,
+    or if only one of the images has colours.
+    """
+    high, low = (
+        image if image.ndim == 2 else image[..., :3] for image in map(read_image, (hr, lr))
+    )
+    if high.ndim != low.ndim:
+        gray, colour = (hr, lr) if high.ndim == 2 else (lr, hr)
+        raise UserError(f"{gray} is gray, {colour} has colours; save both in the same way")
+    if not factor_of(high.shape, low.shape):
+        sizes = f"{_size(high)} and {_size(low)} pixels"
+        raise UserError(f"{hr} and {lr}: {sizes}, no whole factor between them; crop one of them")
+    return high, low
+
+
+def factor_of(size, small_size) -> int:
+    """Return how many times (height, width) is small_size; 0 if that is no whole number."""
+    factor = size[0] // small_size[0]
+    return factor if tuple(size[:2]) == tuple(factor * side for side in small_size[:2]) else 0
+
+
+def _size(image: np.ndarray) -> str:
+    return f"{image.shape[1]} x {image.shape[0]}"
