@@ -46,6 +46,7 @@ const receive = {
   loading: ({provider}) => say(`Loading the program (${provider === "webgpu" ? 7 : 4} MB, once) …`),
   runtime: () => say("Starting …"),
   tile({x, y, bicubic, srcnn}) {
+    compared(true);
     layers.bicubic.getContext("2d").putImageData(bicubic, x, y);
     layers.srcnn.getContext("2d").putImageData(srcnn, x, y);
   },
@@ -121,8 +122,18 @@ function middle({width, height}, scale) {
   return {x: (width - w) >> 1, y: (height - h) >> 1, width: w, height: h};
 }
 
-// The small picture, pale, where tiles are to come
+// Name the two halves only if there is something to compare: before the first tile, and after an
+// error, both show the small picture
+function compared(is) {
+  $("view").classList.toggle("empty", !is);
+  for (const [method, canvas] of Object.entries(layers)) {
+    canvas.ariaLabel = is ? `The picture enlarged by ${method === "srcnn" ? "SRCNN" : "bicubic"}` : "The picture, not enlarged";
+  }
+}
+
+// Draw the small picture, pale, until its tiles come
 async function begin(bitmap, {x, y, width, height}, scale) {
+  compared(false);
   for (const canvas of Object.values(layers)) {
     canvas.width = width * scale;
     canvas.height = height * scale;

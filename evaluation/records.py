@@ -66,9 +66,9 @@ def _others(folder: Path, weights: str) -> bool:
         return True
     # Results of the same file may be added to
     try:
-        record = json.loads((folder / "validation.json").read_text(encoding="utf-8"))
+        record, *_ = read_json(folder / "validation.json")
         return Path(record["model_path"]).resolve() != Path(weights).resolve()
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         # There is no record, or none that anybody could use
         return False
 
@@ -124,15 +124,22 @@ def weights_digest(network) -> str:
     return total.hexdigest()
 
 
+def read_json(path) -> list[dict]:
+    """Return the content of a validation.json as a list, the latest record first.
+
+    Raises OSError, ValueError, TypeError or AttributeError for another file.
+    """
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    return [content, *content.pop("others", [])]
+
+
 def read_records(path) -> list[dict]:
     """Return the records of a validation.json, the latest first; [] if there is no such file.
 
     Records without the properties of `make_record` are left out, as older versions wrote them.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        found = [content, *content.pop("others", [])]
-        return [record for record in found if all(name in record for name in (*KEY, "sets"))]
+        return [record for record in read_json(path) if all(k in record for k in (*KEY, "sets"))]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         # There is no record, or none that anybody could use
         return []

@@ -1,24 +1,26 @@
-"""The README's results, from what validate.py wrote: PSNR / SSIM of every set, scale and network.
+"""Print the README's results from records of validate.py: PSNR / SSIM by set, network and scale.
 
-    python validate.py --model_path assets/weights --test_sets Set5 Set14 BSD100 --self_ensemble
-    python -m assets.results_table                        # of results/weights/*.json
-    python -m assets.results_table results/*/validation.json
+    python validate.py --model_path "assets/weights/*_x[234].pth" --test_sets Set5 Set14 BSD100
+    python -m tools.results_table                           # of results/weights/*.json
+    python -m tools.results_table results/*/validation.json # of your own runs
 
-Rows marked "+" are by self-ensemble. RGB networks are left out: their protocol is another. In
-every column the best is bold.
+Rows marked "+" are by self-ensemble. RGB networks are left out: they have another protocol. The
+bundled weights are called "ours", your runs by their names. In every column the best is bold.
 """
 
 import argparse
 import glob
-import json
 from pathlib import Path
 
+from checkpoints.lookup import WEIGHTS
+from evaluation.records import read_json
+from evaluation.tables import record_name
 from system.files import UserError
 
 SCALES = (2, 3, 4)
-# What the authors publish (arXiv 1501.00092v3, tables 2 and 3: 9-5-5 trained on ImageNet), and for
-# BSD100 and Urban100, which the paper does not have, what later papers quote of that network (for
-# example Lai et al., LapSRN, CVPR 2017, table 2)
+# The authors' figures (arXiv 1501.00092v3, tables 2 and 3: 9-5-5 trained on ImageNet). The paper
+# has no BSD100 and Urban100: their figures are quoted by later papers (for example Lai et al.,
+# LapSRN, CVPR 2017, table 2)
 PUBLISHED = {
     "Set5": ("paper, 9-5-5", (36.66, 0.9542), (32.75, 0.9090), (30.49, 0.8628)),
     "Set14": ("paper, 9-5-5", (32.45, 0.9067), (29.30, 0.8215), (27.50, 0.7513)),
@@ -30,50 +32,76 @@ PUBLISHED = {
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("records", nargs="*", help="validation.json files [results/weights/*.json]")
-    paths = parser.parse_args(argv).records or sorted(glob.glob("results/weights/*.json"))
+    parser.add_argument("--sets", nargs="+", help="print only these sets")
+    arguments = parser.parse_args(argv)
+    paths = arguments.records or sorted(glob.glob("results/weights/*.json"))
     if not paths:
         raise SystemExit("error: no records there; run the first command of --help, or name some")
     try:
-        print(results_table([read_record(path) for path in paths]))
+        found = [record for path in paths for record in records_of(path)]
+        print(results_table(found, arguments.sets))
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
 
 
-def read_record(path) -> dict:
-    """A record as `records` describes it. Raises UserError for any other file."""
+def records_of(path) -> list[dict]:
+    """Return the records of a validation.json, each with "file": its path.
+
+    Raises UserError for any other file.
+    """
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-        for name in ("upscale_factor", "protocol", "kernel_sizes", "sets"):
-            record[name]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{path}: not what validate.py writes ({type(error).__name__})") from None
-    return record
+        found = read_json(path)
+        for record in found:
+            for name in ("upscale_factor", "protocol", "kernel_sizes", "sets"):
+                record[name]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a file of validate.py ({type(error).__name__})") from None
+    return [{**record, "file": str(path)} for record in found]
 
 
-def results_table(records: list[dict]) -> str:
-    """The table as Markdown. Raises UserError where two records disagree about one figure."""
-    # {set: {row: {scale: (PSNR, SSIM)}}}
-    scores = {}
+def row_name(record: dict) -> str:
+    """Return the name of a network's row: "ours, 9-1-5", or "my_run, 9-1-5"."""
+    network = "-".join(map(str, record["kernel_sizes"]))
+    model_path = record.get("model_path")
+    if not model_path or Path(model_path).resolve().parent == WEIGHTS:
+        return f"ours, {network}"
+    # One row for all scales: srcnn_9-1-5_x2 and srcnn_9-1-5_x3 are srcnn_9-1-5
+    name = record_name(record).replace(f"_x{record['upscale_factor']}", "")
+    return name if network in name else f"{name}, {network}"
+
+
+def results_table(records: list[dict], only=None) -> str:
+    """Return the table as Markdown.
+
+    only: names of the sets to print; None: all.
+    Raises UserError, with the files, if two records contradict each other.
+    """
+    # {set: {row: {scale: (PSNR, SSIM)}}}, and the file that a figure is from
+    scores, files = {}, {}
     for record in records:
         if record["protocol"] != "y":
             continue
+        scale, label = record["upscale_factor"], row_name(record)
         # Bicubic comes with every record: its rows meet under one name, and must agree
-        network = "-".join(map(str, record["kernel_sizes"]))
-        rows = {"bicubic": "bicubic", "srcnn": f"ours, {network}", "srcnn+": f"ours, {network}+"}
+        rows = {"bicubic": "bicubic", "srcnn": label, "srcnn+": f"{label}+"}
         for set_name, result in record["sets"].items():
+            if only and set_name not in only:
+                continue
             for kind in rows.keys() & result.keys():
                 # null: no image of the set was measured
                 if result[kind]["psnr"] is None:
                     continue
                 row = scores.setdefault(set_name, {}).setdefault(rows[kind], {})
                 score = result[kind]["psnr"], result[kind]["ssim"]
-                known = row.setdefault(record["upscale_factor"], score)
+                known = row.setdefault(scale, score)
+                file = record.get("file", "one record")
+                first = files.setdefault((set_name, rows[kind], scale), file)
                 if known != score:
                     raise UserError(
-                        f"{rows[kind]} on {set_name} x{record['upscale_factor']} has {known[0]} dB "
-                        f"in one record and {score[0]} in another; give one of them"
+                        f"{rows[kind]} on {set_name} x{scale} has {known[0]} dB in {first} and "
+                        f"{score[0]} in {file}; give one of them"
                     )
-    # Sets that nobody has measured are left out
+    # Published figures of the sets that were measured
     for set_name, (label, *published) in PUBLISHED.items():
         if set_name in scores:
             scores[set_name][label] = dict(zip(SCALES, published))
@@ -89,10 +117,9 @@ def results_table(records: list[dict]) -> str:
             for scale in SCALES
             if any(scale in row for row in by_row.values())
         }
-        # Bicubic, then what is published, then ours by size, each followed by its "+"
-        for label in sorted(
-            by_row, key=lambda name: (name != "bicubic", name.startswith("ours"), name)
-        ):
+        # Bicubic, then what is published, then ours and others by name, each followed by its "+"
+        first_rows = ["bicubic", PUBLISHED.get(set_name, [""])[0]]
+        for label in sorted(by_row, key=lambda name: (name not in first_rows, name)):
             cells = [cell(by_row[label].get(scale), best.get(scale)) for scale in SCALES]
             first = label == "bicubic"
             lines.append(f"| {set_name if first else ''} | {label} | {' | '.join(cells)} |")
@@ -100,7 +127,7 @@ def results_table(records: list[dict]) -> str:
 
 
 def cell(score, best) -> str:
-    """Such as 36.66 / 0.9542; bold if it is the best, empty if there is none."""
+    """Return a score such as 36.66 / 0.9542; bold if it is the best, empty if there is none."""
     if score is None:
         return ""
     text = f"{score[0]:.2f} / {score[1]:.4f}"

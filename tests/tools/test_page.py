@@ -26,7 +26,7 @@ MODELS += [(name, scale) for name in make.NETWORKS for scale in make.SCALES]
 )
 @pytest.mark.parametrize("name, scale", MODELS)
 def test_models_are_of_the_weights_that_ship(name, scale):
-    """Otherwise: python -m docs.make"""
+    """Otherwise: python -m tools.page"""
     import onnxruntime
 
     file = f"{'' if name == 'bicubic' else 'srcnn_'}{name}_x{scale}.onnx"
@@ -137,6 +137,8 @@ def test_tiles_make_what_upscale_makes(page):
     image = photograph(150, 136)  # in four tiles
     page.find("file").send_keys(str(write(page, "colours.png", image)))
     large = page.saved("colours_x3.png")
+    tags = page.driver.find_elements("class name", "tag")
+    assert [tag.text for tag in tags] == ["bicubic", "SRCNN"]
     assert np.abs(large.astype(int) - upscale(image, 3)).max() <= 1
     # What the slider compares: the canvases, whole because the picture is small
     for layer, network in (("srcnn", None), ("bicubic", "bicubic")):
@@ -280,6 +282,11 @@ def test_without_the_runtime_it_says_so(tmp_path):
     with served_docs(tmp_path) as (address, _), chromium(tmp_path) as driver:
         driver.get(address)
         page = Page(driver, tmp_path)
+        halves = driver.find_elements("css selector", ".tag, .line")
+        assert len(halves) == 3 and all(half.is_displayed() for half in halves)
         page.choose("scale", 2)
         page.wait_until(page.bad)
         assert "could not be loaded. Is this computer online?" in page.find("status").text
+        # Nothing was enlarged: no half may be called SRCNN
+        assert not any(half.is_displayed() for half in halves)
+        assert page.find("srcnn").get_attribute("aria-label") == "The picture, not enlarged"

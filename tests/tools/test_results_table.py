@@ -1,4 +1,4 @@
-"""assets/results_table.py: the README's table from what validate.py wrote."""
+"""tools/results_table.py: the README's table from what validate.py wrote."""
 
 import json
 
@@ -51,11 +51,28 @@ def test_what_cannot_be_a_table(tmp_path, capsys):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     (tmp_path / "c.json").write_text('{"sets": {}}')
     for names, message in (
-        ("ab", "ours, 9-1-5 on Set5 x3 has 32.68 dB in one record and 32.7 in another"),
-        ("ac", "c.json: not what validate.py writes"),
-        ("d", "d.json: not what validate.py writes"),
+        ("ab", r"ours, 9-1-5 on Set5 x3 has 32.68 dB in .*a\.json and 32.7 in .*b\.json; give one"),
+        ("ac", "c.json: not a file of validate.py"),
+        ("d", "d.json: not a file of validate.py"),
     ):
         with pytest.raises(SystemExit, match=f"^error: .*{message}"):
             results_table.main([str(tmp_path / f"{name}.json") for name in names])
     results_table.main([str(tmp_path / "a.json")])
     assert "| ours, 9-1-5 |  | 32.68 / 0.3268 |" in capsys.readouterr().out
+
+
+def test_own_runs_have_rows_of_their_own(tmp_path, capsys):
+    """Issue 21, 18: under their names, one row for all scales; several records in a file."""
+    for scale, psnr in ((2, 36.5), (3, 32.5)):
+        content = record([9, 1, 5], scale, Set5=(30.0 + scale, psnr))
+        content["model_path"] = f"results/srcnn_9-1-5_x{scale}/best.pth"
+        other = record([9, 5, 5], scale, Set5=(30.0 + scale, psnr + 1), Set14=(20.0, 21.0))
+        other["model_path"] = "results/mine/best.pth"
+        (tmp_path / f"{scale}.json").write_text(json.dumps(content | {"others": [other]}))
+    results_table.main([*(str(tmp_path / f"{scale}.json") for scale in (2, 3)), "--sets", "Set5"])
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| Set5 | bicubic | 32.00 / 0.3200 | 33.00 / 0.3300 |  |",
+        "|  | paper, 9-5-5 | 36.66 / 0.9542 | 32.75 / 0.9090 | **30.49 / 0.8628** |",
+        "|  | mine, 9-5-5 | **37.50 / 0.3750** | **33.50 / 0.3350** |  |",
+        "|  | srcnn_9-1-5 | 36.50 / 0.3650 | 32.50 / 0.3250 |  |",
+    ]
