@@ -83,7 +83,7 @@ def report(summary: Summary, skipped: str, settings, outputs: Outputs, share):
     failures = sorted(summary.failures)
     for name, reason in failures[:SHOWN]:
         line = reason if name in reason else f"{name}: {reason}"
-        print("failed: " + printable(line), file=sys.stderr)
+        print("failed: " + printable(line, 1000), file=sys.stderr)
     path = list_failures(failures, settings, outputs, share)
     if len(failures) > SHOWN:
         print(f"failed: {len(failures) - SHOWN} more, see {path}", file=sys.stderr)

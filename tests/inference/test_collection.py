@@ -1,0 +1,377 @@
+"""Folders of images: finding, shares of several processes, finished images, killed runs."""
+
+import csv
+import os
+import signal
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from launch import Run, ranks
+
+import upscale
+from images import finding, reading, writing
+from images.finding import Finder
+from inference import collection, enlarge
+from system import files, shares
+from system.files import UserError
+from system.settings import load
+
+
+def run_main(*arguments):
+    upscale.main(load("upscale", [str(a) for a in arguments]))
+
+
+def make_images(folder, count, shape=(8, 9, 3)):
+    for i in range(count):
+        image = np.random.default_rng(i).integers(0, 256, shape, np.uint8)
+        writing.write_image(folder / f"image{i}.png", image)
+
+
+def content(folder) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# --------------------------------------------------------------------------------------- finding
+def test_a_large_folder_is_a_stream(tmp_path, monkeypatch):
+    """The first image comes before the folder is read to its end, and numbers do not depend on
+    the order in which the system lists names."""
+    make_images(tmp_path, 9)
+    monkeypatch.setattr(finding, "SORTED", 3)
+    listed = []
+    scandir = os.scandir
+
+    class Entries:
+        def __init__(self, path):
+            self.entries = scandir(path)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.entries.close()
+
+        def __iter__(self):
+            for entry in self.entries:
+                listed.append(entry.name)
+                yield entry
+
+    monkeypatch.setattr(finding.os, "scandir", Entries)
+    images = iter(Finder([str(tmp_path)], False, None, "_x3"))
+    first = next(images)
+    assert len(listed) == 4
+    numbers = {image.path.name: image.number for image in (first, *images)}
+    assert len(numbers) == 9
+    monkeypatch.setattr(finding.os, "scandir", lambda path: Entries(path))
+    monkeypatch.setattr(finding, "SORTED", 4)
+    assert numbers == {i.path.name: i.number for i in Finder([str(tmp_path)], False, None, "_x3")}
+
+
+def test_small_folders_are_sorted_and_numbered_one_by_one(tmp_path):
+    """Outputs next to the inputs change neither the order nor the numbers."""
+    for name in ("b", "a"):
+        make_images(tmp_path / name, 3)
+
+    def found():
+        finder = Finder([str(tmp_path)], True, None, "_large")
+        return [(image.number, str(image.path.relative_to(tmp_path))) for image in finder]
+
+    before = found()
+    names = [f"{folder}/image{i}.png" for folder in "ab" for i in range(3)]
+    assert before == list(enumerate(names))
+    for name in ("a/image0_x3.png", "a/image1_large.png", "b/image2_20x30_compare.png"):
+        (tmp_path / name).write_bytes(b"")
+    assert found() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_fifos_and_sockets_do_not_hang(identity_file, tmp_path, capsys):
+    make_images(tmp_path / "in", 1)
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "in" / "socket.png"))
+    weights = ("--model_path", identity_file, "--output", tmp_path / "out")
+    run_main(tmp_path / "in", *weights)
+    assert "2 that are no files" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run_main(tmp_path / "in/pipe.png", *weights)
+    assert "pipe.png: a FIFO, socket or device" in capsys.readouterr().err
+
+
+def test_long_names(identity_file, tmp_path, monkeypatch, capsys):
+    """255 bytes are the limit of Linux, for temporary names as well."""
+    monkeypatch.chdir(tmp_path)
+    make_images(tmp_path, 1)
+    for length in (248, 249):
+        os.link("image0.png", "a" * (length - 4) + ".png")
+    with pytest.raises(SystemExit):
+        run_main(*tmp_path.glob("a*.png"), "--model_path", identity_file, "--suffix", "_larger")
+    assert reading.read_image("results/upscaled/" + "a" * 244 + "_larger.png").shape == (24, 27, 3)
+    told = capsys.readouterr()
+    assert "1 enlarged x3, 1 failed" in told.out and "name too long" in told.err
+
+
+def test_comparisons_of_equal_names(identity_file, tmp_path, monkeypatch, capsys):
+    """a.png and a.tif have outputs of two names: both are enlarged, both have a comparison."""
+    make_images(tmp_path, 1)
+    (tmp_path / "in").mkdir()
+    image = reading.read_image(tmp_path / "image0.png")
+    for name in ("a.png", "a.tif"):
+        writing.write_image(tmp_path / "in" / name, image)
+    options = ("--model_path", identity_file, "--compare", "--output")
+    expected = {"a_x3.png", "a_x3.tif", "a_x3_compare.png", "a_x3_tif_compare.png"}
+    run_main(tmp_path / "in", *options, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out/in").iterdir()} == expected
+    monkeypatch.chdir(tmp_path / "in")
+    for _ in range(2):
+        run_main("a.png", "a.tif", *options, "beside")
+        run_main(".", *options, "beside")
+    assert {path.name for path in (tmp_path / "in").iterdir()} == {"a.png", "a.tif", *expected}
+    assert "2 enlarged" in capsys.readouterr().out
+
+
+def test_folders_of_one_name(identity_file, tmp_path, capsys):
+    """What both would write to one place is enlarged once, and the other one is named."""
+    make_images(tmp_path / "A/train", 2)
+    make_images(tmp_path / "B/train", 3)
+    with pytest.raises(SystemExit):
+        out = ("--model_path", identity_file, "--output", tmp_path / "out")
+        run_main(tmp_path / "A/train", tmp_path / "B/train", *out)
+    told = capsys.readouterr()
+    assert "3 enlarged x3, 2 failed" in told.out
+    assert "B/train/image1.png and" in told.err and "would both be written to" in told.err
+
+
+# ---------------------------------------------------------------------------------------- shares
+@pytest.mark.parametrize(
+    "part, environment, expected",
+    [
+        ("", {}, (0, 1)),
+        ("3/8", {}, (2, 8)),
+        ("", {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8"}, (3, 8)),
+        ("", dict(zip(("ID", "COUNT", "MIN"), "381")), (2, 8)),
+        ("", dict(zip(("ID", "COUNT", "MIN", "STEP"), ("8", "4", "0", "4"))), (2, 4)),
+        ("1/1", dict(zip(("ID", "COUNT", "MIN"), "381")), (0, 1)),
+        ("", {"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, (2, 4)),
+        # The script of sbatch itself, and a process of srun in it
+        ("", {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}, (0, 1)),
+        (
+            "2/3",
+            {"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"},
+            (5, 12),
+        ),
+        (
+            "2/3",
+            {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"},
+            (3, 6),
+        ),
+    ],
+)
+def test_own_share(monkeypatch, part, environment, expected):
+    for name in list(os.environ):
+        if name.startswith("SLURM") or name in ("RANK", "WORLD_SIZE"):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        prefix = "SLURM_ARRAY_TASK_" if name in ("ID", "COUNT", "MIN", "STEP") else ""
+        monkeypatch.setenv(prefix + name, value)
+    share = shares.own_share(part)
+    assert (share.index, share.count) == expected
+
+
+def test_wrong_parts_are_refused(monkeypatch):
+    for part in ("0/8", "9/8", "3", "a/b", "1/0", "-1/2", "1/2/3"):
+        with pytest.raises(UserError, match="give a number and their count, for example 3/8"):
+            shares.own_share(part)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "9")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "8")
+    with pytest.raises(UserError, match="SLURM_ARRAY_TASK_ID=9"):
+        shares.own_share()
+
+
+def test_parts_are_the_whole(identity_file, tmp_path, capsys, monkeypatch):
+    make_images(tmp_path / "in", 7)
+    (tmp_path / "in" / "image3.png").write_bytes(b"damaged")
+    options = (tmp_path / "in", "--model_path", identity_file, "--output")
+    with pytest.raises(SystemExit):
+        run_main(*options, tmp_path / "whole")
+    counts = []
+    for sorted_names in (4096, 2):
+        monkeypatch.setattr(finding, "SORTED", sorted_names)
+        for part in ("1/3", "2/3", "3/3"):
+            capsys.readouterr()
+            try:
+                run_main(*options, tmp_path / f"parts{sorted_names}", "--part", part)
+            except SystemExit:
+                pass
+            counts.append(int(capsys.readouterr().out.split(" enlarged")[0].split()[-1]))
+    assert sorted(counts[:3]) == [2, 2, 2] and sum(counts[3:]) == 6
+    whole = content(tmp_path / "whole/in")
+    assert len(whole) == 6
+    for sorted_names in (4096, 2):
+        assert content(tmp_path / f"parts{sorted_names}/in") == whole
+    assert len(list((tmp_path / "parts4096").glob("failed_*_of_3.csv"))) == 1
+
+
+def test_processes_of_torchrun_share_a_folder(identity_file, tmp_path):
+    """Each enlarges its images; a damaged one ends nobody; process 0 reports for all."""
+    make_images(tmp_path / "in", 6)
+    (tmp_path / "in" / "image3.png").write_bytes(b"damaged")
+    arguments = ("upscale.py", "in", "--model_path", identity_file, "--device", "cpu")
+    runs = ranks(2, *arguments, cwd=tmp_path)
+    assert [run.wait() for run in runs] == [1, 1]
+    assert "5 enlarged x3, 1 failed" in runs[0].output
+    assert runs[0].output.count("image3.png: not a PNG") == 1
+    assert "enlarged" not in runs[1].output and "image3" not in runs[1].output
+    assert "part 1 of 2 (torchrun)" in runs[0].output
+    names = {path.name for path in (tmp_path / "results/upscaled/in").iterdir()}
+    assert names == {f"image{i}_x3.png" for i in (0, 1, 2, 4, 5)}
+    with open(tmp_path / "results/upscaled/failed.csv", newline="") as file:
+        assert [row["file"] for row in csv.DictReader(file)] == ["in/image3.png"]
+    # Mended, and started again
+    make_images(tmp_path / "in", 6)
+    for i in (0, 1, 2, 4, 5):
+        os.utime(tmp_path / f"in/image{i}.png", (1e9, 1e9))
+    runs = ranks(2, *arguments, cwd=tmp_path)
+    assert [run.wait() for run in runs] == [0, 0]
+    assert "1 enlarged x3, 5 there already, 0 failed" in runs[0].output
+    assert not (tmp_path / "results/upscaled/failed.csv").exists()
+
+
+# -------------------------------------------------------------------- finished, failed and killed
+def test_what_is_finished_is_not_made_again(identity_file, tmp_path, monkeypatch, capsys):
+    make_images(tmp_path / "in", 3)
+    arguments = (tmp_path / "in", "--model_path", identity_file, "--output", tmp_path / "out")
+    run_main(*arguments)
+    before = content(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(collection, "upscale", None)
+        run_main(*arguments)
+    assert "0 enlarged x3, 3 there already, 0 failed" in capsys.readouterr().out
+    # Only the comparison is missing: the image stays as it is
+    (tmp_path / "out/in/image0_x3.png").write_bytes(b"mine")
+    run_main(*arguments, "--compare")
+    assert "3 enlarged x3, 0 failed" in capsys.readouterr().out
+    assert (tmp_path / "out/in/image0_x3.png").read_bytes() == b"mine"
+    run_main(*arguments, "--overwrite")
+    assert before.items() <= content(tmp_path / "out").items()
+    # An input from the future: its output is not older
+    os.utime(tmp_path / "in/image1.png", (4e9, 4e9))
+    run_main(*arguments, "--overwrite")
+    run_main(*arguments)
+    assert "3 there already" in capsys.readouterr().out
+
+
+def test_many_failures_and_notes_are_not_many_lines(identity_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(upscale, "SHOWN", 3)
+    monkeypatch.setattr(collection, "NOTES", 2)
+    make_images(tmp_path / "in", 5, (4, 5, 4))
+    for i in range(7):
+        (tmp_path / "in" / f"damaged{i}.png").write_bytes(b"")
+    with pytest.raises(SystemExit):
+        options = ("--model_path", identity_file, "--ext", "jpg", "--output", tmp_path / "out")
+        run_main(tmp_path / "in", *options)
+    told = capsys.readouterr()
+    assert told.err.count("failed: ") == 4 and "failed: 4 more, see" in told.err
+    assert told.out.count("JPEG keeps no transparency") == 3
+    assert "note: 3 more: JPEG keeps" in told.out
+    with open(tmp_path / "out/failed.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 7 and all(row["reason"] for row in rows)
+
+
+def slow_writing():
+    write = writing.write_image
+    collection.writing.write_image = lambda *a, **k: (time.sleep(0.05), write(*a, **k))[1]
+    png = collection.writing.write_png
+    collection.writing.write_png = lambda path, *a: (png(path, *a), time.sleep(0.05))[0]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+def test_killed_and_started_again_is_the_same_to_the_byte(identity_file, tmp_path):
+    make_images(tmp_path / "in", 12)
+    arguments = (tmp_path / "in", "--model_path", identity_file, "--compare", "--output")
+    run_main(*arguments, tmp_path / "whole")
+    whole = content(tmp_path / "whole")
+    leftovers = 0
+    for trial, outputs in enumerate((1, 4, 9)):
+        out = tmp_path / f"killed{trial}"
+        run = Run("upscale.py", *arguments, out, cwd=tmp_path, before=slow_writing)
+        run.wait_for(lambda out=out, n=outputs: len(list(out.rglob("*_x3*.png"))) >= n)
+        os.kill(run.process.pid, signal.SIGKILL)
+        run.process.join()
+        leftovers += len(list(out.rglob("*.tmp-*")))
+        assert len(list(out.rglob("*_x3*.png"))) < 24
+        run_main(*arguments, out)
+        assert content(out) == whole
+    assert leftovers
+
+
+def test_two_processes_on_one_folder(identity_file, tmp_path):
+    make_images(tmp_path / "in", 8)
+    arguments = ("upscale.py", "in", "--model_path", identity_file, "--output")
+    runs = [
+        Run(*arguments, "out", cwd=tmp_path, log=tmp_path / str(i), before=slow_writing)
+        for i in range(2)
+    ]
+    assert [run.wait() for run in runs] == [0, 0]
+    run_main(tmp_path / "in", "--model_path", identity_file, "--output", tmp_path / "one")
+    assert content(tmp_path / "out") == content(tmp_path / "one")
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="needs locks of files")
+def test_temporary_files_in_use_stay(tmp_path):
+    with files.replace_file(tmp_path / "a.png") as used:
+        left = tmp_path / "a.png.tmp-0123abcd"
+        left.write_bytes(b"x")
+        mine = tmp_path / "a.png.tmp-notes"
+        mine.write_bytes(b"x")
+        for path in files.find_leftovers(tmp_path)["a.png"]:
+            files.remove_unused(path)
+        assert used.exists() and mine.exists() and not left.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a.png.tmp-notes"}
+
+
+# ---------------------------------------------------------------------------------- the pipeline
+def test_threads_give_the_same_bytes(identity_file, tmp_path, monkeypatch):
+    """A thread of the pool makes a small image alone, all threads together a large one."""
+    make_images(tmp_path / "in", 5, (30, 40, 3))
+    arguments = (tmp_path / "in", "--output")
+    run_main(*arguments, tmp_path / "one")
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        run_main(*arguments, tmp_path / "three")
+        monkeypatch.setattr(collection, "OWN_THREAD", 1)
+        run_main(*arguments, tmp_path / "together")
+        monkeypatch.setattr(enlarge, "SMALLEST_STRIP", 1)
+        run_main(*arguments, tmp_path / "strips")
+    finally:
+        torch.set_num_threads(threads)
+    one = content(tmp_path / "one")
+    assert content(tmp_path / "three") == content(tmp_path / "together") == one
+    for name in one:
+        strips = reading.read_image(tmp_path / "strips" / name).astype(int)
+        # The sums in other orders: they may be rounded to the next level
+        assert np.abs(strips - reading.read_image(tmp_path / "one" / name)).max() <= 1
+
+
+def test_memory_is_bounded(identity_file, tmp_path, monkeypatch):
+    """Images wait until those before them are written."""
+    make_images(tmp_path / "in", 6)
+    monkeypatch.setattr(collection, "free_memory", lambda device: 1)
+    read, decoded, most = reading.read_photo, [], []
+    lock = threading.Lock()
+
+    def counted(path):
+        with lock:
+            decoded.append(path)
+            written = len(list((tmp_path / "out").rglob("*_x3.png")))
+            most.append(len(decoded) - written)
+        return read(path)
+
+    monkeypatch.setattr(collection.reading, "read_photo", counted)
+    run_main(tmp_path / "in", "--model_path", identity_file, "--output", tmp_path / "out")
+    assert max(most) == 1 and len(decoded) == 6
