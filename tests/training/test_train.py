@@ -256,7 +256,7 @@ def trained(data, tmp_path_factory):
         ("--resume text.pth", "text.pth: neither"),
         ("--batch_size 0", "batch_size=0"),
         ("--crop_size 500", "crop_size=500: no training image is that large"),
-        ("--crop_size 17 --kernel_sizes 9 9 9", "crop_size=17: .* above 24"),
+        ("--crop_size 17 --kernel_sizes 9 9 9", "crop_size=17: must be at least 25"),
         ("--holdout 6", "holdout=6: the training set has 6 images"),
         ("--select_by Set99", "select_by='Set99'"),
         ("--train_set nothing", "not prepared; run prepare_dataset.py"),
