@@ -8,68 +8,60 @@ from torch.nn import functional as F
 from checkpoints.layouts import PADDING_MODES
 from checkpoints.loading import load_checkpoint
 from checkpoints.lookup import shipped_weights
+from system.convolutions import Convolution, ReLU
+from system.files import default_widths
+
+# The sides of an image in the order of F.pad: left, right, top, bottom
+ALL_SIDES = (True, True, True, True)
 
 
 class SRCNN(nn.Module):
-    """Three convolutions f1-f2-f3 with ReLU between (section 3.1 of the paper); see `configure`."""
+    """The network of the paper: convolutions with ReLU between them (section 3.1).
+
+    ==================  ========================  ==========================================
+    layer               filters                   step of the paper
+    ==================  ========================  ==========================================
+    ``features``        n1 of size f1×f1          patch extraction and representation (3.1.1)
+    ``map``             n2 of size f2×f2, ...     non-linear mapping (3.1.2)
+    ``reconstruction``  one a channel, f3×f3      reconstruction (3.1.3)
+    ==================  ========================  ==========================================
+
+    Args:
+        kernel_sizes: odd sizes (f1, f2, f3), at least two. The paper's are 9-1-5, 9-3-5 and 9-5-5,
+            and the deeper 9-1-1-5, 9-3-3-5, ... with several mapping layers (section 4.3.3).
+        channels: 1 for luminance (Y), 3 for RGB.
+        widths: filters (n1, n2, ...) of all layers but the last. None: the paper's, 64 and 32 for
+            three layers, see `system.files.default_widths`.
+        padding_mode: the pixels beyond the border of every layer's input. "replicate": the edge
+            pixel (the authors' test code, our weights). "zeros": most ports. "valid": none, so the
+            output is smaller (training). With another mode than theirs, weights lose up to 7 dB.
+
+    Attributes: ``upscale_factor`` (0: unknown) and ``interpolation`` ("matlab" or "torch") describe
+    the input of the weights. ``metadata`` says how they were trained. ``ignored`` lists names in
+    their file that were not used. `from_pretrained` sets all of them.
+    Raises ValueError for arguments that do not make a network.
+    """
 
     def __init__(
         self,
         kernel_sizes=(9, 1, 5),
         channels: int = 1,
-        widths=(64, 32),
+        widths=None,
         padding_mode: str = "replicate",
     ):
         super().__init__()
-        self.configure(kernel_sizes, channels, widths, padding_mode)
-        (f1, f2, f3), (n1, n2) = self.kernel_sizes, self.widths
-        # The layers pad nothing: `forward` does, by padding_mode, which may change later
-        # Patch extraction and representation (3.1.1): every f1×f1 patch becomes n1 features
-        self.features = nn.Sequential(nn.Conv2d(channels, n1, f1), nn.ReLU())
-        # Non-linear mapping (3.1.2): they become the n2 features of a high-resolution patch
-        self.map = nn.Sequential(nn.Conv2d(n1, n2, f2), nn.ReLU())
-        # Reconstruction (3.1.3): the overlapping patches are put together, by learned averaging
-        self.reconstruction = nn.Conv2d(n2, channels, f3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """N×C×H×W in [0, 1], already upscaled by bicubic, to the same shape (smaller by
-        f1 + f2 + f3 - 3, if padding_mode is "valid")."""
-        f1, f2, f3 = self.kernel_sizes
-        # To N×n1×H×W, to N×n2×H×W, to N×C×H×W, which is not clamped to [0, 1]: callers do that
-        x = self.features(self._pad(x, f1 // 2))
-        x = self.map(self._pad(x, f2 // 2))
-        return self.reconstruction(self._pad(x, f3 // 2))
-
-    def _pad(self, x: Tensor, size: int) -> Tensor:
-        if self.padding_mode == "valid" or size == 0:
-            return x
-        # F.pad's name for zeros is "constant"
-        mode = "replicate" if self.padding_mode == "replicate" else "constant"
-        return F.pad(x, (size, size, size, size), mode)
-
-    def configure(self, kernel_sizes, channels: int, widths, padding_mode: str):
-        """What the constructor takes.
-
-        Args:
-            kernel_sizes: odd sizes (f1, f2, f3); the paper's are 9-1-5, 9-3-5 and 9-5-5.
-            channels: 1 for Y, 3 for RGB.
-            widths: filters (n1, n2) of the first two layers.
-            padding_mode: what each convolution sees beyond the border. "replicate": the edge pixel
-                (the authors' test code, and ours); "zeros" (most ports); "valid": nothing
-                (training). It belongs to the weights: those made for one lose up to 7 dB with
-                another.
-
-        Attributes ``upscale_factor`` (0: unknown) and ``interpolation`` ("matlab" or "torch") say
-        for which input the weights were made, and ``metadata`` how they were made;
-        `from_pretrained` sets them, and ``ignored``: names in the file that were not run.
-        Raises ValueError for what no SRCNN has.
-        """
         # Files and the command line give lists; tuples of the same sizes are equal
-        kernel_sizes, widths = tuple(kernel_sizes), tuple(widths)
-        # An even kernel has no pixel in its middle: the output would be shifted by half of one
-        if len(kernel_sizes) != 3 or any(k < 1 or k % 2 == 0 for k in kernel_sizes):
+        kernel_sizes = tuple(kernel_sizes)
+        widths = tuple(widths or default_widths(kernel_sizes))
+        # An even kernel has no middle pixel: the output would be shifted by half a pixel
+        if len(kernel_sizes) < 2 or any(k < 1 or k % 2 == 0 for k in kernel_sizes):
             raise ValueError(
-                f"kernel_sizes={kernel_sizes}: give three odd sizes, for example 9 1 5"
+                f"kernel_sizes={kernel_sizes}: give two or more odd sizes, for example 9 1 5"
+            )
+        if len(widths) != len(kernel_sizes) - 1 or min(widths) < 1:
+            raise ValueError(
+                f"widths={widths}: give {len(kernel_sizes) - 1} positive numbers, one for each "
+                "layer but the last"
             )
         if channels not in (1, 3):
             raise ValueError(f"channels={channels}: 1 (Y) or 3 (RGB)")
@@ -77,15 +69,54 @@ class SRCNN(nn.Module):
             raise ValueError(f"padding_mode={padding_mode!r}: one of {', '.join(PADDING_MODES)}")
         self.kernel_sizes, self.widths = kernel_sizes, widths
         self.channels, self.padding_mode = channels, padding_mode
-        # Until `from_checkpoint` has told them
+        # `from_checkpoint` sets these
         self.upscale_factor, self.interpolation, self.metadata = 0, "matlab", {}
         self.ignored = []
 
+        # A layer's inputs, outputs and kernel size. None of them pads: `forward` does
+        first, *middle, last = zip((channels, *widths), (*widths, channels), kernel_sizes)
+        self.features = nn.Sequential(Convolution(*first), ReLU())
+        mapping = [module for layer in middle for module in (Convolution(*layer), ReLU())]
+        self.map = nn.Sequential(*mapping)
+        self.reconstruction = Convolution(*last)
+
+    def forward(self, x: Tensor, border=ALL_SIDES) -> Tensor:
+        """Return the restored image, which is not clamped to [0, 1].
+
+        Args:
+            x: N×C×H×W in [0, 1], already enlarged by bicubic. It may be a part of an image.
+            border: for each side of x (left, right, top, bottom): is it the image's border? There
+                every layer's input is padded. On the other sides, and on all sides if padding_mode
+                is "valid", the output has `reach` pixels less.
+        """
+        steps = [*self.features, *self.map]  # convolution, ReLU, convolution, ReLU, ...
+        for convolution, relu in zip(steps[::2], steps[1::2]):
+            x = relu(convolution(self.pad(x, convolution, border)))
+        return self.reconstruction(self.pad(x, self.reconstruction, border))
+
+    def pad(self, x: Tensor, layer: nn.Conv2d, border=ALL_SIDES) -> Tensor:
+        """Return a layer's input with the pixels that its kernel needs beyond the border."""
+        size = layer.kernel_size[0] // 2
+        if self.padding_mode == "valid" or size == 0 or not any(border):
+            return x
+        # F.pad's name for zeros is "constant"
+        mode = "replicate" if self.padding_mode == "replicate" else "constant"
+        return F.pad(x, [size if side else 0 for side in border], mode)
+
+    @property
+    def layers(self) -> list[nn.Conv2d]:
+        """The convolutions, from the first to the last."""
+        return [*self.features, *self.map][::2] + [self.reconstruction]
+
+    @property
+    def reach(self) -> int:
+        """How many pixels to each side of an output pixel its value depends on; 6 for 9-1-5."""
+        return sum(size // 2 for size in self.kernel_sizes)
+
     def macs_per_pixel(self) -> int:
-        """Multiply-accumulates for each output pixel; 8,032 for 9-1-5 (5,184 + 2,048 + 800)."""
-        # Each weight is used once for each pixel of the output
-        layers = self.features[0], self.map[0], self.reconstruction
-        return sum(layer.weight.numel() for layer in layers)
+        """Return the multiplications an output pixel: 8,032 for 9-1-5 (5,184 + 2,048 + 800)."""
+        # Each weight is used once a pixel
+        return sum(layer.weight.numel() for layer in self.layers)
 
     @classmethod
     def from_pretrained(

@@ -162,7 +162,7 @@ def train(run, crops, sets, stop, log):
     batches = make_batches(crops, run.step, settings, device)
     weights, averaged = list(run.network.parameters()), list(run.average.parameters())
     # Unpadded convolutions cut this many pixels off each side: 6 for 9-1-5
-    border = (sum(settings.kernel_sizes) - 3) // 2
+    border = run.network.reach
     # To read a loss is to wait for the GPU, which then idles; a CPU can be asked at every step
     pause = 1 if device.type == "cpu" else settings.print_frequency
     # Since the last look, as tensors; since the last row of metrics.csv, as numbers
@@ -282,8 +282,7 @@ def claim_folder(run):
 
 def wrapped(run):
     """The network as it is called: on several processes, and compiled, if that is asked for."""
-    network = run.network
-    network.dithers = run.bf16
+    network = recipes.Dithered(run.network) if run.bf16 else run.network
     if run.world > 1:
         # DDP warns of layouts that differ in axes of size one alone, which are the same memory
         warnings.filterwarnings("ignore", "Grad strides")

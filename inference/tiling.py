@@ -1,75 +1,74 @@
-"""Images through a network: `predict` by tiles, `upscale` of whole photographs."""
+"""`predict`: an image of any size through a network, tile by tile."""
 
+import copy
 import functools
 import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from model import SRCNN
-from system.convolutions import convolve, keep_memory, narrow, relu_
+from system.convolutions import keep_memory
 from system.devices import exact_float32
 from system.files import UserError
 from system.memory import free_memory
 from system.threads import in_threads
 from system.torch_errors import lacks_memory
 
-# ---------------------------------------------------------------------- predict: tile by tile
-# Layer 1's output for a megapixel is 256 MB. Written to memory and read again it takes longer
-# than to compute. So each tile of the image goes through all three layers while it is in the
-# cache. Neighbouring tiles overlap by what the convolutions reach: small tiles waste work.
-TILE_BYTES = 2**22  # of layer 1's output, on a CPU
-SMALLEST_BAND = 32  # rows of a tile, below which more threads would only compute overlap
+# Layer 1's output for a megapixel has 256 MB. To write it to memory and read it again takes longer
+# than to compute it. So each tile of the image passes all layers while it is in the cache. Tiles
+# overlap by the pixels that the convolutions reach: small ones waste work.
+TILE_BYTES = 2**22  # of the widest layer's output, on a CPU
+SMALLEST_BAND = 32  # rows of a tile; below that more threads would only compute overlap
 PIXELS_ON_GPU = 2**18  # of a tile at least, however little memory seems to be free
 
 
 def predict(
     network: SRCNN, lr: Tensor, dtype: torch.dtype = torch.float32, self_ensemble: bool = False
 ) -> Tensor:
-    """``network(lr)`` by tiles: several times as fast on a CPU, in memory that does not grow with
-    the image.
+    """Return ``network(lr)``, computed by tiles: faster on a CPU, and in memory that does not grow
+    with the image.
 
     Args:
         network: on the device to compute on. It is only read.
-        lr: N×C×H×W in [0, 1], already upscaled by bicubic; C is network.channels, N, H, W are any.
+        lr: N×C×H×W in [0, 1], already enlarged by bicubic; C is network.channels, N, H, W are any.
         dtype: to compute in. float32 is as near to the network in float64 as ``network(lr)`` is (a
             GPU uses TF32 only after ``torch.set_float32_matmul_precision("high")``). bfloat16 is
             faster where the processor has it, and costs less than 0.01 dB.
-        self_ensemble: the mean over the eight flips and rotations of lr, each result turned back
-            (EDSR, Lim et al. 2017, section 3.4): 0.1 to 0.2 dB more for eight times the work.
+        self_ensemble: return the mean over the eight flips and rotations of lr, each result turned
+            back (EDSR, Lim et al. 2017, section 3.4): 0.1 to 0.2 dB more for eight times the work.
     Returns:
-        The same shape (what the network gives, where its padding_mode is "valid"), type and device.
+        A tensor of lr's type and device, and of its shape (if padding_mode is "valid", smaller by
+        twice network.reach).
     Raises UserError for another shape.
     """
-    sizes = _sizes(network, lr.shape[2:])
-    if lr.ndim != 4 or lr.shape[1] != network.channels or min(sizes[-1]) < 1:
+    lost = 2 * network.reach if network.padding_mode == "valid" else 0
+    sides = [side - lost for side in lr.shape[2:]]
+    if lr.ndim != 4 or lr.shape[1] != network.channels or min(sides) < 1:
         raise UserError(
             f"lr of shape {tuple(lr.shape)}: give N×{network.channels}×H×W "
-            f"of at least {network.kernel_sizes} pixels"
+            f"of at least {1 + lost}×{1 + lost} pixels"
         )
     if self_ensemble:
         return _mean_of_eight(lambda turned: predict(network, turned, dtype), lr)
     keep_memory()
     device = network.reconstruction.weight.device
-    there = lr.detach().to(device)
-    layers = _layers(network, dtype)
-    # Sums are kept in float32 even where the factors have fewer bits
+    there, network = lr.detach().to(device), _in_type(network, dtype)
+    # Sums are kept in float32 even if the factors have fewer bits
     exact = torch.promote_types(dtype, torch.float32)
-    sr = torch.empty(len(lr), network.channels, *sizes[-1], dtype=exact, device=device)
+    sr = torch.empty(len(lr), network.channels, *sides, dtype=exact, device=device)
 
-    # On any thread: tiles do not share a pixel of the result
+    # Called from any thread: no two tiles share a pixel of the result
     @torch.inference_mode()
     def fill(tile: _Tile):
         top, bottom, left, right = tile.box
-        restored = _restore_tile(there[tile.images], tile.box, layers, sizes, network.padding_mode)
-        sr[tile.images, :, top:bottom, left:right] = restored
+        sr[tile.images, :, top:bottom, left:right] = _restore_tile(network, there, tile)
 
     if device.type == "cpu":
         # Each thread takes whole tiles and computes alone: no waiting between the layers
         threads = torch.get_num_threads()
-        pixels = TILE_BYTES // (network.widths[0] * exact.itemsize)
+        pixels = TILE_BYTES // (max(network.widths) * exact.itemsize)
         tiles = _tiles(sr.shape, pixels, threads)
         in_threads(threads, [functools.partial(fill, tile) for tile in tiles])
     else:
@@ -86,67 +85,41 @@ class _Tile(NamedTuple):
     box: tuple[int, int, int, int]  # top, bottom, left, right
 
 
-def _sizes(network: SRCNN, size) -> list[tuple[int, int]]:
-    """Height and width of the image, and of what each of the three layers makes of it."""
-    sizes = [tuple(size)]
-    for f in network.kernel_sizes:
-        lost = f - 1 if network.padding_mode == "valid" else 0
-        sizes.append(tuple(side - lost for side in sizes[-1]))
-    return sizes
+def _in_type(network: SRCNN, dtype: torch.dtype) -> SRCNN:
+    """Return the network, or a copy of it, with weights of this type."""
+    exact = torch.promote_types(dtype, torch.float32)
+    # Layer 1 takes differences of pixels: rounding these to bfloat16 costs up to 0.02 dB, and saves
+    # little time with one input channel. The last bias is a part of every pixel
+    types = {name: dtype for name, _ in network.named_parameters()}
+    types |= dict.fromkeys(["features.0.weight", "features.0.bias", "reconstruction.bias"], exact)
+    if all(value.dtype == types[name] for name, value in network.named_parameters()):
+        return network
+    network = copy.deepcopy(network)
+    for name, value in network.named_parameters():
+        value.data = value.data.to(types[name])
+    return network
 
 
-def _layers(network: SRCNN, dtype) -> list[tuple[Tensor, Tensor]]:
-    """Weight and bias of the three layers, in the types that they compute in."""
-    layers = network.features[0], network.map[0], network.reconstruction
-    # Layer 1 takes differences of pixels: rounding these to bf16 costs up to 0.02 dB, and with
-    # one channel in, bf16 saves little time there. So that layer stays in float32
-    types = torch.promote_types(dtype, torch.float32), dtype, dtype
-    return [
-        (layer.weight.detach().to(type_), layer.bias.detach())
-        for layer, type_ in zip(layers, types)
-    ]
+def _restore_tile(network: SRCNN, lr: Tensor, tile: _Tile) -> Tensor:
+    """Return a box of ``network(lr)``, from the part of lr that it depends on."""
+    top, bottom, left, right = tile.box
+    rows, above, below = _needed(network, top, bottom, lr.shape[2])
+    columns, before, after = _needed(network, left, right, lr.shape[3])
+    part = lr[tile.images, :, rows, columns].to(network.features[0].weight.dtype)
+    restored = network(part, (before, after, above, below))
+    # At the image's border the output begins where the image does, elsewhere where the box does
+    y, x = top if above else 0, left if before else 0
+    return restored[:, :, y : y + bottom - top, x : x + right - left]
 
 
-def _restore_tile(images: Tensor, box, layers, sizes, padding_mode) -> Tensor:
-    """A box of the network's result, from what of the images it depends on."""
-    # Backwards from the result: the box of each layer's input that is needed, and what of that
-    # lies inside. The rest lies beyond the border of the image, and is padded.
-    needed, inside = [], [box]
-    for (weight, _), size in zip(reversed(layers), reversed(sizes[:-1])):
-        needed.insert(0, _reach(inside[0], weight.shape[-1], padding_mode))
-        inside.insert(0, _clip(needed[0], size))
-    top, bottom, left, right = inside[0]
-    x = images[:, :, top:bottom, left:right]
-    # Forwards again. Every layer's input is padded, as in the authors' code, not only the image
-    for number, (weight, bias) in enumerate(layers):
-        x = _pad(x, inside[number], needed[number], padding_mode).to(weight.dtype)
-        # The last layer has no ReLU, and few outputs, for which there is a kernel of its own
-        if number == 2:
-            return narrow(x, weight) + bias.view(-1, 1, 1)
-        x = relu_(convolve(x, weight, bias.to(weight.dtype)))
-
-
-def _reach(box, kernel_size: int, padding_mode: str):
-    """The box of a convolution's input that a box of its output depends on."""
-    top, bottom, left, right = box
-    # "valid" output begins where the first whole kernel lies: its pixel 0 is around input k // 2
-    before = 0 if padding_mode == "valid" else kernel_size // 2
-    after = kernel_size - 1 - before
-    return top - before, bottom + after, left - before, right + after
-
-
-def _clip(box, size):
-    top, bottom, left, right = box
-    return max(top, 0), min(bottom, size[0]), max(left, 0), min(right, size[1])
-
-
-def _pad(x: Tensor, inside, needed, padding_mode: str) -> Tensor:
-    """x, which covers the box ``inside``, extended to the box ``needed``."""
-    top, bottom, left, right = (abs(a - b) for a, b in zip(inside, needed))
-    if not (top or bottom or left or right):
-        return x
-    mode = "replicate" if padding_mode == "replicate" else "constant"
-    return F.pad(x, (left, right, top, bottom), mode)
+def _needed(network: SRCNN, first: int, last: int, size: int) -> tuple[slice, bool, bool]:
+    """Return the pixels of an axis that the results first..last depend on, and for both ends: do
+    they depend on pixels beyond the border?"""
+    first, last = first - network.reach, last + network.reach
+    if network.padding_mode == "valid":
+        # Result 0 is then that of the pixel at `reach`
+        first, last = first + network.reach, last + network.reach
+    return slice(max(first, 0), min(last, size)), first < 0, last > size
 
 
 def _tiles(shape, pixels: int, threads: int = 1) -> list[_Tile]:
@@ -184,8 +157,8 @@ def _pixels_on_gpu(network: SRCNN, device) -> int:
     """Pixels of a tile that half of a GPU's free memory holds."""
     # Half, as cuDNN takes memory of its own to work in
     half = free_memory(device) // 2
-    # In float32: what layers 1 and 2 give, and the parts that `narrow` adds up
-    bytes_a_pixel = 4 * (sum(network.widths) + network.channels * network.kernel_sizes[2] ** 2)
+    # In float32: the outputs of all layers, and the parts that `narrow` adds up
+    bytes_a_pixel = 4 * (sum(network.widths) + network.channels * network.kernel_sizes[-1] ** 2)
     # cuDNN and F.pad count values in 31 bits; the border around a tile needs some of them, too
     most = 2**30 // max(network.widths)
     return min(most, max(half // bytes_a_pixel, PIXELS_ON_GPU))
@@ -222,6 +195,3 @@ def _mean_of_eight(function, x: Tensor) -> Tensor:
             y = y.transpose(2, 3) if transposed else y
             total = y.clone() if total is None else total.add_(y)
     return total / 8
-
-
-# ------------------------------------------------------------------------- whole photographs

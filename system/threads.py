@@ -1,6 +1,7 @@
-"""A pool of threads, each of which computes alone."""
+"""A pool of threads; each of them computes alone."""
 
 import functools
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,32 +9,47 @@ import torch
 
 
 def in_threads(threads: int, calls: list) -> list:
-    """What the calls return, worked off by a pool of threads, each of which computes alone.
+    """Return the results of calls, made by a pool of threads that compute alone.
 
-    Operations on small tensors by all threads at once end in a barrier each, where the threads spin
-    until the slowest has come; beside another busy program that is most of the time.
-    Exceptions are raised here, and then no further call is begun.
+    With small tensors this is faster than operations that all threads share: each of those ends in
+    a barrier, where threads spin until the slowest arrives. If another program is busy, they spend
+    most of their time there.
+    An exception of a call is raised here; then no further call begins.
     """
     if threads == 1:
         return [call() for call in calls]
-    # PyTorch's operations let go of Python's lock while they compute
+    # PyTorch's operations release Python's lock while they compute
     futures = [worker_pool(threads).submit(call) for call in calls]
     try:
         return [future.result() for future in futures]
     finally:
-        # After an error, or Ctrl-C: what has not begun is not begun any more
+        # After an error, or Ctrl-C
         for future in futures:
             future.cancel()
 
 
+def over_batch(function, *tensors) -> list:
+    """Return the results of function, without autograd, on equal parts of the tensors' batches,
+    a part for each thread."""
+    threads = min(torch.get_num_threads(), len(tensors[0]))
+    if threads == 1:
+        return [function(*tensors)]
+
+    @torch.no_grad()  # each thread has a setting of its own
+    def call(*parts):
+        return function(*parts)
+
+    chunks = zip(*(tensor.chunk(threads) for tensor in tensors))
+    return in_threads(threads, [functools.partial(call, *parts) for parts in chunks])
+
+
 @functools.cache
 def worker_pool(threads: int) -> ThreadPoolExecutor:
-    """Return the pool: this many threads. torch computes in each of them with one thread."""
     before = torch.get_num_threads()
     begun = threading.Barrier(threads + 1)
 
     def begin():
-        # This thread's own setting, which torch takes up at the first question only
+        # This thread's own setting, which torch adopts at the first question only
         torch.set_num_threads(1)
         torch.get_num_threads()
         begun.wait()
@@ -42,6 +58,11 @@ def worker_pool(threads: int) -> ThreadPoolExecutor:
     for _ in range(threads):
         pool.submit(int)  # makes the pool start one more thread
     begun.wait()
-    # It is also what threads that begin later start with
+    # Threads that begin later start with this setting
     torch.set_num_threads(before)
     return pool
+
+
+# A child process made by fork has the pool's memory, but not its threads
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=worker_pool.cache_clear)

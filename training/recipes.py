@@ -8,10 +8,9 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.func import functional_call
 
 from model import SRCNN
-from system.convolutions import NarrowConv2d, NnpackConv2d, nnpack_wins
 from system.files import UserError
 from training.soap import SOAP
 
@@ -26,33 +25,21 @@ LOG_FLOOR = 2e-5
 
 
 # --------------------------------------------------------------------------------- the network
-class TrainedSRCNN(SRCNN):
-    """SRCNN on unpadded convolutions as it is trained: with bf16 its weights are dithered, and on
-    a CPU the last layer has its own kernel (1.1 times as fast a step for 9-5-5, 1.5 for 9-1-5)."""
+class Dithered(nn.Module):
+    """The network as it is trained in bf16: by weights that are `dithered`, each time anew.
 
-    dithers = False  # set by train.py, and not asked of autocast: torch 2.4 raises for Apple's GPUs
+    Autocast alone would round them to the nearest.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        first, second, third = self.features[0], self.map[0], self.reconstruction
-        weights = first.weight, second.weight, third.weight
-        # Autocast would round the weights to the nearest
-        if self.dithers:
-            weights = [dithered(weight) for weight in weights]
-        x = F.conv2d(x, weights[0], first.bias)
-        if nnpack_wins(x, weights[1], training=True):
-            # NNPACK takes NCHW alone
-            x = F.relu(x.contiguous(), inplace=True)
-            x = NnpackConv2d.apply(x, weights[1], second.bias)
-        else:
-            x = F.conv2d(F.relu(x, inplace=True), weights[1], second.bias)
-        x = F.relu(x, inplace=True)
-        if x.device.type == "cpu":
-            with torch.autocast("cpu", enabled=False):
-                x = NarrowConv2d.apply(x, weights[2])
-        else:
-            x = F.conv2d(x, weights[2]).float()
-        # In float32: bf16 would round the bias, which is a part of every pixel, to 8 bits
-        return x + third.bias.view(-1, 1, 1)
+        # Biases are added in float32
+        named = self.network.named_parameters()
+        weights = {name: dithered(value) for name, value in named if name.endswith("weight")}
+        return functional_call(self.network, weights, (x,))
 
 
 def dithered(weight: Tensor) -> Tensor:
@@ -91,7 +78,7 @@ def build(settings, checkpoint, device):
     average.upscale_factor = settings.upscale_factor
     average.padding_mode, average.interpolation = "replicate", "matlab"
     # Unpadded, as in section 3.3: nothing is learned from pixels that padding makes up
-    network = TrainedSRCNN(average.kernel_sizes, average.channels, average.widths, "valid")
+    network = SRCNN(average.kernel_sizes, average.channels, average.widths, "valid")
     network.load_state_dict(average.state_dict())
     for each in (average, network):
         each.to(device, memory_format=torch.channels_last)

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from torch.nn import functional as F
 
 from checkpoints import layouts
 from evaluation.protocol import test_pair as make_pair
@@ -34,7 +35,7 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(tiling, "TILE_BYTES", 64 * 4 * TILE**2)
 
 
-def random_network(kernel_sizes=(9, 1, 5), channels=1, padding_mode="replicate", widths=(64, 32)):
+def random_network(kernel_sizes=(9, 1, 5), channels=1, padding_mode="replicate", widths=None):
     torch.manual_seed(0)
     return SRCNN(kernel_sizes, channels, widths, padding_mode)
 
@@ -72,9 +73,48 @@ def test_equals_the_plain_network_in_tiles_of_their_own_size(padding_mode):
 
 
 def test_other_architectures(small_tiles):
-    for kernel_sizes, widths in [((1, 1, 1), (8, 4)), ((3, 7, 9), (5, 3)), ((11, 1, 7), (128, 64))]:
-        exact, _ = compare(random_network(kernel_sizes, widths=widths), torch.rand(2, 1, 21, 23))
-        assert exact < 1e-6, (kernel_sizes, exact)
+    for kernel_sizes, widths in [
+        ((1, 1, 1), (8, 4)),
+        ((3, 7, 9), (5, 3)),
+        ((11, 1, 7), (128, 64)),
+        ((9, 5), None),
+        ((9, 1, 1, 5), None),
+        ((9, 3, 3, 5), (20, 18, 17)),
+        ((9, 5, 5, 1, 3), None),
+    ]:
+        for padding_mode in layouts.PADDING_MODES:
+            for channels in (1, 3):
+                network = random_network(kernel_sizes, channels, padding_mode, widths)
+                exact, _ = compare(network, torch.rand(2, channels, 41, 33))
+                assert exact < 1e-6, (kernel_sizes, padding_mode, exact)
+
+
+@pytest.mark.parametrize("padding_mode", layouts.PADDING_MODES)
+def test_the_plain_network_is_plain_convolutions(padding_mode):
+    """In float64, by torch's modules alone; with and without gradients."""
+    for kernel_sizes in [(9, 1, 5), (9, 5, 5), (9, 5), (5, 1, 3, 3)]:
+        network = random_network(kernel_sizes, 3, padding_mode)
+        x = torch.rand(2, 3, 26, 24)
+        y, mode = x.double(), {"zeros": "constant"}.get(padding_mode, padding_mode)
+        for layer in network.layers:
+            k = layer.kernel_size[0] // 2
+            y = y if padding_mode == "valid" else F.pad(y, (k, k, k, k), mode)
+            y = F.conv2d(y, layer.weight.double(), layer.bias.double())
+            y = y if layer is network.reconstruction else y.relu()
+        trained = network(x)
+        assert trained.requires_grad
+        with torch.no_grad():
+            for found in (trained, network(x)):
+                torch.testing.assert_close(found.double(), y, atol=1e-6, rtol=0)
+
+
+def test_hooks_see_every_layer():
+    """As users collect feature maps."""
+    network, seen = random_network((9, 1, 1, 5)), []
+    for module in (*network.features, *network.map, network.reconstruction):
+        module.register_forward_hook(lambda module, x, y: seen.append(y.shape[1]))
+    predict(network, torch.rand(1, 1, 20, 20))
+    assert seen == [64, 64, 32, 32, 16, 16, 1]
 
 
 def test_leaves_network_and_input_as_they_are():
@@ -233,11 +273,8 @@ def test_a_gpus_tile_fits_its_memory_and_31_bits(monkeypatch, kind, free):
     network = SRCNN((9, 5, 5))
     pixels = tiling._pixels_on_gpu(network, torch.device(kind))
     for shape in ((1, 1, 8192, 8192), (1, 1, 60_000, 40_000), (1, 1, 2000, 900_000)):
-        sizes = tiling._sizes(network, shape[2:])
         for tile in tiling._tiles(shape, pixels)[:9]:
-            box = tile.box
-            for size in reversed(sizes[1:]):
-                top, bottom, left, right = tiling._reach(box, 5, "replicate")
-                padded = 64 * (bottom - top) * (right - left)
-                assert padded < 2**31 and padded * 4 < free
-                box = tiling._clip((top, bottom, left, right), size)
+            top, bottom, left, right = tile.box
+            # The tile, and what the network sees around it
+            most = (bottom - top + 2 * network.reach) * (right - left + 2 * network.reach)
+            assert 64 * most < 2**31 and 64 * most * 4 < free

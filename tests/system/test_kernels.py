@@ -46,8 +46,8 @@ def threads(request):
 )
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_convolve(with_nnpack, threads, layer, layout):
-    for height, width in [(11, 11), (17, 30), (40, 23)]:
-        x, weight, bias = case(*layer, height, width)
+    for height, width, count in [(11, 11, 3), (17, 30, 3), (40, 23, 3), (60, 23, 1)]:
+        x, weight, bias = case(*layer, height, width, count)
         expected = F.conv2d(x.double(), weight.double(), bias.double())
         y = convolutions.convolve(x.to(memory_format=layout), weight, bias)
         torch.testing.assert_close(y.double(), expected, atol=2e-5, rtol=0)
@@ -116,6 +116,27 @@ def test_nnpack_wins_less_in_training(monkeypatch):
     for capability, wins in [("AVX2", convolutions.has_nnpack()), ("AVX512", False)]:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
         assert convolutions.nnpack_wins(*small, training=True) == wins
+
+
+def test_second_derivatives_are_refused_not_wrong():
+    for layer in [(64, 32, 5), (32, 1, 5)]:
+        inputs = [t.requires_grad_() for t in case(*layer, 40, 40)]
+        y = convolutions.convolve(*inputs)
+        if type(y.grad_fn).__name__ == "ConvolutionBackward0":
+            continue  # the library's, where there is no NNPACK
+        (grad,) = torch.autograd.grad((y**2).sum(), inputs[0], create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.sum().backward()
+
+
+@pytest.mark.parametrize("layer", [(64, 32, 5), (64, 32, 1), (32, 1, 5)])
+def test_traced_are_plain_convolutions(layer):
+    """What exporters and torch.compile record: one operation, of any size."""
+    x, weight, bias = case(*layer, 20, 20)
+    traced = torch.jit.trace(lambda x: convolutions.convolve(x, weight, bias), x)
+    x = torch.randn(1, layer[0], 33, 21)
+    torch.testing.assert_close(traced(x), F.conv2d(x, weight, bias))
+    assert str(traced.graph).count("aten::") == 1
 
 
 def test_threads_compute_alone_and_leave_the_callers_setting(threads):

@@ -1,17 +1,16 @@
 """Every path of a GPU's, on tensors that are only labelled as being on one (see pretended.py): what a
 GPU would refuse raises here too. What it computes, and how fast, only tests/by_hand/gpu.py on a GPU can tell."""
 
-import inspect
 import json
 import os
 import signal
-import textwrap
 import warnings
 
 import numpy as np
 import pytest
 import torch
 from launch import TINY, make_tiny, prepare
+from plant import plant
 from pretended import pretended
 from runs import same
 
@@ -268,11 +267,11 @@ def test_what_holds_in_a_step(run_training, monkeypatch, kind):
 
 
 def test_the_last_bias_is_added_in_float32():
-    network = recipes.TrainedSRCNN((5, 1, 3), 1, (8, 4), "valid")
+    network = SRCNN((5, 1, 3), 1, (8, 4), "valid")
     torch.nn.init.constant_(network.reconstruction.bias, 0.4003)
     torch.nn.init.zeros_(network.reconstruction.weight)
     with pretended("cuda"), torch.autocast("cuda", torch.bfloat16):
-        y = network.to("cuda")(torch.rand(1, 1, 9, 9, device="cuda"))
+        y = recipes.Dithered(network.to("cuda"))(torch.rand(1, 1, 9, 9, device="cuda"))
     assert y.dtype == torch.float32 and (y == network.reconstruction.bias).all()
 
 
@@ -323,14 +322,14 @@ def test_predict(kind, padding_mode, dtype):
 def test_predict_computes_in_float32(monkeypatch):
     """cuDNN may not round to TF32 while a tile is computed, and may again afterwards."""
     seen = []
-    tile = tiling._restore_tile
+    forward = SRCNN.forward
 
     def look(*arguments):
         seen.append(torch.backends.cudnn.allow_tf32)
-        return tile(*arguments)
+        return forward(*arguments)
 
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    monkeypatch.setattr(tiling, "_restore_tile", look)
+    monkeypatch.setattr(SRCNN, "forward", look)
     with pretended("cuda"):
         tiling.predict(a_network().to("cuda"), torch.rand(1, 1, 20, 20))
     assert seen and not any(seen)
@@ -419,16 +418,6 @@ def test_validate(data, weights, kind, protocol):
 
 
 # -------------------------------------------------------------------------------- bugs, on purpose
-def plant(monkeypatch, owner, name, right, wrong):
-    """Put a bug into a function: its source with one piece replaced."""
-    function = getattr(owner, name)
-    source = textwrap.dedent(inspect.getsource(function))
-    assert right in source, f"{name} has changed; choose another place for the bug"
-    found = {}
-    exec(compile(source.replace(right, wrong), name, "exec"), function.__globals__, found)
-    monkeypatch.setattr(owner, name, found[name])
-
-
 def test_catches_a_bug_in_dataset(run_training, monkeypatch):
     plant(monkeypatch, dataset.DeviceCrops, "_turned", "device=self.device", "")
     run_training("--device", "cpu", "--exp_name", "unseen")

@@ -1,6 +1,7 @@
 """Training: faults, resuming, and the recipes' arithmetic."""
 
 import argparse
+import copy
 import json
 import math
 import os
@@ -26,7 +27,6 @@ from checkpoints.loading import load_checkpoint
 from evaluation import protocol
 from images import prepared
 from model import SRCNN
-from system import convolutions
 from system.settings import load
 from training import recipes, soap
 
@@ -487,28 +487,30 @@ def test_fast_recipe_rate():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_trained_network_is_the_network(channels):
-    """TrainedSRCNN and NarrowConv2d against plain convolutions: outputs and all gradients."""
+@pytest.mark.parametrize("kernel_sizes", [(9, 3, 5), (9, 5), (5, 3, 1, 5)])
+def test_gradients_are_those_of_plain_convolutions(channels, kernel_sizes):
+    """Outputs and all gradients of a step, in float32 and with dithered weights in bf16."""
     torch.manual_seed(0)
-    plain = SRCNN((9, 3, 5), channels, (8, 6), "valid")
-    trained = recipes.TrainedSRCNN((9, 3, 5), channels, (8, 6), "valid")
-    trained.load_state_dict(plain.state_dict())
-    trained.to(memory_format=torch.channels_last)
+    network = SRCNN(kernel_sizes, channels, (8, 6, 5)[: len(kernel_sizes) - 1], "valid")
+    plain = copy.deepcopy(network).double()
+    network.to(memory_format=torch.channels_last)
     x = torch.rand(3, channels, 22, 20)
-    for network in (plain, trained):
-        (network(x) ** 2).sum().backward()
-    torch.testing.assert_close(trained(x), plain(x), rtol=1e-4, atol=1e-5)
-    for a, b in zip(trained.parameters(), plain.parameters()):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-3 * b.grad.abs().max().item())
+    exact = x.double()
+    for layer in plain.layers:
+        exact = F.conv2d(exact, layer.weight, layer.bias)
+        exact = exact if layer is plain.reconstruction else exact.relu()
+    found = network(x)
+    (exact**2).sum().backward()
+    (found**2).sum().backward()
+    torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-5)
+    for a, b in zip(network.parameters(), plain.parameters()):
+        torch.testing.assert_close(
+            a.grad.double(), b.grad, rtol=1e-3, atol=1e-3 * b.grad.abs().max().item()
+        )
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(trained(x), plain(x).float(), rtol=0.03, atol=0.03)
-    x, weight = (
-        torch.rand(2, 5, 9, 8, dtype=torch.double),
-        torch.rand(3, 5, 3, 3, dtype=torch.double),
-    )
-    torch.testing.assert_close(
-        convolutions.NarrowConv2d.apply(x, weight), F.conv2d(x, weight).float()
-    )
+        found = recipes.Dithered(network)(x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=0.03, atol=0.03)
 
 
 def test_weights_are_dithered_in_bf16_alone(monkeypatch):
