@@ -1,0 +1,102 @@
+"""Read a config.py, and name the line of each mistake in it."""
+
+import re
+import types
+import typing
+from pathlib import Path
+
+from system.command_line import unknown
+from system.files import UserError
+
+
+class Kind(typing.NamedTuple):
+    """The type of a setting: `item`, or a tuple of any number of them."""
+
+    item: type
+    several: bool
+
+    def __str__(self) -> str:
+        return self.item.__name__ + ("s" if self.several else "")
+
+
+class ConfigFile:
+    """The values and kinds of a config.py's settings, by name, and its RECIPES.
+
+    Raises UserError, one line, for a file that Python cannot run.
+    """
+
+    def __init__(self, path):
+        source, module = Path(path).read_bytes(), types.ModuleType("config")
+        try:
+            self.lines = source.decode("utf-8-sig").splitlines()
+            exec(compile(source, path, "exec"), vars(module))
+        except UnicodeDecodeError as error:
+            number = source.count(b"\n", 0, error.start) + 1
+            raise UserError(f"config.py, line {number}: not UTF-8; save it as UTF-8") from None
+        except SyntaxError as error:
+            text = f": {error.text.strip()}" if error.text else ""
+            raise UserError(f"config.py, line {error.lineno}: {error.msg}{text}") from None
+        except Exception as error:
+            # The first step of the traceback is this file, the second is config.py
+            number, hint = error.__traceback__.tb_next.tb_lineno, ""
+            if isinstance(error, NameError):
+                constant = str(error.name).lower() in ("true", "false", "none")
+                hint = f"; write {error.name.title()}" if constant else "; text needs quotes"
+            text = self.lines[number - 1].strip()
+            raise UserError(f"config.py, line {number}: {error}{hint}: {text}") from error
+        self.kinds = {
+            name: Kind(*(typing.get_args(kind)[:1] or [kind]), typing.get_origin(kind) is tuple)
+            for name, kind in module.__annotations__.items()
+        }
+        # Without what a user has imported
+        values = {name: value for name, value in vars(module).items() if not name.startswith("__")}
+        other = types.ModuleType, types.FunctionType, type
+        self.values = {k: value for k, value in values.items() if not isinstance(value, other)}
+        self.recipes = self.values.pop("RECIPES", None)
+
+    def numbers(self, name: str) -> list[int]:
+        """Return the numbers of the lines that set a name."""
+        begin = re.compile(rf"(^|; *){re.escape(name)} *[:=]")
+        return [n for n, text in enumerate(self.lines, 1) if begin.search(text.partition("#")[0])]
+
+    def place(self, name: str) -> str:
+        """Return "config.py, line 12: " for messages about a name."""
+        return "".join(f"config.py, line {number}: " for number in self.numbers(name)[:1])
+
+    def text(self, name: str) -> tuple[str, str]:
+        """Return the line that sets a name: its code and its comment."""
+        code, _, comment = self.lines[self.numbers(name)[0] - 1].partition("  # ")
+        return code, comment
+
+
+def check_names(config: ConfigFile, shipped: ConfigFile):
+    """Raise UserError for names that are unknown, missing, repeated or without type or value.
+
+    Python itself accepts most of these: a misspelt name is one more variable.
+    """
+    for name in {**config.values, **config.kinds}:
+        place, numbers = config.place(name), config.numbers(name)
+        if name not in shipped.kinds:
+            raise UserError(place + unknown(name, shipped.kinds))
+        code = shipped.text(name)[0]
+        if name not in config.values:
+            raise UserError(f"{place}{name} has no value; write {code}")
+        if name not in config.kinds:
+            code = f"{code.partition(' = ')[0]} = {config.values[name]!r}"
+            raise UserError(f"{place}{name} lacks its type; write {code}")
+        if len(numbers) > 1:
+            lines = " and ".join(map(str, numbers))
+            raise UserError(f"config.py: {name} is set in lines {lines}; remove one of them")
+    for name in shipped.kinds.keys() - config.values.keys():
+        code = shipped.text(name)[0]
+        raise UserError(f"config.py: the line of {name} is missing; put it back: {code}")
+
+    recipes, known = config.recipes, shipped.recipes["fast"]
+    place = config.place("RECIPES") or "config.py: "
+    if type(recipes) is not dict or any(type(values) is not dict for values in recipes.values()):
+        raise UserError(f"{place}RECIPES needs a dict(...) for each recipe")
+    for recipe, values in recipes.items():
+        for name in values.keys() - known.keys():
+            raise UserError(f"{place}{recipe}: {unknown(name, known)}")
+        for name in known.keys() - values.keys():
+            raise UserError(f"{place}{recipe}: {name} is missing; add {name}={known[name]!r}")
