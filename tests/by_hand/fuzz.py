@@ -19,6 +19,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import pickletools
 import random
 import re
@@ -36,6 +37,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +46,7 @@ import sample_layouts as layouts
 
 import train
 from checkpoints.loading import load_checkpoint
+from checkpoints.writing import to_layout
 from config import RECIPES
 from images import fetching, formats, named_sets, reading
 from model import SRCNN
@@ -131,6 +134,9 @@ def contents():
         {"model": {"params": layouts.state_dict(small, prefix="module._orig_mod.")}, "epoch": 3},
         {"netG": {"n": torch.tensor(3), **layouts.state_dict(small, prefix="srcnn.")}, "epoch": 3},
         {**layouts.yjn870(small), "padding_mode": "replicate", "upscale_factor": 3, "epoch": 1},
+        {"weights": layouts.state_dict(rgb, ("a", "b", "c")), "epoch": 3},
+        SRCNN((9, 3, 1, 5), 1, (4, 3, 2)).to_checkpoint({}),
+        {"epoch": 3, "params": layouts.arrays(small)},
     ]
 
 
@@ -143,6 +149,12 @@ def saved_files():
         for make in (layouts.mmengine_runner, layouts.lightning, layouts.own_loop, layouts.whole)
         for layers in (small, rgb)
         for legacy, protocol in ((False, 2), (False, 4), (False, 5), (True, 2), (True, 3))
+    ]
+    # Kernels of 64 KiB and more are read in another way
+    files += [
+        pickle.dumps({"epoch": 3, "params": layouts.arrays(layers)}, protocol)
+        for layers in (small, layouts.random_layers((3, 5, 3), 1, (32, 32)))
+        for protocol in (2, 3, 4, 5)
     ]
     return files + [
         layouts.torchscript(layers, how)
@@ -164,8 +176,53 @@ def make_checkpoint(rng) -> tuple[str, bytes]:
     if how in (1, 3):
         if data.startswith(b"PK"):
             return "checkpoint", change_in_zip(rng, data)
-        return "checkpoint", change_pickles(rng, data)
+        is_legacy = b"\xfc\x9cF\xf9 j" in data[:30]
+        changed = change_pickles if is_legacy else change_pickle
+        return "checkpoint", changed(rng, data)
     return "checkpoint", change(rng, data) if how != 0 else data
+
+
+def make_safetensors(rng) -> tuple[str, bytes]:
+    """Bytes changed anywhere, or a header with other values, of the right length or not."""
+    data = rng.choice(safetensors_files)
+    if rng.random() < 0.3:
+        return "safetensors", change(rng, data)
+    (size,) = struct.unpack_from("<Q", data)
+    header, numbers = json.loads(data[8 : 8 + size]), data[8 + size :]
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        header = change_json(rng, header)
+    text = json.dumps(header).encode()
+    match rng.randrange(8):
+        case 0:
+            text = change(rng, text)
+        case 1:
+            text = text.replace(b"[", b"[" * rng.choice((2, 200, 100_000)), 1)
+        case 2:
+            text = text[:1] + rng.choice((b" ", b'"a": 1,', b'"__metadata__": {},')) + text[1:]
+        case 3:
+            text += b" " * rng.choice((1, 7, 1000, 2**21))
+    size = len(text) if rng.random() < 0.8 else rng.choice(NUMBERS) % 2**64
+    return "safetensors", struct.pack("<Q", size) + text + numbers
+
+
+def change_json(rng, value):
+    """A nested dict or list with something else in one place."""
+    odd = [None, -1, 2**63, 2**64, 1e308, "", "text", "9" * 5000, [], {}, [[]], True, "F32", "U8"]
+    odd += ["\x1b[2J\n", "BF16", "pt", "nan", '{"a": ' * 300, [0, 2**62], [2**32, 2**32]]
+    if isinstance(value, dict) and value:
+        value, key = dict(value), rng.choice(list(value))
+        match rng.randrange(6):
+            case 0:
+                del value[key]
+            case 1:
+                value[rng.choice(("conv1.weight", "x" * 9000, "__metadata__", "\n"))] = value[key]
+            case _:
+                value[key] = change_json(rng, value[key])
+        return value
+    if isinstance(value, list) and value and rng.random() < 0.7:
+        at = rng.randrange(len(value))
+        return [*value[:at], change_json(rng, value[at]), *value[at + 1 :]]
+    return rng.choice(odd)
 
 
 def read_checkpoint(path: Path):
@@ -193,6 +250,8 @@ NAMES = [
     b"c_codecs\nencode\n",
     b"cnumpy\ndtype\n",
     b"cnumpy.core.multiarray\nscalar\n",
+    b"cnumpy.core.multiarray\n_reconstruct\n",
+    b"cnumpy.core.numeric\n_frombuffer\n",
     b"X\4\0\0\0this\x8c\1s\x93",
 ]
 INSTRUCTIONS = [
@@ -549,6 +608,7 @@ def read_archive(path: Path):
 KINDS = [  # its share of the cases; makes (kind, content of a file); reads one
     (2, make_checkpoint, read_checkpoint),
     (1, make_matlab, read_checkpoint),
+    (0.5, make_safetensors, read_checkpoint),
     *(
         (
             0.5,
@@ -682,6 +742,10 @@ small_layers = layouts.random_layers((9, 1, 5), 1, (4, 3))
 mat_files = [
     layouts.mat_bytes(layouts.authors_arrays(small_layers), packed) for packed in (True, False)
 ]
+safetensors_files = [
+    to_layout(network.to_checkpoint({"train_set": "T91"}), "safetensors")
+    for network in (SRCNN((9, 1, 5), 1, (4, 3)), SRCNN((5, 3, 1, 3), 3, (4, 3, 2)))
+] + [safetensors.torch.save(layouts.state_dict(small_layers, ("b", "a", "c")))]
 images_of_sets = dict(zip(TARGETS, image_files[".bmp"]))
 named_sets.manifest = lambda: {
     name: {

@@ -57,6 +57,11 @@ def state_dict(layers, names=OURS, prefix=""):
     }
 
 
+def arrays(layers, names=PLAIN) -> dict:
+    """The same as numpy arrays."""
+    return {name: tensor.numpy() for name, tensor in state_dict(layers, names).items()}
+
+
 def ours(layers, padding_mode="replicate", **more):
     (n1, channels, f1, _), (n2, _, f2, _), (_, _, f3, _) = (weight.shape for weight, _ in layers)
     return {

@@ -10,6 +10,7 @@ from conftest import ROOT
 @pytest.mark.slow
 def test_thousands_of_mutated_files_end_well(tmp_path):
     pytest.importorskip("scipy", reason="needs scipy: pip install scipy")
+    pytest.importorskip("safetensors", reason="needs safetensors: pip install safetensors")
     done = subprocess.run(
         [
             sys.executable,
@@ -29,6 +30,7 @@ def test_thousands_of_mutated_files_end_well(tmp_path):
         "checkpoint",
         "image.png",
         "matlab",
+        "safetensors",
         "training",
     ):  # and not by refusing everything
         loaded, refused = (
