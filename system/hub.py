@@ -1,5 +1,6 @@
 """Files of the Hugging Face Hub, by the optional package huggingface_hub."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -24,16 +25,21 @@ def hub_file(address: str, limit: int) -> Path:
         raise UserError(
             f"{printable(address)}: needs the package huggingface_hub: pip install huggingface_hub"
         ) from None
+    get = functools.partial(huggingface_hub.hf_hub_download, repository, file, revision=revision)
     try:
         # The size first: the download itself has no limit
-        if not huggingface_hub.constants.HF_HUB_OFFLINE:
+        try:
             url = huggingface_hub.hf_hub_url(repository, file, revision=revision)
             size = huggingface_hub.get_hf_file_metadata(url).size or 0
-            if size > limit:
-                raise UserError(
-                    f"{printable(address)}: larger than {limit >> 20} MiB, which no SRCNN is"
-                )
-        return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision))
+        except HfHubHTTPError:
+            raise
+        except Exception:  # no connection, by errors of several libraries: the cache may have it
+            return Path(get(local_files_only=True))
+        if size > limit:
+            raise UserError(
+                f"{printable(address)}: larger than {limit >> 20} MiB, which no SRCNN is"
+            )
+        return Path(get())
     except UserError:
         raise
     except LocalEntryNotFoundError:

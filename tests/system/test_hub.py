@@ -1,85 +1,157 @@
-"""hubconf.py from a folder whose modules are named as ours."""
+"""hf://owner/name/file: downloaded once, by revision, from a server of this machine."""
 
+import hashlib
+import http.server
+import os
 import subprocess
 import sys
+import threading
 
+import pytest
 from conftest import ROOT
+from sample_layouts import random_layers, state_dict, torch_bytes
 
-import hubconf
+from system import hub
 
-OWN = "model config inference utils weights system/__init__ checkpoints/__init__".split()
-BEGIN = f"""
-import sys, numpy, torch
-def load(*arguments, **options):
-    return torch.hub.load({str(ROOT)!r}, *arguments, source="local", trust_repo=True, **options)
-image = numpy.random.default_rng(0).integers(0, 256, (20, 24, 3), numpy.uint8)
-"""
+LAYERS = random_layers((9, 1, 5), 1, (8, 4))
+COMMITS = {"main": "a" * 40, "v1": "b" * 40, "a" * 40: "a" * 40, "b" * 40: "b" * 40}
 
 
-def run(folder, code):
-    """Run code in a folder with modules of its own, each of which has OWN."""
-    for name in OWN:
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / f"{name}.py").write_text("OWN = __name__")
-    (folder / "images").mkdir(exist_ok=True)
-    (folder / "images" / "picture.txt").write_text("")
-    (folder / "script.py").write_text(BEGIN + code)
-    command = [sys.executable, "script.py"]
-    process = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    return process.stdout.split()
+class Server(http.server.BaseHTTPRequestHandler):
+    """The part of the Hub that a download needs: {(commit, file): content}."""
+
+    protocol_version = "HTTP/1.1"
+    files, asked, tokens = {}, [], set()
+
+    def do_HEAD(self):
+        Server.asked.append((self.command, self.path))
+        Server.tokens.add(self.headers.get("Authorization"))
+        parts = self.path.split("?")[0].split("/")
+        known = parts[1:4] == ["owner", "name", "resolve"]
+        commit = COMMITS.get(parts[4]) if known else None
+        content = Server.files.get((commit, "/".join(parts[5:])))
+        if content is None:
+            code = "EntryNotFound" if commit else "RevisionNotFound" if known else "RepoNotFound"
+            self.send_response(404)
+            self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        size = Server.files.get((commit, "size"), len(content))
+        self.send_response(200)
+        for name, value in {
+            "Content-Length": size,
+            "X-Repo-Commit": commit,
+            "ETag": f'"{hashlib.sha1(content).hexdigest()}"',
+            "Accept-Ranges": "none",
+        }.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    do_GET = do_HEAD
+
+    def log_message(self, *_):
+        pass
 
 
-def test_the_caller_keeps_own_modules(tmp_path):
-    code = """
-import model, config, system
-path = list(sys.path)
-network = load("srcnn", upscale_factor=3)
-import inference, weights, checkpoints, utils  # after the load
-assert sys.path == path
-for module in (model, config, system, inference, weights, checkpoints):
-    assert module.OWN == module.__name__ and sys.modules[module.__name__] is module
-import imgproc_of_mine
-"""
-    (tmp_path / "imgproc_of_mine.py").write_text("import model; assert model.OWN")
-    run(tmp_path, code)
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: pip install ...")
+    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
+    Server.files, Server.asked, Server.tokens = {}, [], set()
+    for name, value in {
+        "HF_ENDPOINT": f"http://127.0.0.1:{running.server_port}",
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_TOKEN": "hf_secret",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "no_proxy": "*",
+    }.items():
+        monkeypatch.setenv(name, value)
+    yield running
+    running.shutdown()
+    running.server_close()
 
 
-def test_functions_work_later(tmp_path):
-    """Networks, `upscale` and `predict` are used after the load, when the caller's modules are back."""
-    code = """
-import model
-network, upscale, predict = load("srcnn", 2), load("upscale"), load("predict")
-assert upscale(image, 2).shape == (40, 48, 3)
-assert upscale(image, 2.5).shape == (50, 60, 3)
-assert (upscale(image, 2, network) == load("upscale", image, upscale_factor=2)).all()
-x = torch.rand(1, 1, 30, 30)
-with torch.no_grad():
-    torch.testing.assert_close(predict(network, x), network(x), atol=1e-4, rtol=0)
-assert type(load("srcnn", 3)) is type(network)  # imported once
-torch.save(network.state_dict(), "own.pth")
-assert model.OWN
-"""
-    run(tmp_path, code)
+def in_a_process(code: str) -> subprocess.CompletedProcess:
+    """Run code in a process of its own: the package reads its settings when it is imported."""
+    return subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
-def test_without_clashing_names_networks_can_be_pickled(tmp_path):
-    code = BEGIN + "import pickle; pickle.loads(pickle.dumps(load('srcnn')))"
-    command = [sys.executable, "-c", code]
-    subprocess.run(command, cwd=tmp_path, check=True)
+def test_weights_from_the_hub(server):
+    """By name and by revision, with the user's token; a second time from the cache, also without
+    a connection."""
+    Server.files["a" * 40, "weights/x3.pth"] = torch_bytes(state_dict(LAYERS))
+    Server.files["b" * 40, "weights/x3.pth"] = torch_bytes(state_dict(random_layers((9, 5, 5))))
+    done = in_a_process("""
+from pathlib import Path
+from model import SRCNN
+for name in ("hf://owner/name/weights/x3.pth", "hf://owner/name/weights/x3.pth@v1"):
+    print(SRCNN.from_pretrained(name).kernel_sizes, SRCNN.from_pretrained(Path(name)).kernel_sizes)
+""")
+    assert done.stdout.split("\n")[:2] == ["(9, 1, 5) (9, 1, 5)", "(9, 5, 5) (9, 5, 5)"], (
+        done.stderr
+    )
+    gets = [path for method, path in Server.asked if method == "GET"]
+    assert len(gets) == 2 and Server.tokens == {"Bearer hf_secret"}
+    server.shutdown()
+    server.server_close()
+    done = in_a_process("""
+from checkpoints.loading import load_checkpoint
+print(load_checkpoint("hf://owner/name/weights/x3.pth")["widths"])
+try:
+    load_checkpoint("hf://owner/name/weights/x2.pth")
+except OSError as error:
+    print(error)
+""")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "(8, 4)", done.stderr
+    assert lines[1].startswith("hf://owner/name/weights/x2.pth: cannot be downloaded (it is not")
 
 
-def test_the_hub_lists_the_entries():
-    entries = [name for name in dir(hubconf) if callable(getattr(hubconf, name))]
-    assert [name for name in entries if name[0] != "_"] == ["predict", "srcnn", "upscale"]
+def test_what_is_wrong_is_one_line(server):
+    Server.files["a" * 40, "text.pth"] = b"text"
+    Server.files["a" * 40, "large.pth"] = b"P" * 2000
+    done = in_a_process("""
+import checkpoints.loading
+checkpoints.loading.MAX_BYTES = 1000
+for name in ("owner/name/none.pth", "owner/name/text.pth@v9", "other/name/a.pth", "owner/file",
+             "owner/name/large.pth", "owner/name/text.pth"):
+    try:
+        checkpoints.loading.load_checkpoint(f"hf://{name}")
+    except (ValueError, OSError) as error:
+        print(type(error).__name__, error)
+""")
+    lines = done.stdout.splitlines()
+    assert len(lines) == 6, done.stdout + done.stderr
+    expected = (
+        "OSError hf://owner/name/none.pth: cannot be downloaded (",
+        "OSError hf://owner/name/text.pth@v9: cannot be downloaded (",
+        "OSError hf://other/name/a.pth: cannot be downloaded (",
+        "UserError hf://owner/file: expected hf://owner/name/file",
+        "UserError hf://owner/name/large.pth: larger than",
+        "UserError hf://owner/name/text.pth: neither a PyTorch checkpoint",
+    )
+    for line, begin in zip(lines, expected):
+        assert line.startswith(begin) and len(line) < 300, line
+    assert all("404" in line and "check the address" in line for line in lines[:3])
 
 
-def test_a_notebook_with_an_own_model_is_told_what_to_do(tmp_path):
-    code = f"""
-import model; sys.path.append({str(ROOT)!r})
-(__import__("os")).remove("inference.py")
-try: from inference import upscale
-except ImportError as error: print(error)
-"""
-    words = " ".join(run(tmp_path, code))
-    assert words.startswith(str(tmp_path / "system")) and "torch.hub.load" in words
+def test_as_a_script(server, run_script, tmp_path):
+    Server.files["a" * 40, "x3.pth"] = torch_bytes(state_dict(LAYERS))
+    done = run_script("convert.py", "--model_path", "hf://owner/name/x3.pth@main")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "results" / "x3_ours.pth").is_file()
+
+
+def test_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ValueError, match="needs the package huggingface_hub: pip install"):
+        hub.hub_file("hf://owner/name/x3.pth", 1000)
