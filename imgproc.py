@@ -90,6 +90,9 @@ def _resize(x: Tensor, *scales: float) -> Tensor:
             resampled.append(axis)
         window.append(slice(first, first + math.ceil(scale * size)))
     if resampled:
+        if x.shape[-1] == 1:
+            # torch's antialiased bicubic is wrong for a single column; the crop takes the first
+            x = x.expand(-1, -1, -1, 2)
         factors = [
             float(scale) if axis in resampled else 1.0 for axis, scale in zip((-2, -1), scales)
         ]
@@ -146,24 +149,27 @@ def resize_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """MATLAB's ``imresize(image, [height width], 'bicubic')`` in bounded memory, for photographs.
 
     Args:
-        image: H×W or H×W×C; uint8, uint16 or float. Computed in float32 (float64 as it is), some
-            rows at a time; integers are rounded once, at the end.
+        image: H×W or H×W×C; uint8, uint16 or float. Computed in float32 (uint16 and float64 in
+            float64), some rows at a time. As in MATLAB, the axis with the smaller scale comes first
+            (rows, if both are equal), and integers are rounded and clipped after each axis.
     Returns:
         height × width[ × C] of the same type.
     """
-    rows, row_weights = _contributions(image.shape[0], height, height / image.shape[0])
-    columns, column_weights = _contributions(image.shape[1], width, width / image.shape[1])
-    exact = np.float64 if image.dtype == np.float64 else np.float32
+    scales = height / image.shape[0], width / image.shape[1]
+    rows, row_weights = _contributions(image.shape[0], height, scales[0])
+    columns, column_weights = _contributions(image.shape[1], width, scales[1])
+    exact = np.float64 if image.dtype in (np.float64, np.uint16) else np.float32
     result = np.empty((height, width, *image.shape[2:]), image.dtype)
     for block in row_blocks(height, max(width, image.shape[1]), BLOCK):
         index = rows[block]
         first, last = int(index.min()), int(index.max()) + 1
         x = torch.from_numpy(image[first:last].astype(exact))
-        x = _weighted_sum(x, 0, index - first, row_weights[block])
-        x = _weighted_sum(x, 1, columns, column_weights).numpy()
-        if image.dtype.kind == "u":
-            x = np.floor(x + 0.5).clip(0, np.iinfo(image.dtype).max)
-        result[block] = x
+        axes = [(0, index - first, row_weights[block]), (1, columns, column_weights)]
+        for axis in axes if scales[0] <= scales[1] else reversed(axes):
+            x = _weighted_sum(x, *axis)
+            if image.dtype.kind == "u":
+                x = x.add_(0.5).floor_().clamp_(0, np.iinfo(image.dtype).max)
+        result[block] = x.numpy()
     return result
 
 
