@@ -44,13 +44,14 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 import sample_layouts as layouts
 
-import train
 from checkpoints.loading import load_checkpoint
 from checkpoints.writing import to_layout
 from config import RECIPES
 from images import fetching, formats, named_sets, reading
 from model import SRCNN
 from system.settings import load
+from training.run import begin
+from training.state import pack_history
 
 cv2 = formats.load_opencv()  # as the project has it: silent
 formats.MAX_PIXELS = 2**27  # half of it: Pillow's and our copy of the largest would be 2 GB
@@ -394,11 +395,11 @@ def training_settings(name: str, path=""):
 
 def last_file(name: str) -> dict:
     """What last.pth holds after one step by a recipe."""
-    run = train.begin(training_settings(name), torch.device("cpu"))
+    run = begin(training_settings(name), torch.device("cpu"))
     step_on(run)
     state = {
         **{"step": 1, "best": 30.5, "seconds": 2.5, "loss": 0.25},
-        "history": [{"step": 1, "samples": 16, "psnr_holdout": 30.5}],
+        "history": pack_history([{"step": 1, "samples": 16, "psnr_holdout": 30.5}]),
         "network": run.network.state_dict(),
         "optimizer": run.optimizer.state_dict(),
     }
@@ -427,7 +428,7 @@ def make_training(rng, name: str) -> tuple[str, bytes]:
 
 def read_training(path: Path, name: str):
     """Go on with it as train.py does, and make a step."""
-    run = train.begin(training_settings(name, path), torch.device("cpu"))
+    run = begin(training_settings(name, path), torch.device("cpu"))
     step_on(run)
     assert type(run.step) is int and run.step >= 0 and run.seconds >= 0
     assert all(type(row["step"]) is int for row in run.history)

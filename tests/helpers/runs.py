@@ -35,7 +35,7 @@ def check_folder(folder):
         assert (checkpoint["training"] is not None) == (path.name == "last.pth")
     if (folder / "metrics.csv").exists():
         rows(folder)
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if not is_of_tensorboard(path))
 
 
 def small_files_only():
@@ -43,4 +43,10 @@ def small_files_only():
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    files = (path for path in folder.iterdir() if not is_of_tensorboard(path))
+    return {path.name: path.read_bytes() for path in files}
+
+
+def is_of_tensorboard(path) -> bool:
+    """Return whether it is a file that only exists if tensorboard is installed."""
+    return path.name.startswith("events.out.tfevents.")

@@ -16,8 +16,9 @@ import pytest
 from launch import ROOT, TINY, Run, make_tiny
 from tqdm import tqdm
 
-import train
 from checkpoints.loading import load_checkpoint
+from training.log import Log
+from training.state import unpack_history
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ def test_a_closed_terminal_saves_and_ends_the_run(data, terminal, tmp_path):
     assert run.wait(60) == 128 + signal.SIGHUP
     last = load_checkpoint(tmp_path / "results/run/last.pth")["training"]
     # The step was measured as well, since a single signal came
-    assert last["step"] > 1 and last["history"][-1]["step"] == last["step"]
+    assert last["step"] > 1 and unpack_history(last["history"])[-1]["step"] == last["step"]
 
 
 def test_nohup(data, tmp_path):
@@ -157,5 +158,5 @@ def test_80_columns(data, terminal, tmp_path):
 def test_the_bar_of_a_long_run_fits():
     numbers = dict(n=999_999, total=1_000_000, elapsed=40 * 3600, rate=0.5, unit=" steps")
     numbers["postfix"] = "31.82 dB"
-    bar = tqdm.format_meter(bar_format=train.Log.FORM, ncols=80, **numbers)
+    bar = tqdm.format_meter(bar_format=Log.FORM, ncols=80, **numbers)
     assert bar.endswith("]") and len(bar) <= 80, bar

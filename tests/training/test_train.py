@@ -22,13 +22,13 @@ from runs import NAME, check_folder, contents, rows, same, small_files_only
 from torch.nn import functional as F
 
 import dataset
-import train
 from checkpoints.loading import load_checkpoint
 from evaluation import protocol
 from images import prepared
 from model import SRCNN
 from system.settings import load
-from training import recipes, soap
+from training import recipes, soap, state
+from training.run import begin
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +130,7 @@ def test_killed_while_writing_a_checkpoint(start, tmp_path):
     assert [name for name in left if ".tmp-" in name], left
     run = start("--steps", 12, "--resume", folder / "last.pth")
     assert run.wait() == 0, run.output
-    assert check_folder(folder) == ["best.pth", "last.pth", "metrics.csv"]
+    assert check_folder(folder) == ["best.pth", "curve.png", "last.pth", "metrics.csv"]
     assert [row["step"] for row in rows(folder)] == [4, 8, 12]
 
 
@@ -154,7 +154,7 @@ def test_signal_saves_and_says_how_to_go_on(start, tmp_path, number, options):
     step = load_checkpoint(last)["training"]["step"]
     assert (
         line
-        == f"stopped at step {step}; go on with the same command and --resume results/run/last.pth"
+        == f"stopped at step {step}; continue with the same command and --resume results/run/last.pth"
     )
     assert "Traceback" not in run.output
     run = start(*options, "--steps", step + 2, "--resume", last)
@@ -218,7 +218,7 @@ def test_divergence_names_the_step_and_keeps_the_checkpoint(start, tmp_path, rec
     # with a checkpoint every step, the weights have grown when the last one is saved, but are numbers
     assert "not finite at step" in start(*options, "--valid_frequency", 1, "--overwrite").error()
     checkpoint = torch.load(folder / "last.pth", weights_only=True)
-    assert train.all_finite(
+    assert state.all_finite(
         SRCNN.from_checkpoint(load_checkpoint(folder / "last.pth")),
         type("O", (), {"state": checkpoint["training"]["optimizer"]["state"]}),
     )
@@ -229,9 +229,9 @@ def test_all_finite_looks_at_the_optimizer_too():
     optimizer = soap.SOAP(network.parameters())
     network(torch.rand(1, 1, 9, 9)).mean().backward()
     optimizer.step()
-    assert train.all_finite(network, optimizer)
+    assert state.all_finite(network, optimizer)
     optimizer.state[network.map[0].weight]["covariances"][0][0, 0] = math.inf
-    assert not train.all_finite(network, optimizer)
+    assert not state.all_finite(network, optimizer)
 
 
 # --------------------------------------------------------------------------------------------------- what not to resume
@@ -278,15 +278,15 @@ def test_refused_with_one_line(start, trained, tmp_path, options, complaint):
 
 
 @pytest.mark.parametrize(
-    "state",
+    "content",
     [
         {"step": 3},
         {"step": 1, "best": 0.0, "seconds": 0.0, "history": [], "network": {}, "optimizer": {}},
     ],
 )
-def test_strange_training_state(start, trained, tmp_path, state):
+def test_strange_training_state(start, trained, tmp_path, content):
     torch.save(
-        torch.load(trained / "best.pth", weights_only=True) | {"training": state},
+        torch.load(trained / "best.pth", weights_only=True) | {"training": content},
         tmp_path / "strange.pth",
     )
     assert "its state does not fit" in start("--resume", tmp_path / "strange.pth").error()
@@ -340,29 +340,55 @@ def test_finished_run_and_lost_best(start, trained, tmp_path):
     assert load_checkpoint(tmp_path / "results" / NAME / "best.pth")["facts"]["step"] == 5
 
 
-def test_checkpoints_of_long_runs_load(start, trained, tmp_path):
-    """load_checkpoint takes so much and no more; train.py stays within that."""
+def test_metrics_never_lose_rows(start, trained, tmp_path):
+    """load_checkpoint has limits; a history of any length stays within them, and old files load."""
     checkpoint = torch.load(trained / "last.pth", weights_only=True)
-    row = checkpoint["training"]["history"][0]
-    history = [
-        row
-        | {
-            "step": i - 20_000,
-            "samples": 10**10,
-            "psnr_third": random.random(),
-            "loss": random.random(),
-        }
-        for i in range(9_000)
-    ]
-    torch.save(
-        checkpoint | {"training": checkpoint["training"] | {"history": history}},
-        tmp_path / "long.pth",
-    )
+    (row,) = state.unpack_history(checkpoint["training"]["history"])
+    values = {"samples": 10**10, "psnr_third": 1 / 3, "loss": -0.1}
+    history = [row | values | {"step": 20_000 + i} for i in range(9_000)]
+    # As earlier versions kept it
+    old = checkpoint | {"training": checkpoint["training"] | {"history": history}}
+    torch.save(old, tmp_path / "long.pth")
     run = start("--resume", tmp_path / "long.pth", "--steps", 5)
     assert run.wait() == 0, run.output
     last = tmp_path / "results" / NAME / "last.pth"
-    assert len(load_checkpoint(last)["training"]["history"]) == 5_000
-    assert last.with_name("metrics.csv").read_text().count("\n") == 5_001
+    found = state.unpack_history(load_checkpoint(last)["training"]["history"])
+    assert found[:9000] == history and found[-1]["step"] == 5
+    assert last.with_name("metrics.csv").read_text().count("\n") == 9_003
+    # 100,000 validations: as dicts they would exceed the limit of entries in a pickle
+    many = [row | {"step": i} for i in range(100_000)]
+    content = checkpoint["training"] | {"history": state.pack_history(many)}
+    torch.save(checkpoint | {"training": content}, tmp_path / "many.pth")
+    found = load_checkpoint(tmp_path / "many.pth")["training"]["history"]
+    assert state.unpack_history(found) == many
+
+
+def test_rows_with_other_columns():
+    """A test set that is added when a run is resumed, and a loss that is not known."""
+    rows = [{"step": 1, "loss": 0.5}, {"step": 2, "samples": 2**53 - 1, "psnr_new": 30.0}]
+    assert state.unpack_history(state.pack_history(rows)) == rows
+    assert state.unpack_history(state.pack_history([])) == []
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        None,
+        [{"step": 1.5}],
+        {"names": ["step"], "values": [[1.0]]},
+        {"names": ["step", "step"], "values": torch.ones(2, 2).double()},
+        {"names": ["step\n"], "values": torch.ones(2, 1).double()},
+        {"names": ["loss"], "values": torch.ones(2, 1).double()},
+        {"names": ["step"], "values": torch.full((2, 1), 1e300, dtype=torch.float64)},
+        {"names": ["step"], "values": torch.full((2, 1), 1.5).double()},
+        {"names": ["step"], "values": torch.ones(2, 2).double()},
+        {"names": ["step"], "values": torch.ones(2, 1)},
+        {"names": ["step"], "values": torch.ones(1, 1).double().expand(2**40, 1)},
+        {"names": ["step"], "values": torch.ones(1).double().as_strided((2**35, 1), (0, 1))},
+    ],
+)
+def test_strange_histories(history):
+    assert state.unpack_history(history) is None
 
 
 def test_checkpoint_facts(trained, data):
@@ -517,8 +543,8 @@ def test_weights_are_dithered_in_bf16_alone(monkeypatch):
     dithered = []
     monkeypatch.setattr(recipes, "dithered", lambda weight: dithered.append(weight) or weight)
     for precision, count in (("fp32", 0), ("bf16", 3)):
-        run = train.begin(settings("--precision", precision), torch.device("cpu"))
-        train.wrapped(run)(torch.rand(1, 1, 20, 20))
+        run = begin(settings("--precision", precision), torch.device("cpu"))
+        run.model()(torch.rand(1, 1, 20, 20))
         assert len(dithered) == count
 
 
@@ -673,10 +699,10 @@ def test_what_a_resumed_run_says_of_itself(start, tmp_path):
     assert "Written" not in again.output and not (tmp_path / "results" / "other").exists()
     less = start("--steps", 1, "--resume", last)
     assert less.wait() == 0 and f"finished already: {last} is at step 8\n" in less.output
-    assert "--steps 1 asks for no more; nothing was written. To go on" in less.output
+    assert "--steps 1 asks for no more; no step was made. To continue" in less.output
     assert "set it above 8\n" in less.output
     on = start("--steps", 12, "--resume", last)
-    assert on.wait() == 0 and "goes on at step 8 of 12" in on.output
+    assert on.wait() == 0 and "resumes at step 8 of 12" in on.output
 
 
 def test_a_misspelt_test_set_is_told(start):
@@ -716,7 +742,7 @@ def test_a_second_signal_loses_nothing(start, tmp_path, regular):
     step = load_checkpoint(last)["training"]["step"]
     assert f"stopped at step {step};" in run.output and "this step was not measured" in run.output
     on = start("--steps", step + 1, "--resume", last)
-    assert on.wait() == 0 and f"goes on at step {step} of" in on.output
+    assert on.wait() == 0 and f"resumes at step {step} of" in on.output
 
 
 def test_a_third_signal_ends_it_and_leaves_what_was_saved(start, tmp_path):
