@@ -1,17 +1,19 @@
-"""Convert weights of any known layout for this project, or for other code:
+"""Convert weights of any known layout for this project, or for other code.
 
-    python convert.py --model_path theirs.pth.tar --output ours.pth
-    python convert.py --upscale_factor 3 --layout onnx
-    python convert.py --model_path theirs.pth --output theirs.safetensors
+python convert.py --model_path theirs.pth.tar --output ours.pth
+python convert.py --upscale_factor 3 --layout onnx
+python convert.py --model_path theirs.pth --output theirs.safetensors
 
-layout "ours" is for this project; "safetensors" holds the same without pickle;
-"lornatang" a checkpoint for Lornatang/SRCNN-PyTorch, from which its train.py resumes;
-"plain" a bare state dict (conv1, conv2, conv3) as in yjn870/SRCNN-pytorch;
-"mmagic" a checkpoint of MMagic's SRCNNNet, which enlarges the image itself;
-"authors" a MATLAB file for the authors' SRCNN.m;
-"onnx" a graph of the network alone, from an N×C×H×W image already upscaled by bicubic, in [0, 1],
-to the restored one, with N, H and W free;
-"onnx-image" a graph of the whole operation, from a small N×3×h×w RGB image in [0, 1].
+Layouts:
+  ours         for this project
+  safetensors  the same, without pickle
+  lornatang    a checkpoint for Lornatang/SRCNN-PyTorch; its train.py can resume
+  plain        a state dict (conv1, conv2, conv3) as in yjn870/SRCNN-pytorch
+  mmagic       a checkpoint of MMagic's SRCNNNet, which includes the bicubic
+  authors      a MATLAB file for the authors' SRCNN.m
+  onnx         the network alone: from an N×C×H×W image in [0, 1], enlarged by
+               bicubic, to the restored one; N, H and W are free
+  onnx-image   all of it: from a small N×3×h×w RGB image in [0, 1]
 """
 
 import sys

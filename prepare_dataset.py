@@ -1,16 +1,16 @@
-"""Fetch the image sets that config.py names, and prepare them as tensors for train.py.
+"""Fetch the image sets of config.py, and prepare them as tensors for train.py.
 
-python prepare_dataset.py                                        # T91, Set5, Set14: one download
+python prepare_dataset.py                            # T91, Set5, Set14 (30 MB)
 python prepare_dataset.py --test_sets Set5 Set14 BSD100 Urban100
-python prepare_dataset.py --train_set T291 --test_sets BSD200    # T91 and 200 of BSDS500
-python prepare_dataset.py --source ~/images                      # from a local folder or archive
-python prepare_dataset.py --train_set sample --test_sets sample  # scikit-image's, no download
-python prepare_dataset.py --train_set ~/DIV2K_train_HR           # any folder of images
+python prepare_dataset.py --train_set T291 --test_sets BSD200
+python prepare_dataset.py --source ~/images          # a local folder or archive
+python prepare_dataset.py --train_set sample --test_sets sample  # no download
+python prepare_dataset.py --train_set ~/DIV2K_train_HR   # any folder of images
+python prepare_dataset.py --train_set hr --train_lr lr   # own pairs of images
 
-Writes the images to data_dir/<set>/ and the tensors to data_dir/prepared/. These hold the
-high-resolution images alone (uint8), so that one run serves every upscale_factor. Valid files are
-kept: run it again after an interruption, or after images have changed. Own pairs of high and low
-resolution: give both folders, --train_set hr --train_lr lr.
+The tensors hold the high-resolution images alone (uint8), so one run serves
+every upscale_factor. Valid files are kept: run it again after an interruption,
+or after images have changed. "sample" means photographs of scikit-image.
 """
 
 import sys

@@ -1,10 +1,12 @@
-"""Train SRCNN with the settings of config.py, on one process or on several (torchrun).
+"""Train SRCNN with the settings of config.py, on one or several processes.
 
-python train.py                                            # 9-1-5, x3, on T91
-python train.py --resume results/srcnn_9-1-5_x3/last.pth   # continue; or start from any weights
+python train.py                                           # 9-1-5, x3, on T91
+python train.py --resume results/srcnn_9-1-5_x3/last.pth  # continue this run
+torchrun --nproc_per_node=2 train.py                      # two GPUs or CPUs
 
-Needs torch, numpy and tqdm alone after prepare_dataset.py has run. `train` is the loop; training/
-has the rest: recipes (start, loss, optimizer, rate), batches, run (resume, save, measure), log.
+Needs torch, numpy and tqdm alone after prepare_dataset.py has run. `train` is
+the loop; training/ has the rest: recipes (start, loss, optimizer, rate),
+batches, run (resume, save, measure), log.
 """
 
 import sys

@@ -1,11 +1,12 @@
-"""Enlarge photographs: files, folders and patterns, each in the format that it has.
+"""Enlarge images: files, folders and patterns. Each keeps its file format.
 
-python upscale.py photo.jpg holiday/ "scans/*.tif"           # into results/upscaled
-python upscale.py photo.jpg --output beside --ext png        # photo_x3.png next to photo.jpg
-python upscale.py holiday/ --recursive --outsize 3840x2160   # to fit a screen, folders kept
-python upscale.py photo.jpg --output large.tif --compare     # large.tif and large_compare.png
+python upscale.py photo.jpg holiday/ "scans/*.tif"          # results/upscaled
+python upscale.py photo.jpg --output beside --ext png       # photo_x3.png
+python upscale.py holiday/ --recursive --outsize 3840x2160  # to fit a screen
+python upscale.py photo.jpg --output large.tif --compare    # large_compare.png
 
-Colour profile, EXIF data and resolution stay with the picture. In Python: inference.upscale.
+The colour profile, the EXIF data and the resolution are kept. In Python use
+inference.upscale.
 """
 
 import sys

@@ -1,10 +1,10 @@
-"""Measure weights against bicubic: a table for each set, validation.json, pictures, report.html.
+"""Measure weights against bicubic: tables, validation.json, report.html, images.
 
-python validate.py --upscale_factor 3             # your run's weights, or the bundled ones
-python validate.py --model_path weights.pth       # any weights that from_pretrained reads
-python validate.py --model_path assets/weights    # every file of a folder: one table, and a CSV
-python validate.py --model_path results           # every run in a folder
-torchrun --nproc_per_node=2 validate.py           # the images split over processes
+python validate.py --upscale_factor 3           # your run, or bundled weights
+python validate.py --model_path weights.pth     # any SRCNN's weights
+python validate.py --model_path assets/weights  # a folder's files, and a CSV
+python validate.py --model_path results         # all runs of a folder
+torchrun --nproc_per_node=2 validate.py         # images shared by two processes
 """
 
 import sys

@@ -131,13 +131,19 @@ def help_text(script: str, scripts: dict, config) -> str:
         for name in scripts[reader].reads.split():
             # Several scripts read most settings: they are listed once
             if name not in listed:
-                default = repr(config.values[name])
+                default = _shown(config.values[name])
                 if config.values[name] is None and name in config.recipes["fast"]:
-                    values = [f"{recipe}: {each[name]}" for recipe, each in config.recipes.items()]
-                    default = ", ".join(values)
+                    recipes = config.recipes.items()
+                    default = ", ".join(f"{recipe}: {_shown(v[name])}" for recipe, v in recipes)
                 text = f"{config.text(name)[1]} [{default}]"
                 text = textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent)
                 lines += [f"  --{name} {config.kinds[name]}", text]
                 listed.add(name)
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _shown(value) -> str:
+    """Return a default as a user would write it on the command line."""
+    words = value if isinstance(value, tuple) else (value,)
+    return " ".join(map(str, words)) or "empty"

@@ -390,7 +390,7 @@ def test_help_of_each_script(script, tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"},
     )
     assert process.returncode == 0, process.stderr
-    assert max(map(len, process.stdout.splitlines())) <= 100
+    assert max(map(len, process.stdout.splitlines())) <= 80
     first, own_settings, *others = re.split(
         r"\n(?=(?:settings of|other settings).*:$)", process.stdout, flags=re.M
     )
