@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.protocol import measurable
-from images.jpeg import compressed
+from images.jpeg import compressed, jpeg_small, spread_qualities
 from images.prepared import (
     check_origin,
     load_prepared,
@@ -23,7 +22,7 @@ from images.prepared import (
     prepared_folder,
     training_image,
 )
-from imgproc import downscale, imresize, mirror, modcrop, modcropped, upsample
+from imgproc import downscale, imresize, measurable, mirror, modcrop, modcropped, upsample
 from system.files import UserError
 from system.memory import free_memory
 
@@ -430,19 +429,10 @@ def _measured(found, indices, settings) -> list[tuple]:
         return [(names[i], images[i]) for i in indices]
     scale, measured = settings.upscale_factor, []
     # The same qualities at each validation, spread evenly over the range
-    for i, quality in zip(indices, torch.linspace(*map(float, jpeg), len(indices)).tolist()):
+    for i, quality in zip(indices, spread_qualities(jpeg, len(indices))):
         hr = modcrop(images[i], scale)
-        measured.append((names[i], hr, jpeg_small(hr, scale, round(quality))))
+        measured.append((names[i], hr, jpeg_small(hr, scale, quality)))
     return measured
-
-
-def jpeg_small(hr: Tensor, upscale_factor: int, quality: int) -> Tensor:
-    """Return the small image of hr (uint8 C×H×W, H and W multiples of upscale_factor) after JPEG
-    compression: uint8 C×h×w."""
-    if not hr.numel():
-        return hr
-    small = compressed(downscale(hr[None].float() / 255, upscale_factor), [quality])
-    return (small[0] * 255).round().byte()
 
 
 def _room_for_images(settings, device) -> float:

@@ -278,7 +278,23 @@ def shave(image, border: int):
     return image[..., inside, inside] if isinstance(image, Tensor) else image[inside, inside]
 
 
+def rgb_multiple(upscale_factor: int) -> int:
+    """Return MMagic's multiple to crop to: 12, so that x2, x3 and x4 have the same truth."""
+    return math.lcm(12, upscale_factor)
+
+
 # -------------------------------------------------------------------------------------- metrics
+WINDOW = 11  # pixels, the side of SSIM's window (Wang et al. 2004)
+
+
+def measurable(image: Tensor, upscale_factor: int, protocol: str) -> bool:
+    """Return True if the image still holds SSIM's window after cropping and shaving."""
+    multiple = rgb_multiple(upscale_factor) if protocol == "rgb" else upscale_factor
+    # Cropping takes what is over a multiple, shaving as many pixels as the scale from each side
+    smallest = min(side - side % multiple for side in image.shape[1:])
+    return smallest >= WINDOW + 2 * upscale_factor
+
+
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB of two uint8 images of one shape, over all their values."""
     # In uint8 the difference would wrap around
@@ -392,6 +408,11 @@ def to_array(image: Tensor) -> np.ndarray:
 def to_uint8(image: Tensor) -> np.ndarray:
     """Tensor 1×C×H×W in [0, 1] to array H×W[×3] of 0 .. 255; clipped, halves up as in MATLAB."""
     return to_array((image[0].clamp(0, 1) * 255 + 0.5).floor().byte())
+
+
+def to_uint16(image: Tensor) -> np.ndarray:
+    """Tensor 1×C×H×W in [0, 1] to array H×W[×3] of 0 .. 65535; clipped, halves up."""
+    return to_array((image[0].clamp(0, 1) * 65535 + 0.5).floor()).astype(np.uint16)
 
 
 def downscale(hr: Tensor, upscale_factor: int, quantize: bool = False) -> Tensor:

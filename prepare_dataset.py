@@ -23,7 +23,6 @@ if __name__ == "__main__":  # check the settings before torch is loaded
     settings = startup.settings("prepare_dataset")
 
 from dataset import crop_grid, few
-from evaluation.protocol import measurable
 from images.fetching import fetch
 from images.named_sets import ignored_files, known_files, set_folder
 from images.prepared import (
@@ -34,7 +33,7 @@ from images.prepared import (
     prepared_folder,
     set_files,
 )
-from imgproc import modcropped
+from imgproc import measurable, modcropped
 from system.files import UserError
 
 

@@ -24,8 +24,8 @@ from checkpoints.layouts import ignored_note
 from checkpoints.lookup import find_weights, several_weights
 from evaluation import measuring, records, report, tables
 from evaluation.measuring import Team
-from evaluation.protocol import WINDOW
 from evaluation.sets import find_sets
+from imgproc import WINDOW
 from system.files import UserError, make_folder, write_csv
 from system.processes import processes
 

@@ -83,7 +83,7 @@ def measure_set(task: Task, set_name: str, images: dict, team: Team, draw=None):
     """Measure the networks of a task on a set; each process measures a part of the images.
 
     Args:
-        images: {name: file}.
+        images: {name: entry}, see `sets.find_sets`.
         draw: called with (image's name, scores, pictures) after each image of each network;
             returns something to keep. None: draw nothing.
     Returns on every process:
@@ -109,7 +109,7 @@ def measure_set(task: Task, set_name: str, images: dict, team: Team, draw=None):
 
         results = protocol.evaluate_all(
             task.networks,
-            sets.readable(mine, unreadable),
+            sets.readable(mine, unreadable, task.upscale_factor),
             task.upscale_factor,
             task.protocol,
             visit=visit,
@@ -139,19 +139,19 @@ def better_fit(network, task: Task, images: dict, result: dict) -> str:
     """Find the padding and interpolation that fit weights below bicubic, on their first image.
 
     Args:
-        images: {name: file} of the set; result: of the network on it.
+        images: {name: entry} of the set; result: of the network on it.
     Returns the settings and their PSNR, for the user; "" if no others are better by 0.1 dB.
     """
     counted = [name for name in result["images"] if name not in result["excluded"]]
     name = counted[0]
-    image = sets.read_colours(images[name])
+    pictures = sets.read_entry(images[name], task.upscale_factor)
     present, found = (network.padding_mode, network.interpolation), []
     # Weights trained without padding ("valid") are right inside the image with any padding
     for padding_mode in dict.fromkeys([present[0], "replicate", "zeros"]):
         for interpolation in dict.fromkeys([present[1], "matlab", "torch"]):
             network.padding_mode, network.interpolation = padding_mode, interpolation
             scores = protocol.evaluate(
-                network, [(name, image)], task.upscale_factor, task.protocol, with_ssim=False
+                network, [(name, *pictures)], task.upscale_factor, task.protocol, with_ssim=False
             )
             words = []
             if padding_mode != present[0]:

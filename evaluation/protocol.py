@@ -23,12 +23,22 @@ import torch
 from torch import Tensor
 
 import imgproc
-from imgproc import downscale, modcrop, to_array, to_tensor, to_uint8, upsample
+from imgproc import (
+    downscale,
+    eight_bits,
+    measurable,
+    modcrop,
+    rgb_multiple,
+    to_array,
+    to_tensor,
+    to_uint8,
+    to_uint16,
+    upsample,
+)
 from inference.enlarge import restore
 from system.devices import has_float64, synchronize
 from system.files import UserError
 
-WINDOW = 11  # pixels, the side of SSIM's window (Wang et al. 2004)
 NOTHING = {"psnr": None, "ssim": None}  # the means over no images
 
 
@@ -46,7 +56,8 @@ def evaluate(
 
     Args:
         network: an SRCNN in eval mode, on the device to compute on.
-        images: iterable of (name, uint8 tensor C×H×W), C = 1 (Y or gray) or 3 (RGB).
+        images: iterable of (name, uint8 tensor C×H×W), C = 1 (Y or gray) or 3 (RGB); of own pairs
+            (name, tensor C×H×W, small image C×h×w), each uint8 or uint16.
         protocol: "y", the paper's (Y of 8 bits; `upscale_factor` pixels shaved), or "rgb", MMagic's
             (cropped to multiples of 12, the small image of 8 bits, all channels measured).
         with_ssim: False leaves SSIM out (it needs scikit-image).
@@ -91,12 +102,12 @@ def evaluate_all(
     """
     example = next(iter(networks.values()))
     scores, too_small = {name: {} for name in networks}, []
-    for image_name, image in images:
+    for image_name, image, *small in images:
         # It has no PSNR, and so no part in the means
         if not measurable(image, upscale_factor, protocol):
             too_small.append(image_name)
             continue
-        pair = prepare(image, upscale_factor, protocol, example, with_ssim, with_ms_ssim)
+        pair = prepare(image, upscale_factor, protocol, example, with_ssim, with_ms_ssim, *small)
         for name, network in networks.items():
             scores[name][image_name], pictures = measure(network, pair, self_ensemble)
             if visit:
@@ -151,19 +162,6 @@ def merge(parts: list[dict], names) -> dict:
     )
 
 
-def measurable(image: Tensor, upscale_factor: int, protocol: str) -> bool:
-    """Return True if the image still holds SSIM's window after cropping and shaving."""
-    multiple = _rgb_multiple(upscale_factor) if protocol == "rgb" else upscale_factor
-    # Cropping takes what is over a multiple, shaving as many pixels as the scale from each side
-    smallest = min(side - side % multiple for side in image.shape[1:])
-    return smallest >= WINDOW + 2 * upscale_factor
-
-
-def _rgb_multiple(upscale_factor: int) -> int:
-    """Return MMagic's multiple to crop to: 12, so that x2, x3 and x4 have the same truth."""
-    return math.lcm(12, upscale_factor)
-
-
 @dataclass
 class Pair:
     """An image and its bicubic enlargement: what a measurement has before any network."""
@@ -174,13 +172,13 @@ class Pair:
     measures_y: bool  # take the metrics on Y; else on all channels
     with_ssim: bool
     with_ms_ssim: bool
-    original: np.ndarray  # uint8, H×W or H×W×3 (RGB)
+    original: np.ndarray  # uint8 (own pairs also uint16), H×W or H×W×3 (RGB)
     reference: np.ndarray  # what results are compared with
-    bicubic: np.ndarray  # uint8, in the colours of `space`
+    bicubic: np.ndarray  # as the original, in the colours of `space`
     bicubic_scores: dict
 
     def score(self, restored: np.ndarray) -> dict:
-        """Return the metrics of a result, uint8 in the colours of `space` (steps 5 and 6)."""
+        """Return the metrics of a result in the colours of `space` (steps 5 and 6)."""
         result, reference = self.measured(restored), self.reference
         scores = {"psnr": imgproc.psnr(result, reference)}
         if self.with_ssim:
@@ -195,11 +193,17 @@ class Pair:
             picture = picture[..., 0]
         elif self.measures_y and self.space == "rgb":
             picture = imgproc.rgb2y(picture)
-        return imgproc.shave(picture, self.upscale_factor)
+        picture = imgproc.shave(picture, self.upscale_factor)
+        # The metrics are of 0 .. 255; 16 bits keep their fractions
+        return picture / 257 if picture.dtype == np.uint16 else picture
 
     def shown(self, picture: np.ndarray) -> np.ndarray:
-        """Return a picture for people: RGB or gray."""
-        return imgproc.ycbcr2rgb(picture) if self.space == "ycbcr" else picture
+        """Return a picture for people: RGB or gray, 8 bits."""
+        return eight_bits(imgproc.ycbcr2rgb(picture) if self.space == "ycbcr" else picture)
+
+    def rounded(self, image: Tensor) -> np.ndarray:
+        """Return a result, 1×C×H×W in [0, 1], with the bits of the original."""
+        return to_uint16(image) if self.original.dtype == np.uint16 else to_uint8(image)
 
 
 def prepare(
@@ -209,35 +213,50 @@ def prepare(
     network,
     with_ssim: bool = True,
     with_ms_ssim: bool = False,
+    small: Tensor | None = None,
 ) -> Pair:
     """Do the part of a measurement that does not depend on the weights.
 
     Args: those of `evaluate`; image is uint8, C×H×W. Of the network only channels, interpolation
     and device are used.
+        small: the low-resolution image of an own pair; None: it is made of the image. Own pairs
+            are not cropped, and may have 16 bits.
     """
+    own = small is not None
     # Step 2 of the protocol, here for "rgb" and on its own multiple
     if protocol == "rgb":
         # A gray image counts as three equal channels
-        image = modcrop(image.expand(3, -1, -1), _rgb_multiple(upscale_factor))
-    original = to_array(modcrop(image, upscale_factor))
+        image, small = (each if each is None else each.expand(3, -1, -1) for each in (image, small))
+        image = image if own else modcrop(image, rgb_multiple(upscale_factor))
+    original = to_array(image if own else modcrop(image, upscale_factor))
     space = "rgb" if original.ndim == 3 else "gray"
     # Step 1; an RGB network sees all three colours, and gray is Y already
     if space == "rgb" and protocol == "y" and network.channels == 1:
-        image, space = to_tensor(imgproc.rgb2ycbcr(to_array(image))), "ycbcr"
+        image, small = (
+            each if each is None else to_tensor(imgproc.rgb2ycbcr(to_array(each)))
+            for each in (image, small)
+        )
+        space = "ycbcr"
 
     # Step 3. MMagic's small image is one of 8 bits, as in a file; the paper's is not rounded
     quantize = protocol == "rgb"
-    image = image.to(next(network.parameters()).device)
+    device = next(network.parameters()).device
+
+    def enlarged(interpolation):
+        if own:
+            return own_pair(image, small, device, interpolation)
+        return test_pair(image.to(device), upscale_factor, interpolation, quantize)
+
     # Bicubic is always MATLAB's
-    x, hr = test_pair(image, upscale_factor, "matlab", quantize)
-    bicubic = to_uint8(x)
-    # The network gets the input that it was trained on, which may be torch's
-    if network.interpolation != "matlab":
-        x, _ = test_pair(image, upscale_factor, network.interpolation, quantize)
+    x, hr = enlarged("matlab")
     pair = Pair(
         *(upscale_factor, x, space, protocol == "y", with_ssim, with_ms_ssim),
-        *(original, None, bicubic, {}),
+        *(original, None, None, {}),
     )
+    pair.bicubic = bicubic = pair.rounded(x)
+    # The network gets the input that it was trained on, which may be torch's
+    if network.interpolation != "matlab":
+        pair.x, _ = enlarged(network.interpolation)
     pair.reference = pair.measured(to_array(hr))
     pair.bicubic_scores = pair.score(bicubic)
     return pair
@@ -258,13 +277,15 @@ def measure(network, pair: Pair, self_ensemble: bool = False):
         # Y goes through the network; Cb and Cr stay as bicubic left them
         seen = pair.x[:, :1] if by_luma else pair.x
         y, scores[f"milliseconds{plus}"] = _timed(network, seen, plus == "+")
-        restored[kind] = to_uint8(torch.cat([y, pair.x[:, 1:]], 1) if by_luma else y)
+        restored[kind] = pair.rounded(torch.cat([y, pair.x[:, 1:]], 1) if by_luma else y)
         scores[kind] = pair.score(restored[kind])
 
     def pictures() -> dict:
         drawn = {"bicubic": pair.bicubic, **restored}
         # The original itself: to YCbCr of 8 bits and back, it would be rounded twice
-        return {"truth": pair.original} | {k: pair.shown(picture) for k, picture in drawn.items()}
+        return {"truth": eight_bits(pair.original)} | {
+            k: pair.shown(picture) for k, picture in drawn.items()
+        }
 
     return scores, pictures
 
@@ -304,3 +325,16 @@ def test_pair(
     exact = (hr if has_float64(hr.device) else hr.cpu())[None].double()
     small = downscale(exact / 255, upscale_factor, quantize)
     return upsample(small, upscale_factor, interpolation).float().to(hr.device), hr
+
+
+def own_pair(hr: Tensor, small: Tensor, device, interpolation: str = "matlab"):
+    """Return what `test_pair` returns, from an own low-resolution image.
+
+    Args:
+        hr, small: uint8 or uint16, C×H×W and C×h×w; H is a multiple of h (or h itself).
+    """
+    peak = 65535 if small.dtype == torch.uint16 else 255
+    exact = small[None].double() / peak
+    exact = exact.to(device) if has_float64(device) else exact
+    factor = hr.shape[-1] // small.shape[-1]
+    return upsample(exact, factor, interpolation).float().to(device), hr

@@ -5,10 +5,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from images.named_sets import image_paths
+from images.jpeg import jpeg_small, spread_qualities
+from images.named_sets import image_paths, set_folder
+from images.pairs import factor_of, pair_files, read_pair
 from images.reading import read_image
 from images.transparency import drop_alpha
-from imgproc import eight_bits, to_tensor
+from imgproc import eight_bits, modcrop, to_tensor
 from system.files import UserError, printable
 
 
@@ -18,14 +20,20 @@ def find_sets(settings) -> tuple[dict[str, dict[str, Path]], list[str]]:
     With the default test_sets, missing sets are skipped; if none is found, the sample photographs
     are used.
 
-    Returns {set: {image name: file}}, and lines for the user about the sets that were skipped.
+    Returns {set: {image name: entry}}, and lines for the user about the sets that were skipped. An
+    entry is a file, (file, file of its small image) with test_lr, or (file, quality) with jpeg.
     Raises UserError if a set that the user has named does not exist or has no images.
     """
     named_by_user, found, missing = "test_sets" in settings.user_set, {}, []
+    own = dict(zip(settings.test_sets, settings.test_lr))
     # The same set twice is measured once
     for item in dict.fromkeys(settings.test_sets):
         try:
-            found[item] = image_paths(settings.data_dir, item)
+            if item in own:
+                folders = (set_folder(settings.data_dir, folder) for folder in (item, own[item]))
+                found[item] = pair_files(*folders)
+            else:
+                found[item] = image_paths(settings.data_dir, item)
         except FileNotFoundError as error:
             if named_by_user:
                 raise UserError(f"test_sets: {error}") from None
@@ -38,6 +46,11 @@ def find_sets(settings) -> tuple[dict[str, dict[str, Path]], list[str]]:
     elif missing:
         missing.append(f"so this validates on {', '.join(found)}")
     names = short_names([Path(item).expanduser().resolve() for item in found])
+    if settings.jpeg:
+        low, high = settings.jpeg
+        names = [f"{name}_jpeg{low}" + (f"-{high}" if high > low else "") for name in names]
+        for item, paths in found.items():
+            found[item] = list(zip(paths, spread_qualities(settings.jpeg, len(paths))))
     by_name = zip(map(printable, names), map(image_names, found.values()))
     return dict(by_name), missing
 
@@ -56,31 +69,39 @@ def short_names(folders: list[Path]) -> list[str]:
     return names
 
 
-def image_names(paths: list[Path]) -> dict[str, Path]:
-    """Return {name: file}: names without their endings, unless two are equal."""
+def files_of(entry) -> list[Path]:
+    """Return the files of an entry of a set, see `find_sets`."""
+    parts = entry if isinstance(entry, tuple) else (entry,)
+    return [part for part in parts if isinstance(part, Path)]
+
+
+def image_names(entries: list) -> dict:
+    """Return {name: entry}: names without their endings, unless two are equal."""
     # Results are written under these names: those of a.png must not replace those of a.bmp.
     # Control characters are escaped: the names also go to terminals and tables
-    stems = [printable(path.stem) for path in paths]
+    stems = [printable(files_of(entry)[0].stem) for entry in entries]
     return {
-        stem if stems.count(stem) == 1 else printable(path.name): path
-        for stem, path in zip(stems, paths)
+        stem if stems.count(stem) == 1 else printable(files_of(entry)[0].name): entry
+        for stem, entry in zip(stems, entries)
     }
 
 
-def folder_of(images: dict[str, Path]) -> str:
-    """Return the path of the folder in which a set's images lie."""
-    return str(next(iter(images.values())).resolve().parent)
+def folder_of(images: dict) -> str:
+    """Return the path of the folder in which a set's images lie; of own pairs, of both folders."""
+    entry = next(iter(images.values()))
+    return " and ".join(str(path.resolve().parent) for path in files_of(entry))
 
 
-def digest(images: dict[str, Path]) -> str:
+def digest(images: dict) -> str:
     """Return a SHA-256 over the names and contents of a set's images."""
     total = hashlib.sha256()
-    for name, path in images.items():
+    for name, entry in images.items():
         content = hashlib.sha256()
         try:
-            with open(path, "rb") as file:
-                while block := file.read(2**20):
-                    content.update(block)
+            for path in files_of(entry):
+                with open(path, "rb") as file:
+                    while block := file.read(2**20):
+                        content.update(block)
         except OSError:
             # Measuring reports it
             content = hashlib.sha256(b"unreadable")
@@ -88,17 +109,41 @@ def digest(images: dict[str, Path]) -> str:
     return total.hexdigest()
 
 
-def readable(images: list[tuple[str, Path]], unreadable: dict):
-    """Yield (name, image) of the files that can be read; add {name: reason} of others to
-    unreadable."""
+def readable(images: list[tuple], unreadable: dict, upscale_factor: int):
+    """Yield (name, image) or (name, image, small image) of the entries that can be read.
+
+    {name: reason} of the others goes into ``unreadable``.
+    """
     # One at a time: a set need not fit the memory
-    for name, path in images:
+    for name, entry in images:
         try:
-            image = read_colours(path)
+            pictures = read_entry(entry, upscale_factor)
         except (UserError, OSError) as error:
             unreadable[name] = " ".join(str(error).split())
         else:
-            yield name, image
+            yield name, *pictures
+
+
+def read_entry(entry, upscale_factor: int) -> tuple[Tensor, ...]:
+    """Read an entry of a set: (image,) or (image, small image), tensors 1×H×W or 3×H×W.
+
+    uint8, without alpha; only own pairs may have uint16. Raises UserError or OSError, one line that
+    names the file or the pair.
+    """
+    if not isinstance(entry, tuple):
+        return (read_colours(entry),)
+    path, other = entry
+    if isinstance(other, int):
+        image = modcrop(read_colours(path), upscale_factor)
+        return image, jpeg_small(image, upscale_factor, other)
+    high, low = read_pair(path, other)
+    factor = factor_of(high.shape, low.shape)
+    if factor not in (1, upscale_factor):
+        raise UserError(
+            f"{path} and {other}: differ by x{factor}, but the network is for x{upscale_factor}; "
+            "set upscale_factor"
+        )
+    return to_tensor(high), to_tensor(low)
 
 
 def read_colours(path: Path) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from images.formats import load_opencv
+from imgproc import downscale
 from system.files import UserError
 
 
@@ -28,3 +29,20 @@ def compressed(images: Tensor, qualities: list[int]) -> Tensor:
         decoded = cv2.imdecode(file, cv2.IMREAD_UNCHANGED)
         result[:] = decoded.reshape(picture.shape)[..., ::-1]
     return torch.from_numpy(results).permute(0, 3, 1, 2).to(images.device).float() / 255
+
+
+def jpeg_small(hr: Tensor, upscale_factor: int, quality: int) -> Tensor:
+    """Return the small image of hr after JPEG compression, uint8 C×h×w.
+
+    hr: uint8, C×H×W, its sides multiples of upscale_factor.
+    """
+    if not hr.numel():
+        return hr
+    small = compressed(downscale(hr[None].float() / 255, upscale_factor), [quality])
+    return (small[0] * 255).round().byte()
+
+
+def spread_qualities(limits, count: int) -> list[int]:
+    """Return so many qualities, spread evenly from the lowest to the highest."""
+    low, high = limits
+    return [round(low + (high - low) * (i + 0.5) / count) for i in range(count)]

@@ -45,8 +45,8 @@ SCRIPTS = {
     ),
     "validate": Script(
         "validation.json, report.html and images to results_dir/<run or weights>",
-        "upscale_factor kernel_sizes widths channels model_path test_sets self_ensemble protocol "
-        "interpolation padding_mode exp_name data_dir results_dir device",
+        "upscale_factor kernel_sizes widths channels model_path test_sets test_lr jpeg "
+        "self_ensemble protocol interpolation padding_mode exp_name data_dir results_dir device",
         mode="valid",
     ),
     "upscale": Script(
