@@ -26,6 +26,7 @@ STALE = {ORIENTATION, 256, 257, 0xA002, 0xA003}
 DESCRIBING = {270, 271, 272, 305, 306, 315, 33432, EXIF_PART, GPS_PART}
 # TIFF tags of colours: transfer function, white point, primaries
 TIFF_COLOURS = {301, 318, 319}
+MOST_DOTS = 65_535.5  # an inch; JPEG holds 16 bits
 
 
 class ImageWarning(UserWarning):
@@ -97,18 +98,19 @@ def fitting_metadata(metadata: dict, image: np.ndarray) -> dict:
         try:
             x, y = (round(float(dots), 2) for dots in dpi)
             # Pillow gives 1 dot an inch to a TIFF file that has none
-            if 1 < min(x, y) and max(x, y) <= 65_535:
+            if 1 < min(x, y) and max(x, y) < MOST_DOTS:
                 result["dpi"] = (x, y)
-            elif not (math.isfinite(x) and math.isfinite(y) and max(x, y) <= 65_535):
+            elif not (math.isfinite(x) and math.isfinite(y) and max(x, y) < MOST_DOTS):
                 raise ValueError
         except (TypeError, ValueError, ZeroDivisionError, OverflowError):
             notes.append("ignored its resolution: it is no pair of numbers up to 65535")
     if tags := metadata.get("colour_tags"):
+        tags = tags if isinstance(tags, dict) else {"colour tags": tags}
         valid = {name: tags[name] for name in COLOUR_TAGS if _is_valid_tag(name, tags)}
         if valid:
             result["colour_tags"] = valid
-        if set(tags) - set(valid):
-            notes.append(f"ignored its {', '.join(map(str, set(tags) - set(valid)))}: damaged")
+        if others := sorted(repr(name) for name in set(tags) - set(valid)):
+            notes.append(f"ignored its {', '.join(others)}: damaged or unknown")
     if metadata.get("lossless"):
         result["lossless"] = True
     if notes:

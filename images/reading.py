@@ -188,6 +188,10 @@ def _open_checked(Image, found: Inspected):
     picture = Image.open(found.file, formats=known)
     if min(picture.size) < 1:
         raise ValueError("no pixels")
+    # Pillow searches this text for an orientation, and fails on a number
+    if not isinstance(picture.info.get("xmp", b""), bytes):
+        del picture.info["xmp"]
+        found.metadata_notes.append("ignored its XMP: it is no text")
     if picture.format in MOVING and getattr(picture, "is_animated", False):
         raise UserError(
             f"an animation ({picture.format}, {picture.n_frames} pictures); "

@@ -40,6 +40,14 @@ def write_image(
     suffix = path.suffix.lower()
     check_format(path, image.shape)
     name = suffix[1:].upper()
+    if image.shape[2:] == (1,):
+        image = image[..., 0]
+    # WebP knows no gray
+    if suffix == ".webp" and image.ndim == 2:
+        image = np.stack([image] * 3, 2)
+    # Pillow, and so `read_image`, does not open a TIFF file of gray and alpha of 16 bits
+    if suffix in TIFF and image.dtype == np.uint16 and image.shape[2:] == (2,):
+        image = image[..., [0, 0, 0, 1]]
     fitting = fitting_metadata({**(metadata or {}), "notes": ()}, image)
     notes = fitting.pop("notes", [])
     if suffix not in (".png", *TIFF) and image.dtype == np.uint16:
@@ -48,11 +56,6 @@ def write_image(
     if suffix in JPEG and has_alpha(image):
         notes.append("JPEG keeps no transparency, so it is put on white; PNG keeps it")
         image = on_white(image)
-    if image.shape[2:] == (1,):
-        image = image[..., 0]
-    # WebP knows no gray
-    if suffix == ".webp" and image.ndim == 2:
-        image = np.stack([image] * 3, 2)
     if suffix != ".png":
         notes += _tags_to_profile(fitting, image, name)
         notes += _leave_out(fitting, suffix, image)

@@ -1,0 +1,329 @@
+"""Image files with harmless damage or odd metadata are read, and notes say what was left out."""
+
+import errno
+import os
+import socket
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import identity
+from profiles import ADOBE_RGB, icc_profile
+from test_colour import chunk, with_chunks
+
+from images import formats, reading, writing
+from images.metadata import ImageWarning
+from inference import enlarge
+
+Image = pytest.importorskip("PIL.Image")
+ROOT = Path(__file__).parents[2]
+RANDOM = np.random.default_rng(0)
+SMALL = RANDOM.integers(0, 256, (9, 8, 3), np.uint8)
+
+
+def notes_of(path) -> list[str]:
+    return reading.read_photo(path)[1].get("notes", [])
+
+
+# ------------------------------------------------------------------------------------- PNG chunks
+@pytest.mark.parametrize("name", ["pHYs", "iTXt", "iCCP", "gAMA", "tEXt", "eXIf", "tIME", "prVt"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_wrong_checksum_of_an_ancillary_chunk(tmp_path, name, dtype):
+    """Browsers show such a picture: the pixels are complete."""
+    path, image = tmp_path / "a.png", SMALL.astype(dtype)
+    with_chunks(path, image, chunk(name.encode(), b"x" * 9, checksum=7), chunk(b"gAMA", bytes(4)))
+    result, metadata = reading.read_photo(path)
+    assert (result == image).all() and result.dtype == dtype
+    assert metadata["notes"] == [f"ignored its {name}: the checksum is wrong"]
+    assert metadata["colour_tags"] == {"gAMA": bytes(4)}
+    assert reading.image_size(path) == (9, 8)
+
+
+@pytest.mark.parametrize("name", ["pHYs", "gAMA", "cHRM", "sRGB", "cICP"])
+def test_a_wrong_length_of_an_ancillary_chunk(tmp_path, name):
+    with_chunks(tmp_path / "a.png", SMALL, chunk(name.encode(), b"xyz"))
+    result, metadata = reading.read_photo(tmp_path / "a.png")
+    assert (result == SMALL).all()
+    assert metadata == {"notes": [f"ignored its {name}: the length is wrong"]}
+
+
+def test_damage_of_pixels_names_the_chunk(tmp_path):
+    path = tmp_path / "a.png"
+    writing.write_image(path, SMALL)
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1  # within the last IDAT
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.png: damaged \(checksum of IDAT\)"):
+        reading.read_image(path)
+
+
+def test_large_texts_and_profiles_are_no_damage(tmp_path):
+    """Pillow refuses texts and profiles of more than 1 MiB."""
+    space = ADOBE_RGB[:4], ADOBE_RGB[4:]
+    profile = struct.pack(">I", len(ADOBE_RGB) + 3_000_000) + space[1]
+    profile += RANDOM.bytes(3_000_000)
+    large = b"x" * 3_000_000
+    for text in (
+        chunk(b"tEXt", b"Comment\0" + large),
+        chunk(b"zTXt", b"Comment\0\0" + zlib.compress(large)),
+        chunk(b"zTXt", b"Comment\0\1" + large),
+        chunk(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(large)),
+        chunk(b"iTXt", b"Comment\0\0\0\0\0" + large),
+        chunk(b"zTXt", b"Comment\0\0" + zlib.compress(large[:300_000])) * 300,
+    ):
+        with_chunks(tmp_path / "a.png", SMALL, text)
+        result, metadata = reading.read_photo(tmp_path / "a.png")
+        assert (result == SMALL).all() and metadata == {}
+    # Of all formats that hold a profile
+    for suffix in (".png", ".jpg", ".webp", ".tif"):
+        notes = writing.write_image(tmp_path / f"a{suffix}", SMALL, {"icc_profile": profile})
+        assert reading.read_photo(tmp_path / f"a{suffix}")[1]["icc_profile"] == profile, notes
+    with_chunks(tmp_path / "a.png", SMALL, chunk(b"iCCP", b"x\0\0no zlib"))
+    assert notes_of(tmp_path / "a.png") == ["ignored its colour profile: it is damaged"]
+
+
+# ---------------------------------------------------------------------------- metadata of any kind
+def tiff(tags) -> bytes:
+    """A gray TIFF file of 8 × 8 pixels with further tags (number, type, count, value)."""
+    base = [(256, 4, 1, 8), (257, 4, 1, 8), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)]
+    base += [(277, 3, 1, 1), (278, 4, 1, 8), (279, 4, 1, 64)]
+    offset = 8 + 2 + 12 * (len(base) + 1 + len(tags)) + 4
+    entries = sorted([*base, (273, 4, 1, offset), *tags])
+    data = b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries))
+    data += b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return data + bytes(4) + bytes(range(64))
+
+
+PROFILE, TITLE, RESOLUTION, TURN, XMP = 34675, 270, 282, 274, 700
+
+
+@pytest.mark.parametrize(
+    "tags, note",
+    [
+        ([(PROFILE, 3, 1, 7)], "ignored its colour profile: it is no ICC profile"),
+        ([(PROFILE, 11, 1, 7)], "ignored its colour profile: it is no ICC profile"),
+        ([(PROFILE, 7, 4, 7)], "ignored its colour profile: it is no ICC profile"),
+        ([(PROFILE, 3, 2, 7)], "ignored its colour profile: it is no ICC profile"),
+        ([(TURN, 2, 4, 7)], "ignored its orientation"),
+        ([(TURN, 3, 1, 77)], "ignored its orientation"),
+        ([(TURN, 3, 2, 77)], "ignored its orientation"),
+        ([(318, 3, 1, 7)], "ignored its TIFF colour tags: colours may look different"),
+        ([(TITLE, 3, 1, 7)], ""),
+        ([(RESOLUTION, 2, 4, 7), (RESOLUTION + 1, 2, 4, 7)], ""),
+        ([(XMP, 3, 1, 7)], "ignored its XMP: it is no text"),
+        ([(34665, 2, 4, 7)], ""),
+        ([(34853, 3, 1, 7)], ""),
+    ],
+)
+def test_tiff_tags_of_wrong_types(tmp_path, tags, note):
+    """They never end a run: read, enlarged and written in each format."""
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(tags))
+    image, metadata = reading.read_photo(path)
+    assert image.shape == (8, 8) and (image.ravel() == range(64)).all()
+    notes = metadata.get("notes", [])
+    assert not note or any(line.startswith(note) for line in notes), notes
+    for suffix in formats.SUFFIXES:
+        for array in (image, image.astype(np.uint16)):
+            writing.write_image(tmp_path / f"b{suffix}", array, metadata)
+            reading.read_photo(tmp_path / f"b{suffix}")
+
+
+ODD = [7, 7.5, "text", b"", b"x" * 200, (1, 2), [], {}, None, float("nan"), object(), b"\0" * 9]
+
+
+@pytest.mark.parametrize("key", ["icc_profile", "exif", "dpi", "colour_tags", "lossless", "notes"])
+@pytest.mark.parametrize("suffix", formats.SUFFIXES)
+def test_metadata_of_any_type_is_written_or_named(tmp_path, suffix, key):
+    values = [*ODD, {"gAMA": 7}, {"gAMA": b"x"}, {7: 7}, (float("inf"), 1), ("a", "b"), (1e9, 1e9)]
+    for dtype in (np.uint8, np.uint16):
+        for value in values:
+            if key in ("lossless", "notes"):
+                value = bool(value) if key == "lossless" else [str(value)]
+            notes = writing.write_image(tmp_path / f"a{suffix}", SMALL.astype(dtype), {key: value})
+            wrong = value and key not in ("lossless", "notes") and value not in ((1, 2),)
+            if wrong and dtype == np.uint8:
+                assert notes and all("\n" not in note for note in notes), value
+            assert reading.read_image(tmp_path / f"a{suffix}").shape == (9, 8, 3)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_damaged_exif_and_orientation_are_named(tmp_path, suffix):
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x4d\0\0\0\0\0\0\0"
+    Image.fromarray(SMALL).save(tmp_path / f"a{suffix}", exif=exif)
+    assert notes_of(tmp_path / f"a{suffix}")[0].startswith("ignored its orientation")
+    Image.fromarray(SMALL).save(tmp_path / f"a{suffix}", exif=b"Exif\0\0II*\0" + b"\xff" * 40)
+    assert notes_of(tmp_path / f"a{suffix}") == ["ignored its EXIF data: they are damaged"]
+
+
+def test_a_profile_of_another_kind_is_named(tmp_path):
+    gray = icc_profile(None, 2.2)
+    Image.fromarray(SMALL).save(tmp_path / "a.png", icc_profile=gray)
+    assert notes_of(tmp_path / "a.png") == ["ignored its colour profile: it is for GRAY images"]
+    Image.fromarray(SMALL).save(tmp_path / "a.jpg", icc_profile=ADOBE_RGB[:-9])
+    assert notes_of(tmp_path / "a.jpg") == ["ignored its colour profile: it is damaged"]
+
+
+# ------------------------------------------------------------------- what is left out or changed
+def test_pages_and_further_pictures_are_named(tmp_path):
+    for name, kind, unit in (("a.jpg", "MPO", "picture"), ("a.tif", "TIFF", "page")):
+        path = tmp_path / name
+        frames = [Image.fromarray(SMALL), Image.fromarray(255 - SMALL)]
+        frames[0].save(path, kind, save_all=True, append_images=frames[1:])
+        expected = f"only its first {unit} is read, others are left out"
+        assert notes_of(path) == [expected]
+        with pytest.warns(ImageWarning, match=f"{name}: {expected}"):
+            reading.read_image(path)
+        with pytest.warns(ImageWarning, match=expected):
+            enlarge.upscale(path, 3, identity())
+        with pytest.warns(ImageWarning, match=expected), Image.open(path) as picture:
+            enlarge.upscale(picture, 3, identity())
+        Image.fromarray(SMALL).save(path)
+        assert notes_of(path) == []
+
+
+def test_changed_colours_and_bits_are_named(tmp_path):
+    Image.fromarray(SMALL).convert("CMYK").save(tmp_path / "a.jpg")
+    assert notes_of(tmp_path / "a.jpg") == ["its CMYK colours become RGB"]
+    deep = SMALL.astype(np.uint16)
+    for suffix in (".jpg", ".webp", ".bmp"):
+        (note,) = writing.write_image(tmp_path / f"b{suffix}", deep)
+        assert "8 of its 16 bits" in note
+    for suffix in (".png", ".tif"):
+        assert writing.write_image(tmp_path / f"b{suffix}", deep) == []
+
+
+def test_lost_metadata_are_named(tmp_path):
+    exif = Image.Exif()
+    exif[0x010F], exif[0x8769] = "Maker", {0x829A: 0.01}
+    full = {"icc_profile": ADOBE_RGB, "exif": exif.tobytes(), "dpi": (300, 300)}
+    deep = SMALL.astype(np.uint16)
+    for suffix, image, lost in (
+        (".bmp", SMALL, "colour profile, EXIF data"),
+        (".webp", SMALL, "resolution"),
+        (".tif", deep, "EXIF data but texts"),
+    ):
+        (note,) = writing.write_image(tmp_path / f"a{suffix}", image, full)
+        assert note.endswith(f"cannot hold its {lost}")
+    for suffix in (".jpg", ".png", ".tif"):
+        assert writing.write_image(tmp_path / f"a{suffix}", SMALL, full) == []
+    exif[0x010E] = "x" * 66_000
+    (note,) = writing.write_image(tmp_path / "a.jpg", SMALL, {"exif": exif.tobytes()})
+    assert note == "JPG cannot hold its EXIF data"
+
+
+def test_lossless_webp_stays_lossless(tmp_path):
+    for mode in ("RGB", "RGBA"):
+        source = Image.fromarray(SMALL).convert(mode)
+        source.save(tmp_path / "a.webp", lossless=True)
+        image, metadata = reading.read_photo(tmp_path / "a.webp")
+        assert metadata["lossless"] is True
+        writing.write_image(tmp_path / "b.webp", image, metadata)
+        assert (reading.read_image(tmp_path / "b.webp") == image).all()
+        source.save(tmp_path / "a.webp", quality=90)
+        assert "lossless" not in reading.read_photo(tmp_path / "a.webp")[1]
+    with Image.open(tmp_path / "b.webp") as picture:
+        result = enlarge.upscale(picture, 3, identity())
+    result.save(tmp_path / "c.webp", **result.info)
+    assert (reading.read_image(tmp_path / "c.webp") == np.asarray(result)).all()
+
+
+@pytest.mark.parametrize("suffix", formats.SUFFIXES)
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_everything_that_is_written_can_be_read(tmp_path, suffix, channels):
+    exif = Image.Exif()
+    exif[0x010F], exif[0x010E], exif[0x8769] = "Mäker", "Ώ", {0x829A: 0.01}
+    metadata = {
+        "icc_profile": ADOBE_RGB if channels > 2 else icc_profile(None, 2.2),
+        "exif": exif.tobytes(),
+        "dpi": (65_535, 65_535),
+        "colour_tags": {"gAMA": struct.pack(">I", 50_000), "cICP": bytes([9, 16, 0, 1])},
+    }
+    for dtype in (np.uint8, np.uint16):
+        image = RANDOM.integers(0, 256, (7, 9, channels)).astype(dtype)
+        writing.write_image(tmp_path / f"a{suffix}", image, metadata)
+        result, again = reading.read_photo(tmp_path / f"a{suffix}")
+        assert result.shape[:2] == (7, 9)
+        # Gray and alpha come back as RGB and alpha, which a gray profile does not fit
+        if channels != 2:
+            assert "notes" not in again
+
+
+def test_an_image_that_is_too_large_to_be_read_again_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "MAX_PIXELS", 60)
+    assert "cannot read it again" in writing.write_image(tmp_path / "a.png", SMALL)[0]
+
+
+# ------------------------------------------------------------------------- causes that are no damage
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE, errno.ESTALE])
+def test_a_fault_of_the_disk_is_not_called_damage(tmp_path, monkeypatch, number):
+    writing.write_image(tmp_path / "a.jpg", SMALL)
+
+    def fails(self):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.load", fails)
+    with pytest.raises(OSError, match=os.strerror(number)) as raised:
+        reading.read_image(tmp_path / "a.jpg")
+    assert not isinstance(raised.value, ValueError)
+    assert str(tmp_path / "a.jpg") in str(raised.value)
+    assert "damaged" not in str(raised.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a system with FIFOs")
+def test_fifos_sockets_and_devices_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(tmp_path / "b.png"))
+        for path in (tmp_path / "a.png", tmp_path / "b.png", "/dev/zero"):
+            for read in (reading.read_image, reading.image_size, enlarge.upscale):
+                with pytest.raises(ValueError, match=f"{path}: a FIFO, socket or device"):
+                    read(path)
+
+
+def test_a_flood_of_exif_is_refused(tmp_path):
+    """Pillow would need minutes for 100 MB of it."""
+    writing.write_image(tmp_path / "a.jpg", SMALL)
+    data = (tmp_path / "a.jpg").read_bytes()
+    segment = b"\xff\xe1" + struct.pack(">H", 65_535) + b"Exif\0\0" + bytes(65_527)
+    (tmp_path / "a.jpg").write_bytes(data[:2] + segment * 1600 + data[2:])
+    with pytest.raises(ValueError, match="a.jpg: more than 100 EXIF segments"):
+        reading.read_image(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes(data[:2] + segment * 2 + data[2:])
+    assert reading.read_image(tmp_path / "a.jpg").shape == (9, 8, 3)
+
+
+PEAK = """
+import resource, sys
+from images import reading
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+reading.read_image(sys.argv[1])
+before = peak()
+reading.read_image(sys.argv[2])
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measures the process's memory on Linux")
+def test_rgb_is_not_copied(tmp_path):
+    """4 bytes a pixel inside Pillow and 3 in the array; a copy inside Pillow would be 4 more."""
+    side = 5000
+    Image.new("RGB", (side, side), (9, 99, 200)).save(tmp_path / "a.jpg")
+    writing.write_image(tmp_path / "small.jpg", SMALL)
+    command = [sys.executable, "-c", PEAK, tmp_path / "small.jpg", tmp_path / "a.jpg"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) * 2**20 < 8.5 * side**2
+
+
+def test_warnings_and_limits_are_as_before_when_threads_read(tmp_path):
+    writing.write_image(tmp_path / "a.jpg", SMALL)
+    before = list(warnings.filters), Image.MAX_IMAGE_PIXELS
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(reading.read_image, [tmp_path / "a.jpg"] * 200))
+    assert (list(warnings.filters), Image.MAX_IMAGE_PIXELS) == before
