@@ -17,6 +17,7 @@ from imgproc import eight_bits
 from system.files import UserError, replace_file
 
 JPEG, TIFF = (".jpg", ".jpeg"), (".tif", ".tiff")
+NAMES = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WebP"}
 LONGEST_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}  # more does not fit the format
 JPEG_QUALITY = 95
 MOST_JPEG_EXIF = 65_000  # bytes: a JPEG file holds EXIF data in a segment of 64 KB
@@ -39,7 +40,7 @@ def write_image(
     path = Path(path)
     suffix = path.suffix.lower()
     check_format(path, image.shape)
-    name = suffix[1:].upper()
+    name = NAMES.get(suffix, suffix[1:].upper())
     if image.shape[2:] == (1,):
         image = image[..., 0]
     # WebP knows no gray
@@ -58,7 +59,7 @@ def write_image(
         image = on_white(image)
     if suffix != ".png":
         notes += _tags_to_profile(fitting, image, name)
-        notes += _leave_out(fitting, suffix, image)
+        notes += _leave_out(fitting, suffix, image, name)
     if image.shape[0] * image.shape[1] > formats.MAX_PIXELS:
         notes.append(f"more than {formats.MAX_PIXELS} pixels: these programs cannot read it again")
     # The file takes its name when it is complete: a full disk or Ctrl-C leaves an old one as it was
@@ -102,7 +103,7 @@ def _tags_to_profile(metadata: dict, image: np.ndarray, name: str) -> list[str]:
     return []
 
 
-def _leave_out(metadata: dict, suffix: str, image: np.ndarray) -> list[str]:
+def _leave_out(metadata: dict, suffix: str, image: np.ndarray, name: str) -> list[str]:
     """Remove metadata that a format has no place for; return notes."""
     texts_only = suffix in TIFF and image.dtype == np.uint16
     lost = []
@@ -117,7 +118,7 @@ def _leave_out(metadata: dict, suffix: str, image: np.ndarray) -> list[str]:
     bmp_with_alpha = suffix == ".bmp" and has_alpha(image)
     if (suffix == ".webp" or bmp_with_alpha) and metadata.pop("dpi", None):
         lost.append("resolution")
-    kind = f"{suffix[1:].upper()} of 16 bits" if texts_only else suffix[1:].upper()
+    kind = f"{name} of 16 bits" if texts_only else name
     return [f"{kind} cannot hold its {', '.join(lost)}"] if lost else []
 
 

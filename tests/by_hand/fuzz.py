@@ -32,6 +32,7 @@ import sys
 import tarfile
 import tempfile
 import traceback
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -48,12 +49,14 @@ from checkpoints.loading import load_checkpoint
 from checkpoints.writing import to_layout
 from config import RECIPES
 from images import fetching, formats, named_sets, reading
+from images.metadata import ImageWarning
 from model import SRCNN
 from system.settings import load
 from training.run import begin
 from training.state import pack_history
 
 cv2 = formats.load_opencv()  # as the project has it: silent
+warnings.simplefilter("ignore", ImageWarning)  # of pages that are left out
 formats.MAX_PIXELS = 2**27  # half of it: Pillow's and our copy of the largest would be 2 GB
 CPU_SECONDS, WALL_SECONDS, MEGABYTES = 10, 200, 1500
 # fmt: off

@@ -115,7 +115,7 @@ def test_what_no_profile_says_is_named(tmp_path, tags):
     """HDR and impossible numbers: PNG keeps them, other formats say that they do not."""
     image = np.full((8, 8, 3), 99, np.uint8)
     (note,) = writing.write_image(tmp_path / "a.jpg", image, {"colour_tags": tags})
-    assert note.startswith("JPG cannot hold its ") and "colours may look different" in note
+    assert note.startswith("JPEG cannot hold its ") and "colours may look different" in note
     assert writing.write_image(tmp_path / "a.png", image, {"colour_tags": tags}) == []
     assert reading.read_photo(tmp_path / "a.png")[1]["colour_tags"] == tags
 
