@@ -49,6 +49,7 @@ max_device_gb: float = None  # train: stream larger sets from disk; None: 40 % o
 num_workers: int = 2  # train: processes that load batches of a streamed set
 # Measuring, enlarging, converting
 protocol: str = "auto"  # valid: "y" (the paper's), "rgb" (MMagic's) or "auto" (by channels)
+ms_ssim: bool = False  # valid: also measure MS-SSIM (images of 176×176 pixels or more)
 outscale: float = None  # upscale: enlarge by any number, such as 2.5, instead of upscale_factor
 outsize: str = ""  # upscale: enlarge to a size in pixels instead: "3840x2160"
 output: str = ""  # upscale: folder or file to write; convert: file to write

@@ -71,7 +71,7 @@ def tasks(networks: dict, settings) -> list[Task]:
         key = scale, chosen, network.channels, network.interpolation
         groups.setdefault(key, []).append(name)
     options = {"self_ensemble": settings.self_ensemble}
-    options["with_ms_ssim"] = getattr(settings, "ms_ssim", False)
+    options["with_ms_ssim"] = settings.ms_ssim
     return [
         Task({name: networks[name] for name in names[i : i + MOST_NETWORKS]}, *key[:2], options)
         for key, names in sorted(groups.items())

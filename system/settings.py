@@ -46,7 +46,8 @@ SCRIPTS = {
     "validate": Script(
         "validation.json, report.html and images to results_dir/<run or weights>",
         "upscale_factor kernel_sizes widths channels model_path test_sets test_lr jpeg "
-        "self_ensemble protocol interpolation padding_mode exp_name data_dir results_dir device",
+        "self_ensemble protocol ms_ssim interpolation padding_mode exp_name data_dir results_dir "
+        "device",
         mode="valid",
     ),
     "upscale": Script(

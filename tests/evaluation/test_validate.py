@@ -731,3 +731,30 @@ def test_names_with_control_characters(photograph, identity_file, tmp_path, caps
     printed = capsys.readouterr().out
     assert "\x1b" not in printed and r"\x1b[31mred" in printed and r"a\nset x3" in printed
     assert "\x1b" not in (tmp_path / "identity" / "report.html").read_text()
+
+
+def test_ms_ssim_is_a_column_of_its_own(identity_file, tmp_path, capsys):
+    """Issue 23, tables 2 and 3. Images too small for it count in the other means."""
+    import skimage.data
+
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for name, image in (
+        ("large", skimage.data.camera()[:200, :190]),
+        ("small", skimage.data.camera()[:90, :90]),
+    ):
+        assert cv2.imwrite(str(folder / f"{name}.png"), image)
+    arguments = ["--test_sets", folder, "--results_dir", tmp_path, "--ms_ssim"]
+    run_main("--model_path", identity_file, *arguments)
+    assert "bicubic PSNR    SSIM  MS-SSIM  SRCNN PSNR" in capsys.readouterr().out
+    target = tmp_path / "identity"
+    result = json.loads((target / "validation.json").read_text())["sets"]["mixed"]
+    truth = skimage.data.camera()[:198, :189]
+    bicubic = np.round(imresize(imresize(truth / 255, 1 / 3), 3).clip(0, 1) * 255).astype(np.uint8)
+    expected = imgproc.ms_ssim(truth[3:-3, 3:-3], bicubic[3:-3, 3:-3])
+    assert result["bicubic"]["ms_ssim"] == pytest.approx(expected, abs=1e-4)
+    assert result["images"]["small"]["bicubic"]["ms_ssim"] is None and result["excluded"] == []
+    assert result["bicubic"]["ssim"] != result["images"]["large"]["bicubic"]["ssim"]
+    assert f"MS-SSIM {expected:.4f}" in (target / "report.html").read_text()
+    run_main("--model_path", tmp_path / "*.pth", *arguments)
+    assert re.search(rf"[0-9.]+ / 0[.][0-9]+ / {expected:.4f}", capsys.readouterr().out)

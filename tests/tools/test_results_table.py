@@ -1,9 +1,14 @@
 """tools/results_table.py: the README's table from what validate.py wrote."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
+from checkpoints.lookup import several_weights
 from tools import results_table
 
 
@@ -76,3 +81,28 @@ def test_own_runs_have_rows_of_their_own(tmp_path, capsys):
         "|  | mine, 9-5-5 | **37.50 / 0.3750** | **33.50 / 0.3350** |  |",
         "|  | srcnn_9-1-5 | 36.50 / 0.3650 | 32.50 / 0.3250 |  |",
     ]
+
+
+def test_the_commands_of_the_docs_make_its_table(monkeypatch):
+    """Issue 21, 19: no row more and no row less."""
+    monkeypatch.chdir(ROOT)
+    text = Path("docs/results.md").read_text(encoding="utf-8")
+    rows, set_name = set(), ""
+    for line in text.splitlines():
+        if line.startswith("| Set") or line.startswith("| BSD") or line.startswith("|  |"):
+            first, label, *_ = [cell.strip() for cell in line.strip("| ").split("|")][-5:]
+            set_name = first if len(line.strip("| ").split("|")) == 5 else set_name
+            label = label if len(line.strip("| ").split("|")) == 5 else first
+            if label.startswith("ours"):
+                rows.add((set_name, label))
+    measured = set()
+    for command in re.findall(r"^python validate.py .*$", text, re.MULTILINE):
+        words = shlex.split(command)
+        names = words[words.index("--test_sets") + 1 :]
+        sets = [name for name in names if not name.startswith("--")]
+        _, files, _ = several_weights(words[words.index("--model_path") + 1])
+        for name in files:
+            network, scale = re.fullmatch(r"srcnn_(.*)_(x[234])", name).groups()
+            plus = ("", "+") if "--self_ensemble" in words else ("",)
+            measured |= {(s, f"ours, {network}{p}", scale) for s in sets for p in plus}
+    assert measured == {(*row, scale) for row in rows for scale in ("x2", "x3", "x4")}
