@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import identity
 
-import validate
+from evaluation.sets import read_colours
 from images import transparency, writing
 from images.prepared import training_image
 from images.reading import read_image
@@ -59,7 +59,7 @@ def test_files_that_look_the_same_are_the_same(tmp_path):
             path = tmp_path / f"{i}.png"
             writing.write_image(path, picture)
             writing.write_image(tmp_path / f"{i}.jpg", picture)
-            results.setdefault("measured", []).append(validate.read_colours(path).numpy())
+            results.setdefault("measured", []).append(read_colours(path).numpy())
             results.setdefault("y", []).append(training_image(path, 1).numpy())
             results.setdefault("rgb", []).append(training_image(path, 3).numpy())
             results.setdefault("jpg", []).append(read_image(tmp_path / f"{i}.jpg"))
