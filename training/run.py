@@ -196,7 +196,8 @@ def require_measurable(run):
     """Raise UserError if the set that chooses best.pth has no image that can be measured."""
     settings, name = run.settings, run.settings.select_by
     protocol = _protocol(settings.channels)
-    images = [image for _, image, *_ in run.sets.get(name, ())]
+    # As arrays: torch has no minimum of 16 bits
+    images = [image.numpy() for _, image, *_ in run.sets.get(name, ())]
     large = [image for image in images if measurable(image, settings.upscale_factor, protocol)]
     # Bicubic restores an image of one colour exactly, so its PSNR is infinite
     if images and not any(image.min() != image.max() for image in large):
