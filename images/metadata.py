@@ -16,6 +16,7 @@ import numpy as np
 
 from images.containers import COLOUR_TAGS
 from images.formats import load_pillow
+from system.files import Note
 
 # EXIF tags by number. Two of them lead to further groups of tags.
 ORIENTATION, EXIF_PART, GPS_PART, BITS_PER_SAMPLE = 0x0112, 0x8769, 0x8825, 258
@@ -29,7 +30,7 @@ TIFF_COLOURS = {301, 318, 319}
 MOST_DOTS = 65_535.5  # an inch; JPEG holds 16 bits
 
 
-class ImageWarning(UserWarning):
+class ImageWarning(Note):
     """Something of an image file was ignored or changed."""
 
 

@@ -21,6 +21,10 @@ class UserError(ValueError):
     """An error a user can fix. Scripts show its one line: the file or setting, and the remedy."""
 
 
+class Note(UserWarning):
+    """A warning for the user: something was ignored or changed. Scripts show its one line."""
+
+
 def printable(text, limit: int | None = 300) -> str:
     """Return a text for a message: control characters escaped (\\n, \\x1b), cut to ``limit``.
 

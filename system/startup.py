@@ -9,9 +9,10 @@ import runpy
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
-from system.files import UserError, printable
+from system.files import Note, UserError, printable
 from system.settings import Settings, load
 
 
@@ -25,6 +26,7 @@ def settings(script: str) -> Settings:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_at_once)
     open_streams()
+    show_notes_as_lines()
     limit_spinning()
     try:
         return load(script)
@@ -59,6 +61,18 @@ def open_streams():
             # After the errors it sets the position, which a terminal does not have
             with contextlib.suppress(OSError):
                 stream.reconfigure(errors="backslashreplace")
+
+
+def show_notes_as_lines():
+    """Print a Note as one line, without the line of code that warned."""
+    usual = warnings.formatwarning
+
+    def formatted(message, category, filename, lineno, line=None):
+        if issubclass(category, Note):
+            return f"note: {printable(message, limit=None)}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = formatted
 
 
 def limit_spinning():

@@ -18,6 +18,7 @@ from test_colour import chunk, with_chunks
 from images import formats, reading, writing
 from images.metadata import ImageWarning
 from inference import enlarge
+from system import startup
 
 Image = pytest.importorskip("PIL.Image")
 ROOT = Path(__file__).parents[2]
@@ -186,6 +187,26 @@ def test_pages_and_further_pictures_are_named(tmp_path):
         assert notes_of(path) == []
 
 
+def test_scripts_print_a_note_as_one_line(tmp_path, monkeypatch, capsys):
+    frames = [Image.fromarray(SMALL), Image.fromarray(SMALL)]
+    frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    startup.show_notes_as_lines()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        # pytest collects warnings instead of printing them
+        monkeypatch.setattr(warnings, "showwarning", print_warning)
+        reading.read_image(tmp_path / "a.tif")
+        warnings.warn("of another kind", UserWarning, stacklevel=1)
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first == f"note: {tmp_path}/a.tif: only its first page is read, others are left out"
+    assert "UserWarning: of another kind" in others[0]
+
+
+def print_warning(*arguments, **options):
+    print(warnings.formatwarning(*arguments[:4]), end="", file=sys.stderr)
+
+
 def test_changed_colours_and_bits_are_named(tmp_path):
     Image.fromarray(SMALL).convert("CMYK").save(tmp_path / "a.jpg")
     assert notes_of(tmp_path / "a.jpg") == ["its CMYK colours become RGB"]
@@ -290,7 +311,7 @@ def test_a_flood_of_exif_is_refused(tmp_path):
     writing.write_image(tmp_path / "a.jpg", SMALL)
     data = (tmp_path / "a.jpg").read_bytes()
     segment = b"\xff\xe1" + struct.pack(">H", 65_535) + b"Exif\0\0" + bytes(65_527)
-    (tmp_path / "a.jpg").write_bytes(data[:2] + segment * 1600 + data[2:])
+    (tmp_path / "a.jpg").write_bytes(data[:2] + segment * 150 + data[2:])
     with pytest.raises(ValueError, match="a.jpg: more than 100 EXIF segments"):
         reading.read_image(tmp_path / "a.jpg")
     (tmp_path / "a.jpg").write_bytes(data[:2] + segment * 2 + data[2:])
