@@ -4,6 +4,7 @@ import errno
 import os
 import socket
 import struct
+import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
