@@ -60,7 +60,7 @@ def replace_file(path, durable: bool = False):
     except OSError as error:
         # write() on a full disk gives no name, and the temporary name means nothing to a user
         if error.errno and str(error.filename or temporary) == str(temporary):
-            error.filename = str(path)
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
         if descriptor is not None:

@@ -36,13 +36,13 @@ def batches(crops, first: int, settings, device):
         pin_memory=pinned,
         worker_init_fn=outlive,
     )
-    loaded = _ended_workers_reported(loader, settings.num_workers)
+    loaded = reported_if_ended(loader, settings.num_workers)
     for batch in loaded:
         # Only CUDA may copy in the background: elsewhere the memory would already hold the next one
         yield [tensor.to(device, non_blocking=pinned) for tensor in batch]
 
 
-def _ended_workers_reported(loader, workers: int):
+def reported_if_ended(loader, workers: int):
     """Yield what a loader yields. Raise WorkersLost for torch's errors about its processes."""
     handler = getattr(signal, "SIGCHLD", None) and signal.getsignal(signal.SIGCHLD)
     try:

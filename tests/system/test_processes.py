@@ -5,8 +5,8 @@ import signal
 
 import pytest
 import torch
-from launch import ROOT, TINY, finished, make_tiny, ranks
-from runs import NAME, check_folder, contents, rows, small_files_only
+from launch import ROOT, TINY, Run, finished, free_port, make_tiny, ranks
+from runs import NAME, check_folder, contents, rows, same, small_files_only
 
 from checkpoints.loading import load_checkpoint
 from model import SRCNN
@@ -81,6 +81,42 @@ def test_paper_recipe_on_two_processes_is_that_on_one(start, tmp_path):
     finish(start(4, *options, "mixed", "--resume", tmp_path / "results/mixed/last.pth"))
     for other in ("two", "mixed"):
         assert max(differences(tmp_path, "one", other)) < 1e-8
+
+
+def test_resumed_on_three_processes_is_bit_identical(start, tmp_path):
+    """The sums over processes have one order, in the first step as in later ones."""
+    options = ["--batch_size", 6, "--steps", 8, "--exp_name"]
+    whole, killed = start(3, *options, "whole"), start(3, *options, "part", first=stop_after_saving)
+    finish(whole)
+    assert killed[0].wait() == 128 + signal.SIGTERM, killed[0].output
+    finish(start(3, *options, "part", "--resume", "auto"))
+    a, b = (
+        torch.load(tmp_path / "results" / name / "last.pth", weights_only=True)
+        for name in ("whole", "part")
+    )
+    for part in ("network", "optimizer", "step", "best"):
+        assert same(a["training"][part], b["training"][part]), part
+    assert same(a["state_dict"], b["state_dict"])
+
+
+def test_resume_auto_needs_one_folder_for_all(data, tmp_path):
+    """Process 1 does not see process 0's last.pth."""
+    (run,) = ranks(1, "train.py", "--data_dir", data, *TINY, "--steps", 4, cwd=tmp_path)
+    assert run.wait() == 0
+    (tmp_path / "other").mkdir()
+    place = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    runs = [
+        Run(
+            *("train.py", "--data_dir", data, *TINY, "--steps", 8, "--resume", "auto"),
+            cwd=folder,
+            **place,
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+        )
+        for rank, folder in enumerate((tmp_path, tmp_path / "other"))
+    ]
+    assert "do not see the same last.pth" in runs[0].error()
+    runs[1].process.kill()
 
 
 @pytest.mark.parametrize("options", ["--precision fp32", "--max_device_gb 0 --num_workers 0"])

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import functools
 import json
 import math
 import os
@@ -13,21 +14,25 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from launch import ROOT, TINY, Run, make_tiny, prepare
+from launch import ROOT, TINY, Run, make_tiny, prepare, write_images
+from PIL import Image
 from runs import NAME, check_folder, contents, rows, same, small_files_only
 from torch.nn import functional as F
 
 import dataset
+import train
 from checkpoints.loading import load_checkpoint
 from evaluation import protocol
 from images import prepared
 from model import SRCNN
 from system.settings import load
-from training import recipes, soap, state
+from training import batches, curve, recipes, soap, state
 from training.run import begin
 
 
@@ -766,3 +771,271 @@ def test_a_log_file_has_a_line_for_each_validation(start):
     for line in lines:
         assert re.match(r"step \d+, \d+ s: held out \d+\.\d\d, tinytest \d+\.\d\d", line), line
     assert "loss" not in run.output
+
+
+# ------------------------------------------------------------------------- files, locks, scores
+def lock_metrics_for_a_while():
+    """metrics.csv cannot be replaced the first two times, as when Excel has it open."""
+    replace, refused = os.replace, []
+
+    def locked(old, new):
+        if str(new).endswith("metrics.csv") and len(refused) < 2:
+            refused.append(new)
+            raise PermissionError(13, "Permission denied", str(old))
+        replace(old, new)
+
+    os.replace = locked
+
+
+def lock_last_at_step_4():
+    """last.pth cannot be replaced while the first validation runs, as under a virus scanner."""
+    replace, refused = os.replace, []
+
+    def locked(old, new):
+        if str(new).endswith("last.pth") and len(refused) < 2:
+            refused.append(new)
+            raise PermissionError(13, "Permission denied", str(old), None, str(new))
+        replace(old, new)
+
+    os.replace = locked
+
+
+@pytest.mark.parametrize(
+    "lock, name", [(lock_metrics_for_a_while, "metrics.csv"), (lock_last_at_step_4, "last.pth")]
+)
+def test_a_locked_file_is_tried_again(start, tmp_path, lock, name):
+    run = start("--steps", 12, before=lock)
+    assert run.wait() == 0, run.output
+    warnings = [line for line in run.output.splitlines() if line.startswith("warning: ")]
+    assert warnings and all(f"{NAME}/{name}" in line and ".tmp-" not in line for line in warnings)
+    folder = tmp_path / "results" / NAME
+    assert [row["step"] for row in rows(folder)] == [4, 8, 12]
+    assert load_checkpoint(folder / "last.pth")["training"]["step"] == 12
+
+
+def lock_metrics():
+    replace = os.replace
+
+    def locked(old, new):
+        if str(new).endswith("metrics.csv"):
+            raise PermissionError(13, "Permission denied", str(old))
+        replace(old, new)
+
+    os.replace = locked
+    time.sleep = lambda seconds: None
+
+
+def test_a_file_locked_to_the_end_is_an_error(start, tmp_path):
+    """Everything else is saved, and the next start writes the file."""
+    line = start("--steps", 8, before=lock_metrics).error()
+    folder = tmp_path / "results" / NAME
+    assert f"{NAME}/metrics.csv" in line and f"--resume results/{NAME}/last.pth" in line
+    assert check_folder(folder) == ["best.pth", "last.pth"]
+    again = start("--steps", 8, "--resume", folder / "last.pth")
+    assert again.wait() == 0 and "finished already" in again.output
+    assert [row["step"] for row in rows(folder)] == [4, 8]
+
+
+def die_before_the_last_row():
+    replace, rows_written = os.replace, []
+
+    def dying(old, new):
+        if str(new).endswith("metrics.csv"):
+            rows_written.append(new)
+            if len(rows_written) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+        replace(old, new)
+
+    os.replace = dying
+
+
+def test_the_last_row_comes_after_a_kill(start, tmp_path):
+    """Killed between last.pth and metrics.csv. Only this run's temporary files are removed."""
+    run = start("--steps", 8, before=die_before_the_last_row)
+    assert run.wait() == -signal.SIGKILL
+    folder = tmp_path / "results" / NAME
+    assert [row["step"] for row in rows(folder)] == [4]
+    (folder / "notes.tmp-1").write_text("a user's")
+    (folder / "x.tmp-2").mkdir()
+    again = start("--steps", 8, "--resume", folder / "last.pth")
+    assert again.wait() == 0 and "finished already" in again.output
+    assert [row["step"] for row in rows(folder)] == [4, 8]
+    assert check_folder(folder) == [
+        *("best.pth", "curve.png", "last.pth", "metrics.csv", "notes.tmp-1", "x.tmp-2")
+    ]
+
+
+def test_a_running_runs_folder_is_locked(start, tmp_path):
+    """A second process is refused; after a kill it is not."""
+    folder = tmp_path / "results" / NAME
+    run = start("--steps", 100_000, "--max_device_gb", 0, "--num_workers", 1)
+    run.wait_for((folder / "metrics.csv").exists)
+    for options in (("--resume", folder / "last.pth"), ("--overwrite",), ("--resume", "auto")):
+        line = start("--steps", 8, *options).error()
+        assert f"{NAME}: another process trains this run now" in line
+    run.process.kill()
+    assert run.wait() == -signal.SIGKILL
+    step = load_checkpoint(folder / "last.pth")["training"]["step"]
+    on = start("--steps", step + 1, "--resume", "auto")
+    assert on.wait() == 0 and f"resumes at step {step} of" in on.output, on.output
+
+
+def test_resume_auto(start, tmp_path):
+    """One command begins, resumes, and has nothing left to do."""
+    first = start("--steps", 4, "--resume", "auto")
+    assert first.wait() == 0 and "resumes" not in first.output
+    on = start("--steps", 8, "--resume", "auto")
+    assert on.wait() == 0 and "resumes at step 4 of 8" in on.output
+    again = start("--steps", 8, "--resume", "auto")
+    assert again.wait() == 0 and "finished already" in again.output
+    # best.pth alone is no run to resume
+    folder = tmp_path / "results" / NAME
+    (folder / "last.pth").unlink()
+    assert "--overwrite" in start("--steps", 8, "--resume", "auto").error()
+
+
+def test_a_killed_loading_process_saves_the_run(start, tmp_path):
+    run = start("--steps", 100_000, "--max_device_gb", 0, "--num_workers", 1)
+    run.wait_for(lambda: "steps a second" in run.output)
+    children = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children").read_text()
+    os.kill(int(children.split()[0]), signal.SIGKILL)
+    line = run.error()
+    step = load_checkpoint(tmp_path / "results" / NAME / "last.pth")["training"]["step"]
+    assert "num_workers=0" in line and f"step {step} is saved" in line and step > 0
+    on = start("--steps", step + 1, "--resume", "auto")
+    assert on.wait() == 0 and f"resumes at step {step} of" in on.output
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "unable to write to file </torch_12_34_0>: No space left on device (28)",
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's "
+        "workers are out of shared memory.",
+    ],
+)
+def test_small_shared_memory(message):
+    def loader():
+        yield 1
+        raise RuntimeError(message)
+
+    loaded = batches.reported_if_ended(loader(), 1)
+    assert next(loaded) == 1
+    with pytest.raises(batches.WorkersLost, match="set num_workers=0"):
+        next(loaded)
+
+
+def test_a_bug_in_a_loading_process_keeps_its_traceback():
+    def loader():
+        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0: a bug")
+        yield
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        next(batches.reported_if_ended(loader(), 1))
+
+
+def score(*values):
+    """Let the held-out images have these mean scores, one for each validation."""
+    from training import run
+
+    evaluate, left = run.evaluate, list(values)
+
+    def changed(network, images, *arguments, **options):
+        result = evaluate(network, images, *arguments, **options)
+        if len(images) == 1:
+            result["srcnn"]["psnr"] = left.pop(0)
+        return result
+
+    run.evaluate = changed
+
+
+@pytest.mark.parametrize(
+    "scores, best",
+    [
+        ((math.nan, 20.0, 19.0), 8),
+        ((math.inf, 20.0, 21.0), 12),
+        ((None, 20.0, None), 8),
+        ((20.0, math.inf, math.nan), 4),
+        ((math.nan, math.nan, math.nan), 4),
+    ],
+)
+def test_scores_that_cannot_be_compared(start, tmp_path, scores, best):
+    run = start("--steps", 12, before=functools.partial(score, *scores))
+    assert run.wait() == 0, run.output
+    folder = tmp_path / "results" / NAME
+    assert load_checkpoint(folder / "best.pth")["facts"]["step"] == best
+    checkpoint = load_checkpoint(folder / "last.pth")["training"]
+    finite = [s for s in scores if s is not None and math.isfinite(s)]
+    assert checkpoint["best"] == max(finite, default=-math.inf)
+
+
+def test_test_set_that_cannot_choose(data, start, tmp_path):
+    write_images(tmp_path / "small", 2, 15, 15)
+    shutil.copytree(data, tmp_path / "data")
+    prepare(
+        tmp_path / "data",
+        "--train_set",
+        "tiny",
+        "--test_sets",
+        tmp_path / "small",
+    )
+    options = ["--data_dir", tmp_path / "data", "--test_sets", tmp_path / "small"]
+    line = start("--steps", 1, *options, "--select_by", "small").error()
+    assert "select_by='small': no image of it can be measured" in line
+
+
+def test_worse_than_bicubic(start):
+    run = start("--steps", 4, "--recipe", "paper", "--learning_rate", 1e-9)
+    assert run.wait() == 0
+    line = next(line for line in run.output.splitlines() if line.startswith("step 4"))
+    assert line.endswith("(best so far, below bicubic)")
+    assert "note: the last weights are worse than bicubic; try" in run.output
+
+
+def interrupt_the_beginning():
+    torch.manual_seed = lambda seed: os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_at_the_beginning(start, tmp_path):
+    run = start("--steps", 4, before=interrupt_the_beginning)
+    assert run.wait() == 130 and run.output == "interrupted\n"
+    assert not list((tmp_path / "results").rglob("*.pth"))
+
+
+def test_curve(tmp_path):
+    """The points of a run as coloured lines; nothing is drawn of nothing."""
+    history = [{"step": step, "psnr_a": 25 + step / 10, "loss": 1.0} for step in (10, 20, 30)]
+    assert curve.draw_curve(history, {"a": 26.0}, "title", tmp_path / "curve.png")
+    image = np.asarray(Image.open(tmp_path / "curve.png"))
+    assert image.shape == (500, 800, 3) and (image == (0x0B, 0x5F, 0xA5)).all(2).sum() > 700
+    assert not curve.draw_curve([{"step": 1}], {}, "title", tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_tensorboard_shows_an_image(data, tmp_path, monkeypatch):
+    """Bicubic, SRCNN and original of the first held-out image, at each validation."""
+    shown = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            self.folder = folder
+
+        def add_scalar(self, name, value, step):
+            shown.append((name, step))
+
+        def add_image(self, name, image, step, dataformats):
+            shown.append((name, step, image.shape, dataformats))
+
+        def flush(self):
+            pass
+
+        close = flush
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
+    train.main(settings("--data_dir", data, *TINY, "--steps", 8, "--results_dir", tmp_path))
+    images = [entry for entry in shown if entry[0] == "bicubic, SRCNN, original"]
+    assert images == [("bicubic, SRCNN, original", step, (63, 180), "HW") for step in (4, 8)]
+    assert ("psnr_holdout", 8) in shown
