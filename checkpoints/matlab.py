@@ -1,6 +1,6 @@
-"""MATLAB files (Level 5, what save writes with -v7 or -v6): arrays of real numbers, and texts.
+"""Read and write MATLAB files (Level 5, by save with -v7 or -v6): real arrays and texts.
 
-Read here and not by scipy, which takes the sizes that a file declares on trust.
+scipy is not used: it trusts the sizes that a file declares.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from system.files import UserError
 
 MAX_UNPACKED = 2**27  # bytes of all arrays
 HEADER = b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM"
-# What an element holds: MATLAB stores whole numbers small, whatever the array's class is
+# Types of stored numbers: MATLAB stores integers in few bytes, whatever the array's class is
 NUMBERS = {
     1: torch.int8,
     2: torch.uint8,
@@ -33,7 +33,8 @@ COMPLEX = 8
 
 
 def read(data: bytes, wanted: str) -> dict[str, Tensor | str]:
-    """The arrays (float64) and texts whose names the regular expression ``wanted`` matches.
+    """Return arrays (float64) and texts by name, for names that match the regular expression
+    ``wanted``.
 
     Raises UserError, in words that follow the file's name; on damaged files nearly anything.
     """
@@ -42,8 +43,8 @@ def read(data: bytes, wanted: str) -> dict[str, Tensor | str]:
     found, left = {}, MAX_UNPACKED
     # The header takes 128 bytes; no file of weights has near 1000 elements after it
     for kind, body in itertools.islice(_elements(data, 128), 1000):
-        if kind == COMPRESSED:  # as MATLAB does by default
-            # A few bytes can unpack to gigabytes: at most what is left of the bound
+        if kind == COMPRESSED:  # MATLAB's default
+            # A few bytes can unpack to gigabytes: stop at the rest of the limit
             unpacker = zlib.decompressobj()
             body = unpacker.decompress(body, left)
             left -= len(body)
@@ -59,9 +60,9 @@ def read(data: bytes, wanted: str) -> dict[str, Tensor | str]:
 
 
 def _array(flags, dimensions, name, values) -> Tensor | str:
-    """An array from the elements that it consists of, each (kind, bytes)."""
+    """Return an array from its elements, each (kind, bytes)."""
     (_, flags), (_, dimensions), (_, name), (stored, values) = flags, dimensions, name, values
-    # A setting such as padding_mode's, which is never long
+    # A setting such as padding_mode is short
     if flags[0] == CHAR and stored in TEXTS:
         return values[:1000].decode(TEXTS[stored])
     if flags[0] not in (DOUBLE, SINGLE) or flags[1] & COMPLEX or stored not in NUMBERS:
@@ -75,11 +76,11 @@ def _array(flags, dimensions, name, values) -> Tensor | str:
 
 
 def _elements(data: bytes, at: int = 0):
-    """(kind, bytes) of each element of a file, or of an array in it, from position ``at``."""
-    # Each begins with a tag of 8 bytes: kind, size; its body is filled up to a multiple of 8
+    """Yield (kind, bytes) of each element of a file, or of an array, from position ``at``."""
+    # Each begins with a tag of 8 bytes: kind, size; its body is padded to a multiple of 8
     while at + 8 <= len(data):
         kind, size = struct.unpack_from("<2I", data, at)
-        if kind >> 16:  # up to four bytes lie in the tag itself
+        if kind >> 16:  # up to four bytes are in the tag itself
             yield kind & 0xFFFF, data[at + 4 : at + 4 + (kind >> 16)]
             at += 8
         elif at + 8 + size > len(data):
@@ -90,7 +91,7 @@ def _elements(data: bytes, at: int = 0):
 
 
 def write(arrays: dict[str, Tensor | str]) -> bytes:
-    """A file with these arrays (at least two dimensions, written as double) and texts."""
+    """Return a file with these arrays (two dimensions or more, as double) and texts."""
     return HEADER + b"".join(_matrix(name, value) for name, value in arrays.items())
 
 

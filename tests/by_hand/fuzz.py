@@ -1,14 +1,14 @@
-"""Feed the readers of files from elsewhere with damaged and hostile ones:
+"""Feed the readers of untrusted files with damaged and hostile ones:
 
     python tests/by_hand/fuzz.py --cases 20000 --seed 1
 
-A case is a valid file of some kind, changed at random: byte by byte, or within its checksums and
-compression, so that the change gets past those. The reader must return something usable, or raise
-ValueError or OSError with one line that names the file; print nothing; run nothing that the file
-names; and stay within CPU_SECONDS and, beyond what it had, MEGABYTES. Cases run in a child
-process, so that a crash or a hang is a finding like the others: the file is kept, and the next
-case comes. A case follows from seed and number alone; ``--only N`` runs one again, with its
-traceback. To add a kind of file: a function that makes one, one that reads it, a row in `KINDS`.
+A case is a valid file with random changes: of its bytes, or within its checksums and compression,
+so that these stay valid. The reader must return something usable, or raise ValueError or OSError
+with one line that names the file. It must print nothing, run nothing that the file names, and use
+at most CPU_SECONDS and MEGABYTES more than before. Cases run in a child process, so that a crash
+or a hang is a finding as well: the file is kept, and the next case follows. Seed and number define
+a case; ``--only N`` repeats one, with its traceback. To add a kind of file: write a function that
+makes one and one that reads it, and add a row to `KINDS`.
 """
 
 import argparse
@@ -70,8 +70,7 @@ TARGETS = ("T91", "a.bmp"), ("T91", "b.bmp"), ("Set5", "c.bmp")  # what the arch
 
 # --------------------------------------------------------------------------------- changes of bytes
 def change(rng, data: bytes) -> bytes:
-    """A few changes of bytes: bits, numbers of 1 to 8 bytes; stretches cut out, doubled, zeroed,
-    made random, cut off."""
+    """Change a few bytes: bits, numbers of 1 to 8 bytes; parts removed, doubled, zeroed, random."""
     data = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 8, 30))):
         at, size = rng.randrange(len(data) + 1), rng.choice((1, 2, 4, 8))
@@ -105,7 +104,7 @@ def zipped(entries, method=zipfile.ZIP_STORED) -> bytes:
 
 
 def change_in_zip(rng, data: bytes) -> bytes:
-    """One entry of a zip archive changed, its CRC put right."""
+    """Change one entry of a zip archive, with a valid CRC."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = [(name, archive.read(name)) for name in archive.namelist()]
     pickled = [i for i, (name, _) in enumerate(entries) if name.endswith("data.pkl")][0]
@@ -118,7 +117,7 @@ def change_in_zip(rng, data: bytes) -> bytes:
 
 # ---------------------------------------------------------------------------------------- checkpoints
 def contents():
-    """What torch.save is given, by all layouts, small, so that changes meet what matters."""
+    """Return contents for torch.save, of all layouts; small, so that changes have an effect."""
     small = layouts.random_layers((9, 1, 5), 1, (4, 3))
     rgb = layouts.random_layers((5, 3, 3), 3, (4, 3))
     training = {
@@ -145,7 +144,7 @@ def contents():
 
 
 def saved_files():
-    """Files as training leaves them, with objects of all kinds, and TorchScript archives."""
+    """Return files of training programs, with objects of all kinds, and TorchScript archives."""
     small = layouts.random_layers((9, 1, 5), 1, (4, 3))
     rgb = layouts.random_layers((5, 3, 3), 3, (4, 3))
     files = [
@@ -187,12 +186,14 @@ def make_checkpoint(rng) -> tuple[str, bytes]:
 
 
 def make_safetensors(rng) -> tuple[str, bytes]:
-    """Bytes changed anywhere, or a header with other values, of the right length or not."""
+    """Change bytes anywhere, or values in the header, with a right or wrong length."""
     data = rng.choice(safetensors_files)
-    if rng.random() < 0.3:
+    if rng.random() < 0.2:
         return "safetensors", change(rng, data)
     (size,) = struct.unpack_from("<Q", data)
     header, numbers = json.loads(data[8 : 8 + size]), data[8 + size :]
+    if rng.random() < 0.3:
+        return "safetensors", data[: 8 + size] + change(rng, numbers)[: len(numbers)]
     for _ in range(rng.choice((1, 1, 2, 5))):
         header = change_json(rng, header)
     text = json.dumps(header).encode()
@@ -210,7 +211,7 @@ def make_safetensors(rng) -> tuple[str, bytes]:
 
 
 def change_json(rng, value):
-    """A nested dict or list with something else in one place."""
+    """Change one place of a nested dict or list."""
     odd = [None, -1, 2**63, 2**64, 1e308, "", "text", "9" * 5000, [], {}, [[]], True, "F32", "U8"]
     odd += ["\x1b[2J\n", "BF16", "pt", "nan", '{"a": ' * 300, [0, 2**62], [2**32, 2**32]]
     if isinstance(value, dict) and value:
@@ -240,7 +241,7 @@ def read_checkpoint(path: Path):
     assert not {"this", "antigravity"} & set(sys.modules), "the file had a module imported"
 
 
-# What a hostile pickle might name, and instructions to put between those that are there
+# Names for hostile pickles, and instructions to insert
 NAMES = [
     b"cthis\ns\n",
     b"cantigravity\nfly\n",
@@ -282,7 +283,7 @@ INSTRUCTIONS = [
 
 
 def change_pickle(rng, data: bytes) -> bytes:
-    """A pickle with instructions put in, taken out, doubled or exchanged; what follows it stays."""
+    """Insert, remove, double or exchange instructions of a pickle; keep the data after it."""
     try:
         starts = [at for _, _, at in pickletools.genops(data)]
     except Exception:  # it is no pickle any more
@@ -304,7 +305,7 @@ def change_pickle(rng, data: bytes) -> bytes:
 
 
 def change_pickles(rng, data: bytes) -> bytes:
-    """One of the pickles that a file before torch 1.6 consists of."""
+    """Change one of the pickles in a file before torch 1.6."""
     if rng.random() < 0.3:
         return change(rng, data[:2000]) + data[2000:]
     at = 0
@@ -314,7 +315,7 @@ def change_pickles(rng, data: bytes) -> bytes:
 
 
 def change_object(rng, thing, depth=0):
-    """A nested dict with something else in one place: another value, name, type or shape, or deeper nesting."""
+    """Change one place of a nested dict: another value, name, type or shape, or deeper nesting."""
     odd = [
         None,
         -1,
@@ -389,15 +390,15 @@ def change_object(rng, thing, depth=0):
     return rng.choice(odd)
 
 
-# ------------------------------------------------------------------------ what training goes on with
+# ---------------------------------------------------------------------------- training states
 def training_settings(name: str, path=""):
-    """Of a run with a small network, by one of the two recipes."""
+    """Return the settings of a run with a small network, by one of the recipes."""
     network = ["--kernel_sizes", "5", "1", "3", "--device", "cpu"]
     return load("train", [*network, "--recipe", name, "--resume", str(path)])
 
 
 def last_file(name: str) -> dict:
-    """What last.pth holds after one step by a recipe."""
+    """Return the content of last.pth after one step by a recipe."""
     run = begin(training_settings(name), torch.device("cpu"))
     step_on(run)
     state = {
@@ -430,7 +431,7 @@ def make_training(rng, name: str) -> tuple[str, bytes]:
 
 
 def read_training(path: Path, name: str):
-    """Go on with it as train.py does, and make a step."""
+    """Resume from it as train.py does, and make a step."""
     run = begin(training_settings(name, path), torch.device("cpu"))
     step_on(run)
     assert type(run.step) is int and run.step >= 0 and run.seconds >= 0
@@ -439,7 +440,7 @@ def read_training(path: Path, name: str):
 
 # --------------------------------------------------------------------------------- MATLAB files
 def change_in_mat(rng, data: bytes) -> bytes:
-    """Inside a compressed array of a MATLAB file."""
+    """Change the inside of a compressed array of a MATLAB file."""
     out, at = data[:128], 128
     sizes = []
     while at < len(data):
@@ -612,7 +613,7 @@ def read_archive(path: Path):
 KINDS = [  # its share of the cases; makes (kind, content of a file); reads one
     (2, make_checkpoint, read_checkpoint),
     (1, make_matlab, read_checkpoint),
-    (0.5, make_safetensors, read_checkpoint),
+    (1, make_safetensors, read_checkpoint),
     *(
         (
             0.5,
@@ -627,19 +628,19 @@ KINDS = [  # its share of the cases; makes (kind, content of a file); reads one
 
 
 def make(seed: int, number: int) -> tuple[str, bytes]:
-    """(kind, content) of one case."""
+    """Return (kind, content) of one case."""
     return choose(seed, number)[0]
 
 
 def choose(seed: int, number: int):
-    """((kind, content), reader) of one case."""
+    """Return ((kind, content), reader) of one case."""
     rng = random.Random(f"{seed}/{number}")
     _, maker, reader = rng.choices(KINDS, [share for share, *_ in KINDS])[0]
     return maker(rng), reader
 
 
 def peak() -> int:
-    """The most memory that this process had so far, in KiB."""
+    """Return the peak memory of this process, in KiB."""
     try:
         found = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())
         return int(found[1])
@@ -648,7 +649,7 @@ def peak() -> int:
 
 
 def judge(kind: str, read, path: Path, printed) -> tuple[str, str]:
-    """("loaded" or "refused", "") or ("finding", what is wrong)."""
+    """Return ("loaded" or "refused", "") or ("finding", the problem)."""
     before = peak()
     try:
         read(path)
@@ -671,7 +672,7 @@ def judge(kind: str, read, path: Path, printed) -> tuple[str, str]:
 
 
 def child(first: int, cases: int, seed: int, folder: Path):
-    """Run cases one after the other; one line of JSON for each."""
+    """Run cases one after the other; print one line of JSON for each."""
     for number in range(first, cases):
         (kind, data), reader = choose(seed, number)
         (folder / "case").write_bytes(data)

@@ -66,6 +66,22 @@ def test_converted_and_loaded_again_is_the_same_network(source, layout, tmp_path
     torch.testing.assert_close(after(x), convolve(layers, x, padding), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "kernel_sizes, widths", [((9, 5), (8,)), ((9, 1, 1, 5), (8, 4, 4)), ((9, 3, 3, 3, 5), (6,) * 4)]
+)
+@pytest.mark.parametrize("layout", ["ours", "lornatang", "plain", "mmagic", "safetensors"])
+def test_networks_of_any_depth(layout, kernel_sizes, widths, tmp_path):
+    before = SRCNN(kernel_sizes, 1, widths)
+    before.upscale_factor = 3
+    target = converted(tmp_path, before.to_checkpoint({}), "--layout", layout)
+    after = SRCNN.from_pretrained(target)
+    for name in layouts.MEANT:
+        assert getattr(before, name) == getattr(after, name), name
+    assert all(map(torch.equal, before.parameters(), after.parameters()))
+    with pytest.raises(ValueError, match="authors is for three layers, these weights have"):
+        converted(tmp_path, before.to_checkpoint({}), "--layout", "authors", "--overwrite")
+
+
 def test_others_code_reads_what_we_write(tmp_path):
     """With the very calls that Lornatang's and yjn870's scripts make."""
 
