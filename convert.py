@@ -33,7 +33,7 @@ from checkpoints.lookup import find_weights
 from checkpoints.writing import to_layout
 from inference.onnx_graphs import export_onnx, export_onnx_image
 from model import SRCNN
-from system.files import UserError, write_file
+from system.files import UserError, printable, write_file
 
 # Endings of the files that convert.py names
 SUFFIXES = {
@@ -65,7 +65,7 @@ def main(settings):
     layout = choose_layout(settings)
     source = find_weights(settings)
     if source.message:
-        print(source.message)
+        print(printable(source.message, limit=None))
     checkpoint = load_checkpoint(source.path, settings.interpolation, settings.padding_mode)
     network = SRCNN.from_checkpoint(checkpoint)
     output = Path(settings.output or Path(settings.results_dir) / (source.name + SUFFIXES[layout]))
@@ -85,7 +85,7 @@ def main(settings):
     write_file(content.getvalue(), output)
 
     kind = f"{'-'.join(map(str, network.kernel_sizes))}, {'Y' if network.channels == 1 else 'RGB'}"
-    print(f"{output}: {kind}, from layout {checkpoint['layout']} to {layout}")
+    print(f"{printable(output)}: {kind}, from layout {checkpoint['layout']} to {layout}")
     for note in notes(network, checkpoint, layout):
         print(f"note: {note}")
 

@@ -34,7 +34,7 @@ from images.prepared import (
     set_files,
 )
 from imgproc import measurable, modcropped
-from system.files import UserError
+from system.files import UserError, printable
 
 
 def main(settings):
@@ -49,18 +49,18 @@ def main(settings):
     failed = []
     for folder, (name, part, lr) in sets.items():
         for line in ignored(data_dir, (name, lr)):
-            print(line)
+            print(printable(line))
         files = set_files(data_dir, name, part, lr)
         complaints = prepare(files, folder, settings.channels, origin_of(data_dir, name, lr))
         for complaint in complaints:
-            print(f"cannot be used: {complaint}", file=sys.stderr)
+            print(printable(f"cannot be used: {complaint}"), file=sys.stderr)
         if complaints:
             failed.append(
                 f"{folder}: not prepared, because {len(complaints)} of its {len(files)} files "
                 f"cannot be used ({complaints[0]})"
             )
             continue
-        print(f"{folder}: {len(files)} images")
+        print(f"{printable(folder)}: {len(files)} images")
         for line in remarks(load_prepared(folder, mmap=True), part, settings):
             print(f"  {line}")
     if failed:

@@ -89,11 +89,11 @@ def report(summary: Summary, skipped: str, settings, outputs: Outputs, share):
     if len(failures) > SHOWN:
         print(f"failed: {len(failures) - SHOWN} more, see {path}", file=sys.stderr)
     if skipped:
-        print(skipped)
+        print(printable(skipped, limit=1000))
     there = f", {summary.finished} there already" if summary.finished else ""
     counts = f"{summary.written} enlarged {size_label(settings)}{there}, {len(failures)} failed"
     place = outputs.folder or "the folders of the inputs"
-    print(f"{counts}; see {place}" if summary.written + summary.finished else counts)
+    print(f"{counts}; see {printable(place)}" if summary.written + summary.finished else counts)
 
 
 def list_failures(failures, settings, outputs: Outputs, share) -> Path:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from evaluation import protocol, records, sets
 from inference.enlarge import load_network
 from inference.tiling import predict
-from system.files import UserError
+from system.files import UserError, printable
 from system.processes import wait_for_all
 
 MOST_NETWORKS = 32  # of a folder of weights, in memory at a time
@@ -26,7 +26,9 @@ class Team:
     def say(self, line: str, file=None):
         """Print a line once, not once for each process."""
         if self.rank == 0:
-            print(line, file=file, flush=True)
+            # A table has several lines
+            lines = [printable(each, limit=None) for each in line.split("\n")]
+            print(*lines, sep="\n", file=file, flush=True)
 
 
 @dataclass

@@ -28,7 +28,7 @@ from images.pairs import factor_of, pair_files, read_pair
 from images.reading import image_size, read_image
 from images.transparency import drop_alpha
 from imgproc import eight_bits, rgb2y, to_tensor
-from system.files import UserError, save
+from system.files import UserError, printable, save
 
 SHARD_BYTES = 64 * 2**20  # of pixels in one file of a prepared set
 WORKERS = 2  # threads that decode images
@@ -304,7 +304,7 @@ def prepare(
             else:
                 path.unlink()
         total = sum(map(len, todo.values()))
-        with tqdm(total=total, unit="image", desc=folder.name, disable=not todo) as bar:
+        with tqdm(total=total, unit="image", desc=printable(folder.name), disable=not todo) as bar:
             for path, group in todo.items():
 
                 def read(paths):

@@ -22,7 +22,7 @@ from images.finding import Image
 from imgproc import resize_to
 from inference.enlarge import STRIP_PIXELS, enlarged_size, fitting_factor, upscale
 from inference.networks import Networks, describe_steps
-from system.files import UserError, find_leftovers, remove_unused
+from system.files import UserError, find_leftovers, printable, remove_unused
 from system.memory import free_memory
 from system.threads import worker_pool
 from system.torch_errors import message_for_user
@@ -135,7 +135,7 @@ class _Stages:
         self.writers.shutdown(cancel_futures=True)
         for text, count in self.notes.items():
             if count > NOTES and not text.startswith(self.options.label):
-                tqdm.write(f"note: {count - NOTES} more: {text}")
+                tqdm.write(f"note: {count - NOTES} more: {printable(text)}")
 
     def _guarded(self, stage, image: Image, *rest):
         """Call a stage for an image. What a user can fix becomes one of the failures."""
@@ -263,7 +263,7 @@ class _Stages:
         with self.lock:
             self.notes[text] = count = self.notes.get(text, 0) + 1
         if count <= (NOTES if about else 1):
-            tqdm.write(f"note: {about}: {text}" if about else text)
+            tqdm.write(printable(f"note: {about}: {text}" if about else text, limit=1000))
 
 
 class _Budget:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from checkpoints.layouts import ignored_note
 from dataset import StreamedCrops
 from evaluation.tables import excluded_note, number
+from system.files import printable
 
 
 class Log:
@@ -104,7 +105,7 @@ class Log:
 
 def say(line: str):
     """Print a line, above the bar if there is one."""
-    tqdm.write(line)
+    tqdm.write(printable(line, limit=None))
     sys.stdout.flush()
 
 

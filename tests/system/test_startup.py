@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT, error_line
 
+from images import writing
 from system.files import printable
 
 SCRIPTS = ("train", "validate", "upscale", "convert", "prepare_dataset")
@@ -112,6 +114,25 @@ def test_names_in_errors_do_not_reach_the_terminal(tmp_path):
     code = r"""startup.run(lambda s: open("no\x1b[2Jsuch\nfile"), settings)"""
     line = run(code).stderr
     assert line.count(b"\n") == 1 and b"\x1b" not in line and rb"no\x1b[2Jsuch\nfile" in line
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs names with control characters")
+def test_no_script_sends_names_to_the_terminal(run_script, tmp_path):
+    name = "a\x1b[2J\x07"
+    (tmp_path / name).mkdir()
+    for number in range(2):
+        image = np.full((40, 44, 3), 90 * number + 40, np.uint8)
+        writing.write_image(tmp_path / name / f"{name}{number}.png", image)
+    (tmp_path / name / f"{name}.jpg").write_bytes(b"damaged")
+    for script, *words in (
+        ("prepare_dataset.py", "--train_set", name, "--test_sets", name, "--data_dir", name),
+        ("validate.py", "--test_sets", name, "--model_path", "shipped", "--exp_name", name),
+        ("upscale.py", name, "--output", name, "--upscale_factor", 2),
+        ("convert.py", "--model_path", "shipped", "--output", f"{name}/new.pth"),
+    ):
+        process = run_script(script, *words)
+        shown = process.stdout + process.stderr
+        assert not {"\x1b", "\x07"} & set(shown) and r"a\x1b[2J\x07" in shown, (script, shown)
 
 
 # ------------------------------------------------------------------------ Ctrl-C
