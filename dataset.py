@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from images.jpeg import compressed, jpeg_small, spread_qualities
+from images.named_sets import few
 from images.prepared import (
     check_origin,
     load_prepared,
@@ -393,13 +394,6 @@ def training_set(settings, rank: int, world: int, device):
         crops = DeviceCrops(images, plan, device, shrink, keep_lr, own)
     crops.notes = notes
     return crops, _measured(found, held, settings)
-
-
-def few(names) -> str:
-    """Return the first names of a list, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(map(str, names[:5])) + more
 
 
 def _holds_crop(image: Tensor, plan: CropPlan) -> bool:

@@ -22,9 +22,9 @@ if __name__ == "__main__":  # check the settings before torch is loaded
 
     settings = startup.settings("prepare_dataset")
 
-from dataset import crop_grid, few
+from dataset import crop_grid
 from images.fetching import fetch
-from images.named_sets import ignored_files, known_files, set_folder
+from images.named_sets import few, known_files, unread_note
 from images.prepared import (
     load_prepared,
     origin_of,
@@ -48,8 +48,9 @@ def main(settings):
     fetch([name for name, _, _ in sets.values()], data_dir, settings.source)
     failed = []
     for folder, (name, part, lr) in sets.items():
-        for line in ignored(data_dir, (name, lr)):
-            print(printable(line))
+        for each in filter(None, (name, lr)):
+            if line := unread_note(data_dir, each):
+                print(printable(line))
         files = set_files(data_dir, name, part, lr)
         complaints = prepare(files, folder, settings.channels, origin_of(data_dir, name, lr))
         for complaint in complaints:
@@ -87,19 +88,6 @@ def wanted_sets(settings) -> dict:
                 "rename one of the folders"
             )
     return sets
-
-
-def ignored(data_dir, names) -> list[str]:
-    """Return a line about the files of each folder that are not read: GIF, text, pipes."""
-    lines = []
-    for name in names:
-        if name and name != "sample" and not known_files(name):
-            folder = set_folder(data_dir, name)
-            files = ignored_files(folder)
-            if files:
-                found = "1 file is" if len(files) == 1 else f"{len(files)} files are"
-                lines.append(f"{folder}: {found} not read: {few(path.name for path in files)}")
-    return lines
 
 
 def remarks(found, part: str, settings) -> list[str]:

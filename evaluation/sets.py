@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from images.jpeg import jpeg_small, spread_qualities
-from images.named_sets import image_paths, set_folder
+from images.named_sets import image_paths, set_folder, unread_note
 from images.pairs import factor_of, pair_files, read_pair
 from images.reading import read_image
 from images.transparency import drop_alpha
@@ -20,7 +20,7 @@ def find_sets(settings) -> tuple[dict[str, dict[str, Path]], list[str]]:
     With the default test_sets, missing sets are skipped; if none is found, the sample photographs
     are used.
 
-    Returns {set: {image name: entry}}, and lines for the user about the sets that were skipped. An
+    Returns {set: {image name: entry}}, and lines for the user about skipped sets and files. An
     entry is a file, (file, file of its small image) with test_lr, or (file, quality) with jpeg.
     Raises UserError if a set that the user has named does not exist or has no images.
     """
@@ -45,6 +45,9 @@ def find_sets(settings) -> tuple[dict[str, dict[str, Path]], list[str]]:
         missing.append("so this validates on sample: photographs that come with scikit-image")
     elif missing:
         missing.append(f"so this validates on {', '.join(found)}")
+    for folder in (*found, *(own[item] for item in found if item in own)):
+        if note := unread_note(settings.data_dir, folder):
+            missing.append(note)
     names = short_names([Path(item).expanduser().resolve() for item in found])
     if settings.jpeg:
         low, high = settings.jpeg

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from images.formats import SUFFIXES
-from system.files import UserError
+from system.files import UserError, printable
 
 # The photographs inside the scikit-image wheel, by their use
 SAMPLE = {
@@ -35,6 +35,24 @@ def ignored_files(folder) -> list[Path]:
     These are other kinds of files (GIF, text), and pipes and sockets of any name.
     """
     return [path for path in _visible(folder) if not _is_image(path) and not path.is_dir()]
+
+
+def unread_note(data_dir, name: str) -> str:
+    """Return a line about the `ignored_files` of a set's folder; "" if there are none."""
+    if name == "sample" or known_files(name):
+        return ""
+    folder = set_folder(data_dir, name)
+    files = ignored_files(folder)
+    count = "1 file is" if len(files) == 1 else f"{len(files)} files are"
+    names = few(printable(path.name) for path in files)
+    return f"{folder}: {count} not read: {names}" if files else ""
+
+
+def few(names) -> str:
+    """Return the first five names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
 
 
 def _visible(folder) -> list[Path]:

@@ -24,6 +24,7 @@ from conftest import ROOT, error_line, image_set
 import dataset
 import imgproc
 import prepare_dataset
+from evaluation import sets
 from images import archives, fetching, named_sets, prepared, reading, writing
 from system import download
 from system.settings import load
@@ -760,8 +761,10 @@ def test_what_is_not_read_is_named(tmp_path, monkeypatch, capsys):
     with socket.socket(socket.AF_UNIX) as plug:
         plug.bind("train/plug.bmp")
         prepare_set("train", "train", "--crop_size", "61", "--upscale_factor", "2")
+        _, lines = sets.find_sets(load("validate", ["--test_sets", "train"]))
     out = capsys.readouterr().out
-    assert "train: 4 files are not read: anim.gif, notes.txt, pipe.png, plug.bmp" in out
+    line = "train: 4 files are not read: anim.gif, notes.txt, pipe.png, plug.bmp"
+    assert line in out and lines == [line]
     assert (
         "4 are smaller than crop_size=61, so train.py does not\n  train on them: 0, 1, 2, 3" in out
     )
@@ -834,14 +837,14 @@ def test_bad_folders_and_full_disks(tmp_path, run_script):
     folder_of_images(tmp_path / "photos")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("no folder")
-    sets = ("--test_sets", "--train_set")
-    for name, error, words in (
+    words = ("--test_sets", "--train_set")
+    for name, error, complaint in (
         ("empty", ValueError, "no images"),
         ("Urban", OSError, "Urban: no folder.*did you mean Urban100"),
     ):
-        with pytest.raises(error, match=words):
+        with pytest.raises(error, match=complaint):
             prepare_dataset.main(
-                load("prepare_dataset", [*sets, str(tmp_path / name) if name == "empty" else name])
+                load("prepare_dataset", [*words, str(tmp_path / name) if name == "empty" else name])
             )
     with pytest.raises(ValueError, match="rename one"):
         prepare_dataset.main(
@@ -849,9 +852,9 @@ def test_bad_folders_and_full_disks(tmp_path, run_script):
         )
     with pytest.raises(OSError, match="file"):
         write(sorted((tmp_path / "photos").iterdir()), tmp_path / "file" / "prepared")
-    process = run_script("prepare_dataset.py", *sets, "photos", before=small_files_only)
+    process = run_script("prepare_dataset.py", *words, "photos", before=small_files_only)
     assert re.search(r"File too large: .*00000-of-00001\.pth", error_line(process))
     assert not list((tmp_path / "data").rglob("*.pth*"))
     (tmp_path / "photos" / "text.png").write_text("no image")
-    line = error_line(run_script("prepare_dataset.py", *sets, "photos"))
+    line = error_line(run_script("prepare_dataset.py", *words, "photos"))
     assert "photos/text.png: not a PNG" in line

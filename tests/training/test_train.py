@@ -71,6 +71,7 @@ def kill_at_step_11():
         "--precision bf16",
         "--recipe paper --holdout 0",
         "--max_device_gb 0 --num_workers 1",
+        "--jpeg 40 95",
     ],
 )
 def test_killed_and_resumed_is_bit_identical(start, tmp_path, options):
