@@ -169,7 +169,13 @@ def load(script: str, argv=None, path=CONFIG) -> Settings:
     settings.exp_dir = str(Path(settings.results_dir) / settings.exp_name)
     if SCRIPTS[script].files:
         setattr(settings, SCRIPTS[script].files, files)
-    check_together(settings, script)
+    try:
+        check_together(settings, script)
+    except UserError as error:
+        # Its first word is a setting
+        name = re.match(r"\w*", str(error))[0]
+        place = config.place(name) if name in settings.user_set - given.keys() else ""
+        raise UserError(f"{place}{error}") from None
     return settings
 
 

@@ -30,6 +30,10 @@ def settings(script: str) -> Settings:
     limit_spinning()
     try:
         return load(script)
+    except BrokenPipeError:
+        # `--help | head`: the rest goes nowhere, also at the end of the process
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(0)
     except (UserError, OSError) as error:
         message = str(error)
     fail(message)

@@ -175,6 +175,9 @@ def test_the_shipped_copy_is_config():
         ("kernel_sizes: tuple[int, ...] = (9, 1, 5)", "kernel_sizes: tuple[int, ...] = (9, 4)", "N: kernel_sizes=(9, 4): give two or more odd sizes"),
         ('test_sets: tuple[str, ...] = ("Set5", "Set14")', 'test_sets: tuple[str, ...] = "Set5"', "N: test_sets='Set5': expected strs; a single one needs a comma: test_sets = ('Set5',)"),
         ('protocol: str = "auto"', 'protocol: str = "Y"', "N: protocol='Y': one of auto, y, rgb"),
+        ("widths: tuple[int, ...] = None", "widths: tuple[int, ...] = (64,)", "N: widths=(64,): 3 layers"),
+        ("crop_size: int = None", "crop_size: int = 9", "N: crop_size=9: must be at least 13"),
+        ("jpeg: tuple[int, ...] = ()", "jpeg: tuple[int, ...] = (95, 40)", "N: jpeg=(95, 40): give"),
         ("steps: int = None", "steps = 9", "N: steps lacks its type; write steps: int = 9"),
         ("kernel_sizes: tuple[int, ...] = (9, 1, 5)", "kernel_sizes = 9, 5, 5", "N: kernel_sizes lacks its type; write kernel_sizes: tuple[int, ...] = (9, 5, 5)"),
         ("exp_name: str", "exp_nam: str", "N: unknown setting exp_nam: did you mean exp_name?"),
@@ -203,7 +206,10 @@ def test_mistakes_in_config_are_one_line(tmp_path, line, new, complaint):
     assert message.startswith("config.py") and "\n" not in message
 
 
-def test_values_of_the_command_line_do_not_blame_config():
+def test_values_of_the_command_line_do_not_blame_config(tmp_path):
+    path, _ = edited(tmp_path, "crop_size: int = None", "crop_size: int = 20")
+    with pytest.raises(ValueError, match="^crop_size=9: must be"):
+        load("train", ["--crop_size", "9"], path)
     with pytest.raises(ValueError, match="^protocol='Y': one of"):
         load("train", ["--protocol", "Y"])
 

@@ -24,6 +24,8 @@ settings = startup.settings("train")
 
 def run(code, shell="", **environment):
     """Run code behind the beginning of a script; shell: redirections."""
+    if sys.platform == "win32":
+        pytest.skip("needs a POSIX shell and its signals")
     command = f'"$0" -c "$1" {shell}'
     return subprocess.run(
         ["bash", "-c", command, sys.executable, BEGIN + code],
@@ -87,6 +89,15 @@ open({str(tmp_path / "file")!r}, "w").write("done")
     assert (tmp_path / "file").read_text() == "done"
 
 
+def test_help_into_a_closed_pipe(tmp_path):
+    if sys.platform == "win32":
+        pytest.skip("needs a POSIX shell")
+    command = f"{sys.executable} {ROOT}/train.py --help | true; exit ${{PIPESTATUS[0]}}"
+    process = subprocess.run(["bash", "-c", command], capture_output=True)
+    assert (process.returncode, process.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 def test_a_script_without_stderr(tmp_path):
     command = f"{sys.executable} {ROOT}/convert.py --model_path shipped --output new.pth 2>&-"
     subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
@@ -139,7 +150,6 @@ def test_no_script_sends_names_to_the_terminal(run_script, tmp_path):
 PRESS = "os.kill(os.getpid(), signal.SIGINT)"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 @pytest.mark.parametrize(
     "code",
     [
@@ -163,7 +173,6 @@ def test_ctrl_c_is_never_swallowed(code):
     assert (process.stdout, process.stderr) == (b"", b"interrupted\n")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 def test_a_handler_of_main_counts():
     code = f"""
 def main(settings):
