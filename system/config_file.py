@@ -37,13 +37,7 @@ class ConfigFile:
             text = f": {error.text.strip()}" if error.text else ""
             raise UserError(f"config.py, line {error.lineno}: {error.msg}{text}") from None
         except Exception as error:
-            # The first step of the traceback is this file, the second is config.py
-            number, hint = error.__traceback__.tb_next.tb_lineno, ""
-            if isinstance(error, NameError):
-                constant = str(error.name).lower() in ("true", "false", "none")
-                hint = f"; write {error.name.title()}" if constant else "; text needs quotes"
-            text = self.lines[number - 1].strip()
-            raise UserError(f"config.py, line {number}: {error}{hint}: {text}") from error
+            raise UserError(self._explain(error)) from error
         self.kinds = {
             name: Kind(*(typing.get_args(kind)[:1] or [kind]), typing.get_origin(kind) is tuple)
             for name, kind in module.__annotations__.items()
@@ -53,6 +47,24 @@ class ConfigFile:
         other = types.ModuleType, types.FunctionType, type
         self.values = {k: value for k, value in values.items() if not isinstance(value, other)}
         self.recipes = self.values.pop("RECIPES", None)
+
+    def _explain(self, error: Exception) -> str:
+        """Return the message for an error of config.py's own code."""
+        # The first step of the traceback is in this file, the second in config.py
+        step, hint = error.__traceback__.tb_next, ""
+        if step is None:
+            return f"config.py: {error}"
+        text = self.lines[step.tb_lineno - 1].strip()
+        if isinstance(error, NameError):
+            hints = {"bool": "True or False", "int": "a number", "float": "a number"}
+            kind = re.match(r"\w+ *: *(\w+)", text)
+            if str(error.name).lower() in ("true", "false", "none"):
+                hint = f"; write {error.name.title()}"
+            elif kind and kind[1] in hints:
+                hint = f"; write {hints[kind[1]]}"
+            else:
+                hint = "; text needs quotes"
+        return f"config.py, line {step.tb_lineno}: {error}{hint}: {text}"
 
     def numbers(self, name: str) -> list[int]:
         """Return the numbers of the lines that set a name."""

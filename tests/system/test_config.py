@@ -163,6 +163,10 @@ def test_the_shipped_copy_is_config():
         ("upscale_factor: int = 3", "upscale_factor: int = 2.5", "use upscale.py --outscale"),
         ("compile: bool = False", "compile: bool = 1", "N: compile=1: expected bool"),
         ("compile: bool = False", "compile: bool = false", "N: name 'false' is not defined; write False"),
+        ("compile: bool = False", "compile: bool = yes", "name 'yes' is not defined; write True or False:"),
+        ("steps: int = None", "steps: int = many", "name 'many' is not defined; write a number:"),
+        ("steps: int = None", "steps: int = none", "name 'none' is not defined; write None:"),
+        ("seed: int = 0", "seed: int = 0\0", "null bytes"),
         ("steps: int = None", "steps: int = True", "N: steps=True: expected int"),
         ("steps: int = None", "steps: int = 6.5", "N: steps=6.5: expected int"),
         ("batch_size: int = None", "batch_size: int = 1e3", "N: batch_size=1000.0: expected int"),
@@ -417,7 +421,9 @@ def project(folder) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name, complaint", [("exp_name", "text needs quotes"), ("steps", "mine")])
+@pytest.mark.parametrize(
+    "name, complaint", [("exp_name", "text needs quotes"), ("steps", "write a number")]
+)
 def test_mistakes_in_config_as_a_user_sees_them(tmp_path, name, complaint):
     line = SHIPPED.text(name)[0]
     path, number = edited(project(tmp_path), line, line.rpartition("=")[0] + "= mine")
