@@ -4,6 +4,8 @@ Files are untrusted: nothing in them is imported, called or run, and time and me
 """
 
 import os
+from difflib import get_close_matches
+from pathlib import Path
 
 from checkpoints import authors, foreign, pickles, tensors
 from checkpoints.layouts import recognise
@@ -87,7 +89,8 @@ def _existing(path, name: str):
         kind = "a folder, not a file" if os.path.isdir(path) else "not a file"
         raise UserError(f"{name}: {kind}; give the path of a checkpoint")
     except FileNotFoundError:
-        raise FileNotFoundError(f"{name}: no such file; give the path of a checkpoint") from None
+        remedy = _similar(Path(path)) or "give the path of a checkpoint"
+        raise FileNotFoundError(f"{name}: no such file; {remedy}") from None
     except UnicodeEncodeError:
         raise UserError(
             f"{name}: this locale cannot express the name; run with LC_ALL=C.UTF-8"
@@ -98,6 +101,19 @@ def _existing(path, name: str):
         # Permission denied for a folder on the way, a name that is too long, a NUL character
         reason = getattr(error, "strerror", None) or error
         raise type(error)(f"{name}: {reason}; give a path that can be read") from None
+
+
+def _similar(path: Path) -> str:
+    """Return a question with paths that exist and are similar to a missing one; "" if none is."""
+    # The first folder or file on the way that does not exist has the mistake
+    missing = next((p for p in [*reversed(path.parents), path] if not p.exists()), path)
+    try:
+        there = os.listdir(missing.parent)
+    except OSError:
+        return ""
+    near = get_close_matches(missing.name, there[:10_000], 3)
+    found = [printable(missing.with_name(name) / path.relative_to(missing)) for name in near]
+    return f"did you mean {' or '.join(found)}?" if found else ""
 
 
 def _read(data: bytes, path: str) -> tuple:

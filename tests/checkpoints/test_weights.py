@@ -878,7 +878,22 @@ EXHAUSTING = {
 }
 
 
+def long_array(times):
+    """An array of 3 MB, whose numbers are those of one text, ``times`` times."""
+    shape = b"(K\1K\1M\xe8\x03M\xee\x02t"
+    made = b"h\1)R(K\1" + shape + b"h\2\x89h\0tb"
+    start = b"B" + struct.pack("<I", 3_000_000) + bytes(3_000_000) + b"q\0"
+    names = b"cnumpy.core.multiarray\n_reconstruct\nq\1cnumpy\ndtype\nX\2\0\0\0f4\x85Rq\2"
+    return start + names + b"(" + made * times + b"l"
+
+
 MORE_EXHAUSTING = {  # what Python's own reader would do, and ours must not
+    "an array of 3 MB, 50,000 times": op(long_array(50_000)),
+    "an array of 2^40 empty rows": op(
+        b"cnumpy.core.multiarray\n_reconstruct\n)R(K\1(\x8a\x06",
+        (2**40 - 1).to_bytes(6, "little"),
+        b"K\0tcnumpy\ndtype\nX\2\0\0\0f4\x85R\x89C\0tb",
+    ),
     "an OrderedDict of a long list, many times": op(
         b"](",
         b"(K\x01K\x02l" * 50_000,
@@ -1040,7 +1055,7 @@ def test_files_that_are_none(tmp_path):
         "(it begins with b'<!DOC",
     )
     refused(write(tmp_path, b""), "an empty file")
-    with pytest.raises(FileNotFoundError, match="a b: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"a\\nb: no such file"):
         load_checkpoint("a\nb")
     if os.getuid():
         write(tmp_path, b"x", "locked").chmod(0)
