@@ -24,7 +24,7 @@ from checkpoints.layouts import ignored_note
 from checkpoints.lookup import find_weights, several_weights
 from evaluation import measuring, records, report, tables
 from evaluation.measuring import Team
-from evaluation.sets import find_sets
+from evaluation.sets import find_sets, origin
 from imgproc import WINDOW
 from system.files import UserError, make_folder, write_csv
 from system.processes import processes
@@ -71,7 +71,8 @@ def validate_file(settings, team: Team) -> int:
         pictures = records.pictures_folder(record, set_name, earlier)
         draw = functools.partial(report.draw_image, folder / pictures)
         results, drawn = measuring.measure_set(task, set_name, images, team, draw)
-        record["sets"][set_name] = result = {**results[source.name], "pictures": pictures}
+        result = results[source.name] | origin(images) | {"pictures": pictures}
+        record["sets"][set_name] = result
         if team.rank == 0:
             report.write_sliders(folder / pictures, [drawn[name] for name in result["images"]])
         # Each table is printed as soon as its set is done
@@ -128,13 +129,13 @@ def validate_files(settings, team: Team, source: Path, files: dict, all_names: l
     team.say(tables.markdown(["weights", "scale", "network", "held out", *found], widths))
     team.say(tables.markdown(["-" * width for width in widths], widths))
 
-    measured = []
+    measured, origins = [], {name: origin(images) for name, images in found.items()}
     for task in measuring.tasks(networks, settings):
         new = {name: task.record(name, str(files[name])) for name in task.networks}
         for set_name, images in found.items():
             results, _ = measuring.measure_set(task, set_name, images, team)
             for name, result in results.items():
-                new[name]["sets"][set_name] = result
+                new[name]["sets"][set_name] = result | origins[set_name]
             notes = set(result["unreadable"].values()) - unreadable
             unreadable |= notes
             say_left_out(set_name, result, task.upscale_factor, team, notes)

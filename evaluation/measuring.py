@@ -90,7 +90,7 @@ def measure_set(task: Task, set_name: str, images: dict, team: Team, draw=None):
             returns something to keep. None: draw nothing.
     Returns on every process:
         {network's name: what `protocol.evaluate` returns}, and in it "unreadable":
-        {image's name: reason} for damaged files, "folder" and "digest" of the images;
+        {image's name: reason} for damaged files;
         {image's name: what draw returned}.
     Raises UserError if not one image can be read.
     """
@@ -131,10 +131,7 @@ def measure_set(task: Task, set_name: str, images: dict, team: Team, draw=None):
     # With nothing measured there are no means to report
     if images and len(unreadable) == len(images):
         raise UserError(next(iter(unreadable.values())))
-    # The images that the figures are of
-    origin = {"unreadable": unreadable, "folder": sets.folder_of(images)}
-    origin["digest"] = sets.digest(images)
-    return {name: result | origin for name, result in results.items()}, drawn
+    return {name: {**result, "unreadable": unreadable} for name, result in results.items()}, drawn
 
 
 def better_fit(network, task: Task, images: dict, result: dict) -> str:

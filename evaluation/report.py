@@ -60,13 +60,13 @@ def write_report(title: str, facts: str, folder: Path):
     """Write report.html of all records in a results folder; `report` explains the arguments."""
     found = read_records(folder / "validation.json")
     sliders = {}
-    for number_, record in enumerate(found):
+    for index, record in enumerate(found):
         for set_name, result in record["sets"].items():
             path = folder / str(result.get("pictures")) / SLIDERS
             # A file from elsewhere may name any folder
             if path.is_file() and path.resolve().is_relative_to(folder.resolve()):
                 text = path.read_text(encoding="utf-8", errors="surrogateescape")
-                sliders[number_, set_name] = text
+                sliders[index, set_name] = text
     write_file(report(title, facts, found, sliders), folder / "report.html")
 
 
@@ -124,14 +124,15 @@ def report(title: str, facts: str, records: list[dict], sliders: dict) -> str:
     sections, tables = [], ""
     if len(records) > 1:
         facts = f"{len(records)} measurements in one folder, the latest first"
-    for number_, record in enumerate(records):
+    for index, record in enumerate(records):
         about = ""
         if len(records) > 1:
-            about = f"{html.escape(record_name(record))}: {html.escape(network_facts(record))}"
+            name = f"{record_name(record)}, x{record['upscale_factor']}"
+            about = html.escape(f"{name}: {network_facts(record)}")
             sections.append(f'<p class="facts record">{about}</p>\n')
             tables += f"<h3>{about}</h3>\n"
         for set_name, result in record["sets"].items():
-            shown = sliders.get((number_, set_name), "")
+            shown = sliders.get((index, set_name), "")
             shown = f'<div class="pictures">\n{shown}</div>\n' if shown else ""
             sections.append(
                 f"<section>\n<h2>{html.escape(set_name)} <small>{_images(result)}</small></h2>\n"

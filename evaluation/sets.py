@@ -95,6 +95,11 @@ def folder_of(images: dict) -> str:
     return " and ".join(str(path.resolve().parent) for path in files_of(entry))
 
 
+def origin(images: dict) -> dict[str, str]:
+    """Return the images that a set's figures are of, for its record: folder and digest."""
+    return {"folder": folder_of(images), "digest": digest(images)}
+
+
 def digest(images: dict) -> str:
     """Return a SHA-256 over the names and contents of a set's images."""
     total = hashlib.sha256()

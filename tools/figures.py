@@ -1,6 +1,6 @@
-"""Draw the README's pictures from the weights and logs in assets/: python -m assets.figures
+"""Draw the README's pictures from the weights and logs in assets/: python -m tools.figures
 
-Needs matplotlib. They are assets/comparison.png, architecture.png, curves.png and filters.png.
+Writes assets/comparison.png, architecture.png, curves.png and filters.png. Needs matplotlib.
 """
 
 import csv
@@ -34,11 +34,11 @@ PAPER = {
     "paper, 9-5-5, ImageNet": 32.75,
 }
 PHOTOGRAPH = "astronaut"  # NASA's, in the public domain
-# The opening picture: what of the photograph it shows, the detail in that, and the scale
+# The opening picture: its part of the photograph, the detail in that, and the scale
 SHOWN = (slice(200, 500), slice(40, 490))
 SHOWN_DETAIL = (slice(126, 246), slice(170, 290))
 SHOWN_SCALE = 4
-LAYERS_DETAIL = (slice(340, 430), slice(126, 216))  # what the drawing of the layers begins with
+LAYERS_DETAIL = (slice(340, 430), slice(126, 216))  # the input in the drawing of the layers
 
 
 def main():
@@ -56,7 +56,7 @@ def main():
 
 # --------------------------------------------------------------------------- the opening picture
 def opening():
-    """A photograph, and that shrunk and enlarged again, as validate.py draws them; uint8 RGB."""
+    """Draw a photograph, and that shrunk and enlarged again, as validate.py does; uint8 RGB."""
     truth = modcrop(read_image(photograph())[SHOWN], SHOWN_SCALE)
     small = imresize(truth, 1 / SHOWN_SCALE)
     network = SRCNN.from_pretrained(SHOWN_SCALE, (9, 5, 5))
@@ -75,12 +75,12 @@ def photograph() -> Path:
 
 # ---------------------------------------------------------------------------------- the trainings
 def curves():
-    """PSNR on Set5 during the trainings that made the weights."""
+    """Draw PSNR on Set5 during the trainings of the bundled weights."""
     figure, axes = plt.subplots(figsize=(8, 4.6))
     ends = []
     for name in NETWORKS:
         rows, colour = training_log(f"srcnn_{name}_x{SCALE}"), COLOURS[name]
-        # The dot is the checkpoint that ships: the best on images that were held out of training
+        # The dot is the bundled checkpoint: the best on images held out of training
         shipped = max(rows, key=lambda row: row["psnr_holdout"])
         dot = shipped["seconds"] / 60, shipped["psnr_Set5"]
         minutes = [row["seconds"] / 60 for row in rows]
@@ -110,8 +110,11 @@ def curves():
 
 
 def training_log(name: str) -> list[dict]:
-    """The rows of a network's log as numbers. Where the run began from another one, named
-    <name>_start, that one's rows come first, and the seconds count on."""
+    """Return the rows of a network's log as numbers.
+
+    If the run started from another one, named <name>_start, the rows of that run come first, and
+    the seconds continue from its last.
+    """
     rows, before = [], 0.0
     paths = (ASSETS / "logs" / f"{name}{part}.csv" for part in ("_start", ""))
     for path in filter(Path.is_file, paths):
@@ -126,9 +129,9 @@ def training_log(name: str) -> list[dict]:
 
 # ------------------------------------------------------------------------------------ the filters
 def filters():
-    """The first layer, as in figure 5 of the paper, and what of it the network's input can meet."""
+    """Draw the first layer's filters (figure 5 of the paper), also weighted by their input."""
     network = SRCNN.from_pretrained(SCALE)
-    # What the network gets: lr of each photograph, 1×1×H×W
+    # The network's input: lr of each photograph, 1×1×H×W
     images = [test_pair(training_image(path, 1), SCALE)[0] for path in sample_images("test")]
     # n1 filters of 9×9 on one channel
     weights = network.features[0].weight[:, 0]
@@ -145,11 +148,12 @@ def filters():
 
 
 def seen_by_input(kernels: Tensor, images: list[Tensor]) -> Tensor:
-    """Kernels n×k×k times the root of the covariance of all k×k patches of the images (1×1×H×W),
-    so that the square of a result's norm is the variance of the kernel's response.
+    """Multiply kernels n×k×k by the root of the covariance of all k×k patches of the images.
 
-    An image that was enlarged lacks high frequencies: there the kernels are arbitrary, and what
-    the network does can hardly be seen in them as they are.
+    The square of a result's norm is then the variance of the kernel's response. An enlarged image
+    lacks high frequencies. The kernels are arbitrary there, and hard to read as they are.
+
+    images: tensors 1×1×H×W.
     """
     size = kernels.shape[-1]
     # Each row is a patch; half of it overlaps with the next
@@ -161,7 +165,7 @@ def seen_by_input(kernels: Tensor, images: list[Tensor]) -> Tensor:
 
 
 def mosaic(tiles: Tensor, columns: int = 8) -> Tensor:
-    """n pictures n×h×w as one, each divided by its largest magnitude, with white lines between."""
+    """Join n pictures n×h×w, each divided by its largest magnitude, with white lines between."""
     tiles = tiles / tiles.abs().amax((1, 2), keepdim=True).clamp(min=1e-9)
     framed = F.pad(tiles, (1, 1, 1, 1), value=1)
     return torch.cat([torch.cat(list(row), 1) for row in framed.split(columns)])
@@ -169,7 +173,7 @@ def mosaic(tiles: Tensor, columns: int = 8) -> Tensor:
 
 # ------------------------------------------------------------------------------------- the layers
 def architecture():
-    """The three layers, and what they make of a detail."""
+    """Draw the three layers, and their feature maps of a detail."""
     network = SRCNN.from_pretrained(SCALE)
     rows, columns = LAYERS_DETAIL
     x = test_pair(training_image(photograph(), 1), SCALE)[0][:, :, rows, columns]

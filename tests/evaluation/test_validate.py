@@ -659,7 +659,7 @@ def test_earlier_measurements_stay(two_sets, pictures, identity_file, tmp_path, 
     page = (tmp_path / "mine" / "report.html").read_text()
     assert page.count('class="wipe"') == 1 + 5 + 5 + 1
     assert page.count("<h2>test ") == page.count("<h2>pictures ") == 2
-    assert page.count("identity: 9-1-5 Y") == 4 and page.count("other: 9-1-5 Y") == 2
+    assert page.count("identity, x3: 9-1-5 Y") == 4 and page.count("other, x3: 9-1-5 Y") == 2
     # Each has pictures of its own
     folders = [
         entry["pictures"] for record in (latest, rgb, y) for entry in record["sets"].values()
