@@ -28,6 +28,8 @@ READS = {
     *(Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.__format__),
 }
 NO_COMPUTING = {"device", "_parse_to", "_has_compatible_shallow_copy_type"}
+# All others take numbers (tensors of no dimension) from the CPU
+JOINING = {"stack", "cat", "concat", "hstack", "vstack", "dstack", "column_stack", "block_diag"}
 ARRAYS = {Tensor.numpy, Tensor.__array__}
 # Not in Apple's backend, or not in all the versions that the project supports
 LACKING = {"_linalg_eigh", "linalg_eigh", "linalg_qr", "interpolate"}
@@ -150,8 +152,11 @@ class PretendedGPU(TorchFunctionMode):
         return (named or [None])[0], args, kwargs
 
     def meeting_place(self, name, tensors):
-        """The device of all the tensors; numbers (tensors of no dimension) may come from the CPU."""
-        devices = {self.device_of(t) for t in tensors if t.dim() or self.device_of(t) != CPU}
+        """Return the device of all the tensors; numbers may come from the CPU, see JOINING."""
+        joined = name in JOINING
+        devices = {
+            self.device_of(t) for t in tensors if t.dim() or joined or self.device_of(t) != CPU
+        }
         if len(devices) > 1:
             raise RuntimeError(f"{name}: expected all tensors to be on the same device: {devices}")
         device = (devices or {CPU}).pop()

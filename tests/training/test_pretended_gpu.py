@@ -73,6 +73,8 @@ def test_what_a_gpu_refuses_raises():
         for refused in (
             lambda: x + host,
             lambda: torch.stack([x, host]),
+            lambda: torch.stack([x.sum(), host.sum()]),
+            lambda: torch.cat([x, host.sum().view(1)]),
             lambda: host.add_(x),
             lambda: torch.zeros(()).add_(x.sum()),
             lambda: torch.randint(5, (2,), device="cuda", generator=torch.Generator()),
@@ -140,12 +142,28 @@ def test_training(run_training, capsys, kind, recipe, channels, kernels, precisi
     assert last["training"]["step"] == 2 and len(unpack_history(last["training"]["history"])) == 1
 
 
-@pytest.mark.parametrize("options", ["--recipe fast", "--recipe paper", "--max_device_gb 0"])
-def test_training_gives_what_the_cpu_gives(run_training, options):
+# For the tiny set: too little for lr, which is then made for every batch
+WITHOUT_LR = "--max_device_gb 5e-5"
+
+
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("cuda", "--recipe fast"),
+        ("cuda", "--recipe paper"),
+        ("cuda", "--max_device_gb 0"),
+        ("cuda", WITHOUT_LR),
+        ("mps", "--max_device_gb 0"),
+        ("mps", WITHOUT_LR),
+    ],
+)
+def test_training_gives_what_the_cpu_gives(run_training, capsys, kind, options):
     """Same batches, same steps; only the last layer is computed differently."""
+    kept = {"--max_device_gb 0": "(streamed)", WITHOUT_LR: "(lr made per batch)"}.get(options, "")
     options = [*options.split(), "--steps", 6, "--num_workers", 0]
-    with pretended("cuda"):
+    with pretended(kind):
         there = run_training(*options, "--exp_name", "there")
+    assert kept in capsys.readouterr().out
     here = run_training(*options, "--exp_name", "here", "--device", "cpu")
     # Not the weights: rounding turns SOAP's axes where the gradient has no part in a direction
     x = torch.rand(1, 1, 30, 30, generator=torch.Generator().manual_seed(0))
@@ -215,7 +233,7 @@ def test_without_bf16_autocast_is_not_asked(run_training, monkeypatch):
         "--precision fp32",
         "--recipe paper",
         "--channels 3",
-        "--max_device_gb 2e-4",
+        WITHOUT_LR,
     ],
 )
 def test_no_step_waits_for_the_gpu(run_training, options):
@@ -320,6 +338,34 @@ def test_predict(kind, padding_mode, dtype):
         assert here.device == torch.device("cpu")
         torch.testing.assert_close(there.cpu(), here)
     torch.testing.assert_close(here, plain, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.02)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_self_ensemble(kind):
+    network, lr = a_network(), torch.rand(2, 1, 12, 17)
+    here = tiling.predict(network, lr, self_ensemble=True)
+    with pretended(kind):
+        there = tiling.predict(network.to(kind), lr.to(kind), self_ensemble=True)
+        assert there.device == torch.device(kind, 0)
+        torch.testing.assert_close(there.cpu(), here, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+@pytest.mark.parametrize("scale", [3, 1 / 3, 0.9, np.pi])
+def test_imresize(kind, scale):
+    """By the four ways that there are: torch's bicubic, and a matrix for odd factors."""
+    image = torch.rand(2, 9, 11)
+    with pretended(kind):
+        there = imgproc.imresize(image.to(kind), scale)
+        assert there.device == torch.device(kind, 0)
+        torch.testing.assert_close(there.cpu(), imgproc.imresize(image, scale))
+
+
+def test_a_checkpoint_lies_on_the_cpu():
+    """Else its file would only load where there is such a GPU."""
+    with pretended("cuda"):
+        content = a_network().to("cuda").to_checkpoint({})
+        assert {t.device for t in content["state_dict"].values()} == {torch.device("cpu")}
 
 
 def test_predict_computes_in_float32(monkeypatch):
@@ -473,3 +519,52 @@ def test_catches_a_bug_in_inference(monkeypatch):
     tiling.predict(network, torch.rand(1, 1, 9, 9))
     with pretended("cuda"), pytest.raises(RuntimeError, match="same device"):
         tiling.predict(network.to("cuda"), torch.rand(1, 1, 9, 9))
+
+
+def test_catches_a_bug_in_crops_without_lr(run_training, monkeypatch):
+    plant(monkeypatch, dataset._Crops, "_around", "device=self.device", "")
+    run_training(*WITHOUT_LR.split(), "--device", "cpu", "--exp_name", "unseen")
+    with pretended("cuda"), pytest.raises(RuntimeError, match="same device"):
+        run_training(*WITHOUT_LR.split())
+
+
+def test_catches_a_bug_in_odd_factors(monkeypatch):
+    plant(monkeypatch, imgproc, "_weights", ", like.device)", ")")
+    test_imresize("cuda", 3)
+    with pytest.raises(RuntimeError, match="same device"):
+        test_imresize("cuda", np.pi)
+
+
+def test_catches_a_bug_in_self_ensemble(monkeypatch):
+    plant(monkeypatch, tiling, "_mean_of_eight", "y.clone()", "y.cpu().clone()")
+    tiling.predict(a_network(), torch.rand(1, 1, 9, 9), self_ensemble=True)
+    with pytest.raises(RuntimeError, match="same device"):
+        test_self_ensemble("cuda")
+
+
+def test_catches_float64_streamed_to_apples_gpu(run_training, monkeypatch):
+    plant(
+        monkeypatch,
+        dataset._Crops,
+        "_pairs",
+        "upsample(small, scale)",
+        "upsample(small.double(), scale)",
+    )
+    options = ["--max_device_gb", 0, "--num_workers", 0, "--precision", "fp32"]
+    with pretended("mps"), pytest.raises(TypeError, match="float64"):
+        run_training(*options)
+
+
+def test_catches_a_checkpoint_on_the_gpu(monkeypatch):
+    plant(monkeypatch, SRCNN, "to_checkpoint", ".cpu()", "")
+    with pytest.raises(AssertionError):
+        test_a_checkpoint_lies_on_the_cpu()
+
+
+def test_catches_a_number_of_the_cpus_in_a_stack(run_training, monkeypatch):
+    plant(
+        monkeypatch, train, "over_processes", "torch.full_like(losses[0], ", "torch.tensor(1.0 * "
+    )
+    run_training("--device", "cpu", "--exp_name", "unseen")
+    with pretended("cuda"), pytest.raises(RuntimeError, match="same device"):
+        run_training()
