@@ -26,6 +26,7 @@ from images.prepared import (
 from imgproc import downscale, imresize, measurable, mirror, modcrop, modcropped, upsample
 from system.files import UserError
 from system.memory import free_memory
+from training.recipes import recipe_of
 
 __all__ = ["training_image", "training_set", "validation_sets"]  # for notebooks
 SHARE_OF_MEMORY = 0.4  # of what is free on a device, for the training set
@@ -359,12 +360,12 @@ def training_set(settings, rank: int, world: int, device):
     protocol = "y" if settings.channels == 1 else "rgb"
     large = [i for i, im in enumerate(found.images) if measurable(im, scale, protocol)]
     kept, held = split_holdout(len(found.images), settings.holdout, large)
-    # stride 14 is generate_train.m's. MMagic's protocol for RGB has small images of 8 bits
+    # MMagic's protocol for RGB has small images of 8 bits
     plan = CropPlan(
         upscale_factor=pair_factor(found) if lr else scale,
         batch_size=settings.batch_size,
         crop_size=settings.crop_size,
-        stride=14 if settings.recipe == "paper" else 1,
+        stride=recipe_of(settings).stride,
         quantize=settings.channels == 3,
         seed=settings.seed,
         rank=rank,

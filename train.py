@@ -30,10 +30,10 @@ from system.devices import exact_float32
 from system.files import UserError
 from system.processes import average_gradients, processes, sum_over_processes, wait_for_all
 from training import log as messages
-from training import recipes
 from training import run as runs
 from training.batches import WorkersLost, batches
 from training.interrupts import Stop
+from training.recipes import seed_dithering
 from training.state import require_finite
 
 
@@ -78,7 +78,7 @@ def main(settings):
 
 def train(run, crops, stop, log):
     """Train step by step; every so often look at the loss, save and validate."""
-    settings, device, optimizer = run.settings, run.device, run.optimizer
+    settings, recipe, optimizer, device = run.settings, run.recipe, run.optimizer, run.device
     model = run.model()
     weights, averaged = list(run.network.parameters()), list(run.average.parameters())
     autocast = torch.autocast(device.type, torch.bfloat16) if run.bf16 else contextlib.nullcontext()
@@ -94,22 +94,22 @@ def train(run, crops, stop, log):
         for lr, hr in loader:
             # One step. lr and hr: N×C×crop×crop in 0..1, lr already as large as hr (section 3.1)
             for group in optimizer.param_groups:
-                group["lr"] = recipes.rate_at(run.step, settings) * group.get("factor", 1)
+                group["lr"] = recipe.rate(run.step, settings) * group.get("factor", 1)
             if run.bf16:
                 # Seeded by the step, so that a resumed run rounds in the same way
-                recipes.seed_dithering(device, (settings.seed + run.step) % 2**63)
+                seed_dithering(device, (settings.seed + run.step) % 2**63)
             with autocast:
                 # .to sets the strides; .contiguous would not, because both layouts of one channel
                 # are the same memory, and the output would have the slower layout
                 sr = model(lr.to(memory_format=torch.channels_last))
             # The loss is taken where the network has an output (section 3.3)
-            loss = recipes.loss_of(sr.float(), shave(hr, border), settings.recipe)
+            loss = recipe.loss(sr.float(), shave(hr, border))
             optimizer.zero_grad()
             loss.backward()
             average_gradients(weights, run.world)
             optimizer.step()
             # best.pth holds a running average of the weights
-            decay = recipes.average_decay(run.step, settings.recipe)
+            decay = recipe.average_decay(run.step)
             torch._foreach_lerp_(averaged, weights, 1 - decay)
             run.step += 1
             recent.append(loss.detach())

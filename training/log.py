@@ -135,7 +135,7 @@ def describe(run, crops, holdout):
         return
     settings = run.settings
     parameters = sum(p.numel() for p in run.network.parameters())
-    kind = "sub-images" if settings.recipe == "paper" else "crop positions"
+    kind = run.recipe.crops
     if isinstance(crops, StreamedCrops):
         kind += " (streamed)"
     elif crops.lr is None:

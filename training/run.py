@@ -70,10 +70,14 @@ class Run:
         return Path(self.settings.exp_dir)
 
     @property
+    def recipe(self) -> recipes.Recipe:
+        return recipes.recipe_of(self.settings)
+
+    @property
     def bf16(self) -> bool:
         precision = self.settings.precision
         if precision == "auto":
-            return self.settings.recipe != "paper" and quick_bf16(self.device)
+            return self.recipe.uses_bf16 and quick_bf16(self.device)
         return precision == "bf16"
 
     def model(self) -> nn.Module:
@@ -167,7 +171,7 @@ def begin(settings, device, rank: int = 0, world: int = 1) -> Run:
     if settings.resume:
         checkpoint = load_checkpoint(settings.resume, settings.interpolation)
     network, average = recipes.build(settings, checkpoint, device)
-    optimizer = recipes.make_optimizer(network, settings)
+    optimizer = recipes.recipe_of(settings).optimizer(network, settings)
     run = Run(settings, rank, world, device, network, average, optimizer)
     if checkpoint and checkpoint["training"]:
         state = restore(checkpoint["training"], network, optimizer, settings)
@@ -332,7 +336,7 @@ def _measure(run, stop):
         "step": run.step,
         "samples": run.step * settings.batch_size,
         "seconds": round(run.seconds, 2),
-        "learning_rate": recipes.rate_at(run.step - 1, settings),
+        "learning_rate": run.recipe.rate(run.step - 1, settings),
         "loss": run.loss,
         **{f"psnr_{name}": each["srcnn"]["psnr"] for name, each in scores.items()},
     }

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from system.files import UserError
-from training.recipes import make_optimizer
+from training.recipes import recipe_of
 
 LARGEST = 2**53  # limit of whole numbers: float64 holds all of them exactly
 MOST_VALUES = 2**23  # limit of numbers in a history: a million rows
@@ -113,7 +113,7 @@ def _state_after_a_step(network, settings) -> dict:
     twin = copy.deepcopy(network).to("cpu")
     for parameter in twin.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    optimizer = make_optimizer(twin, settings)
+    optimizer = recipe_of(settings).optimizer(twin, settings)
     optimizer.step()
     return optimizer.state_dict()["state"]
 

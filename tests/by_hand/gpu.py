@@ -219,7 +219,7 @@ def as_on_the_cpu(device, options):
 def resumed(device, options):
     options = [*options, "--valid_frequency", 3, "--steps", 6]
     whole, _ = run_training(device, *options, "--exp_name", "whole")
-    decay_at, steps = recipes.average_decay, []
+    decay_at, steps = recipes.Fast.average_decay, []
 
     def decay_or_end(*arguments):
         steps.append(1)
@@ -227,7 +227,7 @@ def resumed(device, options):
             raise KeyboardInterrupt
         return decay_at(*arguments)
 
-    ending = mock.patch.object(recipes, "average_decay", decay_or_end)
+    ending = mock.patch.object(recipes.Fast, "average_decay", decay_or_end)
     with ending, contextlib.suppress(KeyboardInterrupt):
         run_training(device, *options, "--exp_name", "part")
     again, _ = run_training(device, *options, "--exp_name", "part", "--resume", last_of("part"))

@@ -90,7 +90,7 @@ def test_what_is_written_where_there_is_a_gpu(monkeypatch, tmp_path):
 
 def test_a_row_that_fails_leaves_nothing_behind(monkeypatch, capsys):
     """Neither an end planned for its training nor a group of processes, which later rows would meet."""
-    average_decay = gpu.recipes.average_decay
+    average_decay = gpu.recipes.Fast.average_decay
 
     def fail(device, *options):
         if "part" in options:
@@ -103,5 +103,5 @@ def test_a_row_that_fails_leaves_nothing_behind(monkeypatch, capsys):
     report.row("resumed", lambda: gpu.resumed(torch.device("cpu"), []))
     report.row("one process", lambda: gpu.one_process(torch.device("cpu")))
     assert [row["state"] for row in report.rows] == ["failed", "failed"]
-    assert gpu.recipes.average_decay is average_decay
+    assert gpu.recipes.Fast.average_decay is average_decay
     assert processes._patient == [] and not torch.distributed.is_initialized()

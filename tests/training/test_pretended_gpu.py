@@ -175,7 +175,7 @@ def test_training_gives_what_the_cpu_gives(run_training, capsys, kind, options):
 @pytest.mark.parametrize("kind, precision", [("cuda", "bf16"), ("mps", "fp32")])
 def test_resumed_is_bit_identical(run_training, monkeypatch, kind, precision):
     options = ["--precision", precision, "--valid_frequency", 3, "--steps", 6, "--exp_name"]
-    decay_at, steps = train.recipes.average_decay, []
+    decay_at, steps = recipes.Fast.average_decay, []
 
     def decay_or_end(*arguments):
         steps.append(1)
@@ -183,7 +183,7 @@ def test_resumed_is_bit_identical(run_training, monkeypatch, kind, precision):
             raise KeyboardInterrupt
         return decay_at(*arguments)
 
-    monkeypatch.setattr(train.recipes, "average_decay", decay_or_end)
+    monkeypatch.setattr(recipes.Fast, "average_decay", decay_or_end)
     with pretended(kind):
         whole = run_training(*options, "whole")
         with pytest.raises(KeyboardInterrupt):
@@ -251,15 +251,16 @@ def test_no_step_waits_for_the_gpu(run_training, options):
 def test_sgd_is_one_kernel_where_torch_has_it(kind, fused):
     settings = load("train", ["--recipe", "paper"])
     with pretended(kind):
-        network = train.recipes.build(settings, None, torch.device(kind))[0]
-        assert train.recipes.make_optimizer(network, settings).defaults["fused"] is fused
+        network = recipes.build(settings, None, torch.device(kind))[0]
+        optimizer = recipes.recipe_of(settings).optimizer(network, settings)
+        assert optimizer.defaults["fused"] is fused
 
 
 @pytest.mark.parametrize("kind", ["cuda", "cpu"])
 def test_what_holds_in_a_step(run_training, monkeypatch, kind):
     """Exact float32, a fixed order of sums, one layout for all weights, one seeded generator, the GPU set."""
     flags, layouts, seeded, devices = [], [], [], []
-    decay_at, manual_seed, build = recipes.average_decay, torch.manual_seed, recipes.build
+    decay_at, manual_seed, build = recipes.Fast.average_decay, torch.manual_seed, recipes.build
 
     def look(*arguments):
         flags.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic))
@@ -271,7 +272,7 @@ def test_what_holds_in_a_step(run_training, monkeypatch, kind):
         layouts.extend(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
         return networks
 
-    monkeypatch.setattr(recipes, "average_decay", look)
+    monkeypatch.setattr(recipes.Fast, "average_decay", look)
     monkeypatch.setattr(recipes, "build", keep)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     with pretended("cuda"):
@@ -562,9 +563,7 @@ def test_catches_a_checkpoint_on_the_gpu(monkeypatch):
 
 
 def test_catches_a_number_of_the_cpus_in_a_stack(run_training, monkeypatch):
-    plant(
-        monkeypatch, train, "over_processes", "torch.full_like(losses[0], ", "torch.tensor(1.0 * "
-    )
+    plant(monkeypatch, train, "look", "torch.full_like(recent[0], ", "torch.tensor(1.0 * ")
     run_training("--device", "cpu", "--exp_name", "unseen")
     with pretended("cuda"), pytest.raises(RuntimeError, match="same device"):
         run_training()

@@ -431,7 +431,8 @@ def test_paper_recipe_start_and_rates():
     weights = torch.cat([p.flatten() for n, p in network.named_parameters() if "weight" in n])
     assert abs(weights.std().item() / 0.001 - 1) < 0.05 and abs(weights.mean().item()) < 5e-5
     assert all(not p.any() for n, p in network.named_parameters() if "bias" in n)
-    optimizer = recipes.make_optimizer(network, settings("--recipe", "paper"))
+    paper = recipes.recipe_of(settings("--recipe", "paper"))
+    optimizer = paper.optimizer(network, settings("--recipe", "paper"))
     names = {id(p): n for n, p in network.named_parameters()}
     rates = {
         names[id(p)]: (
@@ -454,9 +455,7 @@ def test_paper_recipe_start_and_rates():
         }
     )
     assert all(r[1:] == (0.9, 0, False) for r in rates.values())
-    assert {recipes.rate_at(step, settings("--recipe", "paper")) for step in (0, 10, 999_999)} == {
-        1e-4
-    }
+    assert {paper.rate(step, settings("--recipe", "paper")) for step in (0, 10, 999_999)} == {1e-4}
 
 
 def test_paper_recipe_steps_by_hand(start, data, tmp_path):
@@ -477,7 +476,7 @@ def test_paper_recipe_steps_by_hand(start, data, tmp_path):
     assert run.wait() == 0, run.output
     torch.manual_seed(0)
     network = SRCNN((5, 1, 3), padding_mode="valid")
-    recipes.initialize(network, "paper")
+    recipes.Paper().initialize(network)
     images = torch.load(data / "prepared/tiny-y/00000-of-00001.pth", weights_only=True)["images"]
     crops = dataset.DeviceCrops(images, dataset.CropPlan(3, 4, 33, stride=14))
     rates = [1e-2, 1e-3, 1e-2, 1e-3, 1e-3, 1e-3]
@@ -500,16 +499,43 @@ def test_paper_recipe_steps_by_hand(start, data, tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_fast_recipe_starts_at_bicubic(channels):
-    network = SRCNN((9, 5, 5), channels)
-    recipes.initialize(network, "fast")
-    x = torch.rand(2, channels, 30, 30)
-    torch.testing.assert_close(network(x)[..., 8:-8, 8:-8], x[..., 8:-8, 8:-8])
+@pytest.mark.parametrize("kernel_sizes", [(9, 5, 5), (9, 5), (9, 1, 1, 5), (9, 3, 3, 1, 5)])
+def test_fast_recipe_starts_at_bicubic(channels, kernel_sizes):
+    network = SRCNN(kernel_sizes, channels)
+    recipes.Fast().initialize(network)
+    x, border = torch.rand(2, channels, 30, 30), network.reach
+    inside = slice(border, -border)
+    torch.testing.assert_close(network(x)[..., inside, inside], x[..., inside, inside])
+
+
+def test_fast_recipe_needs_a_filter_for_each_channel():
+    with pytest.raises(ValueError, match="needs 3 filters or more"):
+        recipes.Fast().initialize(SRCNN(channels=3, widths=(64, 2)))
+
+
+@pytest.mark.parametrize("kernel_sizes", [(9, 5), (9, 1, 5), (9, 1, 3, 5)])
+def test_rates_of_the_layers(kernel_sizes):
+    """SOAP: by the inputs of each mapping layer. SGD: a tenth for the last layer and all biases."""
+    network = SRCNN(kernel_sizes, widths=(16, 8, 4)[: len(kernel_sizes) - 1])
+    names = {id(p): name for name, p in network.named_parameters()}
+    for recipe in ("fast", "paper"):
+        optimizer = recipes.RECIPES[recipe].optimizer(network, settings("--recipe", recipe))
+        groups = [(p, g.get("factor", 1)) for g in optimizer.param_groups for p in g["params"]]
+        rates = {names[id(p)]: factor for p, factor in groups}
+        assert len(groups) == len(rates) == len(names)
+        for name, rate in rates.items():
+            slow = name.endswith("bias") or name.startswith("reconstruction")
+            expected = 0.1 if slow and recipe == "paper" else 1
+            if recipe == "fast" and name == "map.0.weight":
+                expected = 2  # 16 inputs
+            if recipe == "fast" and name == "map.2.weight":
+                expected = (64 / 72) ** 0.5
+            assert rate == pytest.approx(expected), (recipe, name)
 
 
 def test_fast_recipe_rate():
     thousand = settings("--steps", 1000, "--learning_rate", 1)
-    rates = [recipes.rate_at(step, thousand) for step in range(1000)]
+    rates = [recipes.Fast().rate(step, thousand) for step in range(1000)]
     assert (
         rates[0] == pytest.approx(0.01)
         and rates[500] == pytest.approx(0.5)
