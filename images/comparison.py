@@ -1,10 +1,10 @@
-"""Comparison pictures: columns side by side."""
+"""Draw pictures side by side, with the detail in which they differ most."""
 
 import numpy as np
 
 from imgproc import eight_bits
 
-REPORT_SIDE = 1024  # the report shows larger pictures around their detail only, pixel for pixel
+REPORT_SIDE = 1024  # pixels; the report crops larger pictures around their detail
 
 # Of a comparison, in pixels: width of a column, gap, height of the line of text
 COLUMN, MARGIN, LINE = 400, 12, 26
@@ -12,16 +12,18 @@ INK, PAPER, MARK = (30, 30, 30), (255, 255, 255), (255, 200, 0)
 
 
 def detail(a: np.ndarray, b: np.ndarray, side: int = 0) -> tuple[slice, slice]:
-    """Rows and columns of the square in which two pictures differ most.
+    """Return rows and columns of the square in which two pictures differ most.
 
-    Its side is a quarter of the shorter one, at least 16 and at most 200 pixels, unless given.
+    Args:
+        a, b: H×W or H×W×3, uint8 or uint16, of one size.
+        side: of the square, in pixels; 0: a quarter of the shorter side, from 16 to 200.
     """
     height, width = a.shape[:2]
     side = side or max(16, min(200, min(height, width) // 4))
     side = min(side, height, width)
 
-    # A coarse look is enough, and cheap for 100 megapixels: differences summed over blocks, of
-    # which a window holds at least 32 × 32 (all its pixels, if it is smaller than that)
+    # Differences are summed over blocks, which is cheap for 100 megapixels. A window holds at least
+    # 32 × 32 blocks; in a smaller window a block is one pixel
     block = max(1, side // 32)
     columns = np.arange(0, width, block)
     blocks = np.empty((-(-height // block), len(columns)))
@@ -44,20 +46,23 @@ def detail(a: np.ndarray, b: np.ndarray, side: int = 0) -> tuple[slice, slice]:
 
 
 def comparison(columns: list[tuple[str, np.ndarray]], window: tuple[slice, slice]) -> np.ndarray:
-    """Several pictures of one size side by side, as one uint8 RGB picture.
+    """Draw pictures of one size side by side, as one uint8 RGB picture.
 
-    Each is drawn whole with the window marked, under that the window enlarged pixel by pixel, and
-    under that the column's text.
+    A column shows the whole picture with the window marked, then the window enlarged pixel by
+    pixel, then its text.
+
+    Args:
+        columns: text and picture (H×W or H×W×3, uint8 or uint16) of each column.
+        window: rows and columns, as `detail` returns them.
     """
     from PIL import Image, ImageDraw, ImageFont
 
     height, width = columns[0][1].shape[:2]
     scale = COLUMN / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    # Shrunk by means over areas, or magnified pixel by pixel: nothing that would smooth what the
-    # picture is there to show
+    # Shrink by means over areas, or repeat pixels: other methods would hide the difference
     how = Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST
-    # Left, top, right, bottom, as Pillow wants them
+    # Pillow takes left, top, right, bottom
     rows_marked, columns_marked = window
     marked = [
         round(edge * scale)
@@ -80,24 +85,25 @@ def comparison(columns: list[tuple[str, np.ndarray]], window: tuple[slice, slice
 
 
 def caption(kind: str, score: dict) -> str:
-    """Such as "SRCNN 32.75 dB / 0.9105"."""
+    """Return a text such as "SRCNN 32.75 dB / 0.9105"."""
     ssim = f" / {score['ssim']:.4f}" if "ssim" in score else ""
     return f"{method_label(kind)} {score['psnr']:.2f} dB{ssim}"
 
 
 def around_detail(edge: slice, size: int) -> slice:
-    """REPORT_SIDE pixels of an axis around an edge of the detail, or all where there are fewer."""
+    """Return REPORT_SIDE pixels of an axis around the detail, or all if there are fewer."""
     start = (edge.start + edge.stop - REPORT_SIDE) // 2
     start = max(0, min(start, size - REPORT_SIDE))
     return slice(start, start + REPORT_SIDE)
 
 
 def rgb_picture(picture: np.ndarray):
-    """H×W or H×W×3 of 8 or 16 bits as a Pillow image in RGB."""
+    """Return H×W or H×W×3 of 8 or 16 bits as a Pillow image in RGB."""
     from PIL import Image
 
     return Image.fromarray(eight_bits(picture)).convert("RGB")
 
 
 def method_label(kind: str) -> str:
+    """Return "srcnn" and names with it as people write them."""
     return kind.replace("srcnn", "SRCNN")

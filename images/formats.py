@@ -1,4 +1,4 @@
-"""The formats of image files, and the libraries that know them."""
+"""Name the formats of image files; load the libraries that read them."""
 
 import importlib.util
 import logging
@@ -6,9 +6,9 @@ import os
 
 BLOCK = 2**19  # pixels that are converted or compressed at a time
 
-# Images that declare more are refused before they are decoded
+# Larger images are refused before they are decoded
 MAX_PIXELS = 2**28
-# Kinds of files that are always read and written
+# Formats that are always read and written
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 # Pillow knows more formats. Some of their readers start other programs: those stay closed.
 FORMATS = ("PNG", "BMP", "JPEG", "TIFF", "WEBP", "GIF", "AVIF", "HEIF")
@@ -16,7 +16,7 @@ _NO_LOG = logging.NullHandler()
 
 
 def load_pillow():
-    """Pillow, told not to log, which also opens HEIC files where pillow-heif is installed."""
+    """Return PIL.Image, without logging; it opens HEIC files if pillow-heif is installed."""
     from PIL import Image
 
     # A logger adds the same handler only once, however often this is called
@@ -29,7 +29,7 @@ def load_pillow():
 
 
 def load_opencv():
-    """OpenCV, told not to log: it reads that from the environment when it is first imported."""
+    """Return cv2, without logging. It reads these variables when it is first imported."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
     import cv2
@@ -38,8 +38,10 @@ def load_opencv():
 
 
 def readable_suffixes() -> tuple[str, ...]:
-    """The suffixes of all files that `read_image` takes here: SUFFIXES, GIF, and AVIF and HEIC
-    where the installed Pillow and pillow-heif decode them."""
+    """Return the suffixes of all files that `read_image` can read.
+
+    These are SUFFIXES, GIF, and AVIF and HEIC if Pillow and pillow-heif can decode them.
+    """
     from PIL import features
 
     avif = (".avif",) if "avif" in features.modules and features.check("avif") else ()
@@ -48,5 +50,5 @@ def readable_suffixes() -> tuple[str, ...]:
 
 
 def known_suffixes() -> set[str]:
-    """The suffixes of all kinds of images that Pillow has heard of, and JPEG XL's."""
+    """Return the suffixes of all image formats that Pillow knows, and of JPEG XL."""
     return {".heic", ".heif", ".avif", ".jxl", *load_pillow().registered_extensions()}

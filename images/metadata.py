@@ -54,7 +54,8 @@ def read_metadata(picture) -> tuple[int, dict]:
         if turn not in range(9):
             notes.append("ignored its orientation: it is not a number from 1 to 8")
             turn = 1
-        metadata["exif"] = current_exif(exif, only_describing=tiff)
+        kept = current_exif(exif, only_describing=tiff)
+        metadata["exif"] = kept.tobytes() if kept else b""
     except MemoryError:
         raise
     except Exception:
@@ -65,19 +66,40 @@ def read_metadata(picture) -> tuple[int, dict]:
     return turn, metadata
 
 
-def current_exif(exif, only_describing: bool) -> bytes:
-    """Return EXIF data without those that do not hold once an image is upright and larger."""
+def current_exif(exif, only_describing: bool):
+    """Return Pillow's Exif without entries that are wrong for the upright, larger image.
+
+    Args:
+        only_describing: keep only those that say nothing about the structure of a TIFF file.
+    """
     # A copy, because Pillow gives out the picture's own
     kept = load_pillow().Exif()
     kept.endian = exif.endian
     for tag in set(exif) & DESCRIBING if only_describing else set(exif) - STALE:
-        kept[tag] = exif[tag]
+        kept[tag] = encoded_text(exif[tag])
     # The value of these two is a position in the old file. Pillow writes a dict as a new part.
     for part in {EXIF_PART, GPS_PART}.intersection(kept):
-        kept[part] = {tag: v for tag, v in exif.get_ifd(part).items() if tag not in STALE}
+        kept[part] = {
+            tag: encoded_text(value)
+            for tag, value in exif.get_ifd(part).items()
+            if tag not in STALE
+        }
         if INTEROPERABILITY in kept[part]:
             kept[part][INTEROPERABILITY] = exif.get_ifd(INTEROPERABILITY)
-    return kept.tobytes() if kept else b""
+    return kept
+
+
+def encoded_text(value):
+    """Return a text of EXIF data as its bytes in the file, and other values unchanged.
+
+    Pillow reads Latin-1, mostly bytes of UTF-8, but writes ASCII: "Müller" would become "M?ller".
+    """
+    if not isinstance(value, str) or value.isascii():
+        return value
+    try:
+        return value.encode("latin-1")
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "replace")
 
 
 def fitting_metadata(metadata: dict, image: np.ndarray) -> dict:

@@ -40,7 +40,7 @@ def write_png(path, image: np.ndarray, metadata: dict):
             file.write(_chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1)))
         if exif := metadata.get("exif"):
             file.write(_chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")))
-        # How a zlib stream begins
+        # The head of a zlib stream
         file.write(_chunk(b"IDAT", b"\x78\x01"))
         # As many blocks at a time as there are threads: more would wait in memory
         checksum = 1
@@ -55,21 +55,21 @@ def write_png(path, image: np.ndarray, metadata: dict):
 
 
 def _chunk(name: bytes, body: bytes) -> bytes:
-    """Length, name, content, and the checksum of name and content: section 5.3."""
+    """Return length, name, content, and the checksum of name and content: section 5.3."""
     named = name + body
     return struct.pack(">I", len(body)) + named + struct.pack(">I", zlib.crc32(named))
 
 
 def compressed_rows(rows: np.ndarray, top: int, bottom: int) -> tuple[np.ndarray, bytes]:
-    """Some rows of a PNG: the bytes that the format compresses, and the same compressed."""
-    # One row more than asked for, if there is one: the filter needs the row above
+    """Return some rows as the bytes that PNG compresses, and these bytes compressed."""
+    # The filter needs the row above, too
     above = max(0, top - 1)
     block = rows[above:bottom].astype(rows.dtype.newbyteorder(">")).view(np.uint8)
     lines = np.empty((min(bottom, len(rows)) - top, 1 + block.shape[1]), np.uint8)
-    lines[:, 0] = 2  # filter "up": the difference to the row above, which the first row lacks
+    lines[:, 0] = 2  # filter "up": the difference from the row above; above the first are zeros
     lines[0, 1:] = block[0]
     np.subtract(block[1:], block[:-1], out=lines[len(lines) - len(block) + 1 :, 1:])
-    # 16 bits are mostly noise: looking for longer repetitions costs twice the time for nothing
+    # 16 bits are mostly noise: a search for long repetitions takes twice the time for nothing
     strategy = zlib.Z_DEFAULT_STRATEGY if rows.itemsize == 1 else zlib.Z_RLE
     # "Full flush" ends a piece on a whole byte, so that pieces can follow one another
     piece = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)

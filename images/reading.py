@@ -22,16 +22,15 @@ from images.metadata import BITS_PER_SAMPLE, fitting_metadata, read_metadata, wa
 from imgproc import row_blocks
 from system.files import UserError
 
-PHOTOMETRIC, PLANAR = 262, 284  # TIFF: whether 0 is white (0), whether channels lie apart (2)
+PHOTOMETRIC, PLANAR = 262, 284  # TIFF tags: 0 if 0 is white; 2 if channels are stored apart
 NO_MEMORY = -4  # OpenCV: Error::StsNoMem
 MOVING = ("GIF", "PNG", "WEBP", "AVIF")  # formats of animations
-STDERR = threading.Lock()  # held by the one thread that may turn the process's stderr away
+STDERR = threading.Lock()  # held by the thread that redirects the process's stderr
 SET_UP, _users, _before = threading.Lock(), 0, None  # see _pillow_set_up
-# Reasons of the operating system; a damaged file makes Pillow seek to impossible places (EINVAL)
+# Errors of the operating system. Damaged files cause EINVAL: Pillow seeks to impossible places
 DISK_ERRORS = set(errno.errorcode) - {errno.EINVAL, errno.EOVERFLOW}
 
 
-# -------------------------------------------------------------------------------------- reading
 def image_size(path) -> tuple[int, int]:
     """Return height and width in the header of an image file; EXIF orientation may swap them.
 
@@ -85,18 +84,18 @@ def _decoded(path) -> tuple[np.ndarray, int, dict, list[str]]:
         notes = found.notes + notes_on_pixels(picture)
         deep, tiff = _more_than_8_bits(picture), picture.format == "TIFF"
         tags = picture.tag_v2 if tiff else {}
-        # OpenCV leaves most of such an image undefined, and does not say so
+        # OpenCV reports no error, but leaves most of such an image undefined
         if deep and tags.get(PLANAR) == 2 and len(tags[BITS_PER_SAMPLE]) > 1:
             raise UserError(
                 "16 bits, one channel after the other; save it with channels interleaved"
             )
         if not deep:
-            # libtiff, which Pillow decodes TIFF files with, prints complaints
+            # libtiff, inside Pillow, prints its own messages
             with _stderr_closed() if tiff else contextlib.nullcontext():
                 picture.load()
             image = pixel_array(picture)
         elif not tiff:
-            # Without an entry, Pillow would decode the PNG file to look for EXIF after the pixels
+            # Otherwise Pillow would decode the PNG file to look for EXIF after the pixels
             picture.info.setdefault("exif", b"")
         turn, metadata = read_metadata(picture)
         if picture.mode == "CMYK":
@@ -106,12 +105,12 @@ def _decoded(path) -> tuple[np.ndarray, int, dict, list[str]]:
     metadata["notes"] = found.metadata_notes + metadata["notes"]
     if deep:
         image = _read_deep(path, data)
-        # OpenCV has turned a TIFF file already
+        # OpenCV applies the orientation of TIFF files itself
         turn = 1 if tiff else turn
-        # OpenCV ignores that 0 is white in some scans
+        # In some scans 0 is white; OpenCV ignores that
         if tags.get(PHOTOMETRIC) == 0:
             np.invert(image, out=image)
-        # A selection that Photoshop saved is a fourth channel, but no alpha
+        # Photoshop saves a selection as a fourth channel, which is no alpha
         if tiff and mode == "RGB" and image.shape[2:] == (4,):
             image = image[..., :3]
             notes.append("left out its fourth channel: it is no transparency")
@@ -133,7 +132,7 @@ def notes_on_pixels(picture) -> list[str]:
 
 @contextlib.contextmanager
 def _opened(path):
-    """An image file as a Pillow image, not decoded yet, and as an `Inspected` file.
+    """Open an image file as a Pillow image, not decoded yet, and as an `Inspected` file.
 
     Raises UserError, one line with the file's name, also for errors of Pillow in the block.
     """
@@ -144,7 +143,7 @@ def _opened(path):
             yield _open_checked(Image, found), found
         except MemoryError:
             raise
-        except Exception as error:  # on damaged files decoders raise errors of any kind
+        except Exception as error:  # decoders of damaged files raise errors of any kind
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
             raise UserError(f"{path}: {_reason(error, path)}") from None
@@ -181,7 +180,7 @@ def _pillow_set_up(Image):
 
 
 def _open_checked(Image, found: Inspected):
-    """The Pillow image of an inspected file."""
+    """Return the Pillow image of an inspected file. Raises UserError for animations."""
     Image.init()
     # Image.open raises KeyError for a format that is not installed
     known = [name for name in FORMATS if name in Image.OPEN]
@@ -201,7 +200,7 @@ def _open_checked(Image, found: Inspected):
 
 
 def _reason(error: Exception, path) -> str:
-    """Why a file was not read, with the remedy."""
+    """Return why a file was not read, and the remedy."""
     Image, suffix = load_pillow(), Path(path).suffix.lower()
     if isinstance(error, UserError):
         return str(error)
@@ -219,27 +218,27 @@ def _reason(error: Exception, path) -> str:
 
 
 def _more_than_8_bits(picture) -> bool:
-    """Whether Pillow would lose bits of this image, or its numbers are no bytes."""
-    # Integers or floats: a single channel of more than 8 bits
+    """Return whether Pillow would lose bits of this image, or its numbers are no bytes."""
+    # One channel of integers or floats
     if picture.mode.startswith(("I", "F")):
         return True
     if picture.mode not in ("L", "LA", "RGB", "RGBA", "RGBX"):
         return False
     if picture.format == "TIFF":
         return max(picture.tag_v2.get(BITS_PER_SAMPLE, (1,))) > 8
-    # How Pillow will decode the pixels of a PNG file, such as "RGB;16B"
+    # Pillow's way to decode the pixels, such as "RGB;16B"
     return picture.format == "PNG" and "16" in str(picture.tile[0][3])
 
 
 def pixel_array(picture) -> np.ndarray:
     """Return the pixels of a Pillow image of 8 bits: H×W, H×W×3 or H×W×4, uint8."""
-    # Four kinds of colours are left: L (gray), RGB, and both with alpha as RGBA
+    # All modes become one of three: L (gray), RGB, RGBA (also gray with alpha)
     if "A" in picture.mode.upper().replace("LAB", "") or "transparency" in picture.info:
         mode = "RGBA"
     else:
         mode = "L" if picture.mode in ("1", "L") else "RGB"
     convert = _cmyk_to_rgb(picture) if picture.mode == "CMYK" else None
-    # Some rows at a time: Pillow's own way makes two copies of the whole
+    # Some rows at a time: Pillow would copy the whole image twice
     width, height = picture.size
     image = np.empty((height, width, len(mode)), np.uint8)
     for rows in row_blocks(height, width, BLOCK):
@@ -273,11 +272,11 @@ def _read_deep(path, data=None) -> np.ndarray:
         data: the file's content, if it had to be repaired.
     """
     cv2 = load_opencv()
-    # Mapped rather than read, for less memory; imread cannot open every name on Windows
+    # A memory map needs less memory; imread cannot open every name on Windows
     data = np.memmap(path, np.uint8, "r") if data is None else np.frombuffer(data, np.uint8)
     image = None
     try:
-        # libtiff, and libpng inside OpenCV, print complaints
+        # libtiff and libpng, inside OpenCV, print their own messages
         with _stderr_closed():
             image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
@@ -300,32 +299,26 @@ def _read_deep(path, data=None) -> np.ndarray:
 
 @contextlib.contextmanager
 def _stderr_closed():
-    """For libraries that write to the process's stderr by themselves: it goes nowhere meanwhile."""
-    # One thread at a time: a second one would save, and restore, the first one's nowhere
+    """Discard the process's stderr: some C libraries write to it."""
+    # One thread at a time: a second one would save and restore the null device of the first
     with STDERR, contextlib.ExitStack() as stack:
-        # A process may have no stderr: then dup fails, and there is nothing to turn away
+        # dup fails if the process has no stderr
         with contextlib.suppress(OSError):
             saved = os.dup(2)
             stack.callback(os.close, saved)
             stack.callback(os.dup2, saved, 2)
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), 2)
+            with open(os.devnull, "wb") as null:
+                os.dup2(null.fileno(), 2)
         yield
 
 
 def upright(image: np.ndarray, turn: int) -> np.ndarray:
-    """An image as stored, turned as EXIF orientation 1 to 8 says."""
-    # 5 to 8 are stored on their side; then up and down, left and right
+    """Return a stored image upright, by EXIF orientation (1 to 8).
+
+    The result is contiguous.
+    """
+    # 5 to 8 are stored on their side; 3, 4, 7, 8 upside down; 2, 3, 6, 7 mirrored
     image = image.swapaxes(0, 1) if turn in (5, 6, 7, 8) else image
     image = image[::-1] if turn in (3, 4, 7, 8) else image
     image = image[:, ::-1] if turn in (2, 3, 6, 7) else image
     return np.ascontiguousarray(image)
-
-
-# -------------------------------------------------------------------------------------- writing
-
-
-# -------------------------------------------------------------------------------- Pillow images
-
-
-# ------------------------------------------------------------------------------------- finding

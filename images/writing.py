@@ -10,7 +10,14 @@ import numpy as np
 from images import formats
 from images.colour import NoProfile, profile_of_tags
 from images.formats import BLOCK, SUFFIXES, load_opencv, load_pillow
-from images.metadata import DESCRIBING, EXIF_PART, GPS_PART, current_exif, fitting_metadata
+from images.metadata import (
+    DESCRIBING,
+    EXIF_PART,
+    GPS_PART,
+    current_exif,
+    encoded_text,
+    fitting_metadata,
+)
 from images.png import write_png
 from images.transparency import has_alpha, on_white
 from imgproc import eight_bits
@@ -62,7 +69,7 @@ def write_image(
         notes += _leave_out(fitting, suffix, image, name)
     if image.shape[0] * image.shape[1] > formats.MAX_PIXELS:
         notes.append(f"more than {formats.MAX_PIXELS} pixels: these programs cannot read it again")
-    # The file takes its name when it is complete: a full disk or Ctrl-C leaves an old one as it was
+    # A full disk or Ctrl-C leaves an old file as it was
     with replace_file(path, durable) as temporary:
         if suffix == ".png":
             write_png(temporary, image, fitting)
@@ -126,7 +133,7 @@ def _write_by_pillow(path, suffix: str, image: np.ndarray, metadata: dict) -> li
     """Write 8 bits in any format but PNG; return notes."""
     picture, options = load_pillow().fromarray(image), {}
     if suffix == ".bmp" and picture.mode in ("LA", "RGBA"):
-        # Pillow would write the alpha in a way that it does not read itself
+        # Pillow would write alpha in a way that it cannot read
         cv2, image = load_opencv(), np.asarray(picture.convert("RGBA"))
         cv2.imencode(".bmp", cv2.cvtColor(image, cv2.COLOR_RGBA2BGRA))[1].tofile(path)
         return []
@@ -136,17 +143,24 @@ def _write_by_pillow(path, suffix: str, image: np.ndarray, metadata: dict) -> li
         # Quality is now the effort to compress: Pillow's default
         options = {"lossless": True, "quality": 80}
     if suffix in TIFF:
+        from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
         exif = _exif_of(metadata)
-        # libtiff, which Pillow compresses with, takes no such parts
+        # libtiff, which compresses for Pillow, cannot write such parts
         parts = EXIF_PART in exif or GPS_PART in exif
         options["compression"] = None if parts else "tiff_lzw"
-        metadata["exif"] = current_exif(exif, only_describing=True)
+        # Given as "exif", texts would be decoded, and written in ASCII
+        metadata.pop("exif", None)
+        metadata["tiffinfo"] = ImageFileDirectory_v2()
+        for tag, value in current_exif(exif, only_describing=True).items():
+            metadata["tiffinfo"][tag] = value
     kind = load_pillow().registered_extensions()[suffix]
     try:
         picture.save(path, kind, **options, **metadata)
     except Exception as error:
         # EXIF data with values of wrong types are a reason to leave them out, a full disk is none
-        if isinstance(error, OSError) and error.errno or not metadata.pop("exif", None):
+        lost = [metadata.pop(name, None) for name in ("exif", "tiffinfo")]
+        if isinstance(error, OSError) and error.errno or not any(lost):
             raise
         picture.save(path, kind, **options, **metadata)
         return ["ignored its EXIF data: they are damaged"]
@@ -160,11 +174,11 @@ def _exif_of(metadata: dict):
 
 
 def _write_deep_tiff(path, image: np.ndarray, metadata: dict):
-    """16 bits a channel, which Pillow cannot write."""
+    """Write 16 bits a channel, which Pillow cannot."""
     import tifffile
 
     channels = image.shape[2] if image.ndim == 3 else 1
-    # Of EXIF data tifffile takes the texts: camera, author, title
+    # tifffile writes the texts of EXIF data only: camera, author, title
     texts = [(tag, text) for tag, text in _exif_of(metadata).items() if isinstance(text, str)]
     tifffile.imwrite(
         path,
@@ -177,7 +191,9 @@ def _write_deep_tiff(path, image: np.ndarray, metadata: dict):
         rowsperstrip=max(1, BLOCK // image.shape[1]),
         iccprofile=metadata.get("icc_profile"),
         resolution=metadata.get("dpi"),
-        extratags=[(tag, "s", 0, text, True) for tag, text in texts if tag in DESCRIBING],
+        extratags=[
+            (tag, "s", 0, encoded_text(text), True) for tag, text in texts if tag in DESCRIBING
+        ],
         metadata=None,
         software=False,
     )

@@ -238,6 +238,23 @@ def test_lost_metadata_are_named(tmp_path):
     assert note == "JPEG cannot hold its EXIF data"
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_accents_in_exif_stay(tmp_path, suffix, dtype):
+    """As UTF-8 or Latin-1, as the file has them; Pillow writes question marks."""
+    for text in ("Müller, Ωmega".encode(), "Müller".encode("latin-1")):
+        exif = Image.Exif()
+        exif[0x013B], exif[0x8769] = text, {0xA434: text}  # artist, lens
+        Image.fromarray(SMALL).save(tmp_path / "a.jpg", exif=exif)
+        image, metadata = reading.read_photo(tmp_path / "a.jpg")
+        writing.write_image(tmp_path / f"b{suffix}", image.astype(dtype), metadata)
+        again = Image.Exif()
+        again.load(reading.read_photo(tmp_path / f"b{suffix}")[1]["exif"])
+        assert again[0x013B].encode("latin-1") == text
+        if suffix != ".tif" or dtype == np.uint8:
+            assert again.get_ifd(0x8769)[0xA434] == text
+
+
 def test_lossless_webp_stays_lossless(tmp_path):
     for mode in ("RGB", "RGBA"):
         source = Image.fromarray(SMALL).convert(mode)
