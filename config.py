@@ -29,7 +29,7 @@ exp_name: str = ""  # name of the run, and its folder in results_dir; empty: fro
 # Training
 mode: str = "train"  # `python config.py` runs "train" (train.py) or "valid" (validate.py)
 recipe: str = "fast"  # train: "fast", or "paper" for the authors' own training
-resume: str = ""  # train: last.pth of a run to continue, or any weights to start from
+resume: str = ""  # train: last.pth to continue ("auto": if there is one), or weights to start from
 steps: int = None  # train: optimizer steps
 batch_size: int = None  # train: crops per step, over all processes
 learning_rate: float = None  # train: peak of the cosine (fast), or of layers 1 and 2 (paper)
