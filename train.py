@@ -22,13 +22,14 @@ import contextlib
 import time
 
 import torch
+from torch import distributed
 
 from dataset import training_set, validation_sets
 from imgproc import shave
 from system.convolutions import keep_memory
 from system.devices import exact_float32
 from system.files import UserError
-from system.processes import average_gradients, processes, sum_over_processes, wait_for_all
+from system.processes import average_gradients, processes, wait_for_all
 from training import log as messages
 from training import run as runs
 from training.batches import WorkersLost, batches
@@ -106,7 +107,8 @@ def train(run, crops, stop, log):
             loss = recipe.loss(sr.float(), shave(hr, border))
             optimizer.zero_grad()
             loss.backward()
-            average_gradients(weights, run.world)
+            if run.world > 1:
+                average_gradients(weights, run.world)
             optimizer.step()
             # best.pth holds a running average of the weights
             decay = recipe.average_decay(run.step)
@@ -117,16 +119,17 @@ def train(run, crops, stop, log):
 
             # Every so often, look at the losses. Several processes must look at the same steps; one
             # alone may look when a signal asks it to stop
+            due = run.step % settings.valid_frequency == 0 or run.step == settings.steps
             at_once = stop.number and run.world == 1
-            if run.step % look_every and not run.is_due and not at_once:
+            if run.step % look_every and not due and not at_once:
                 continue
             numbers, stopping = look(recent, stop, run.world)
-            require_finite(run, numbers, thoroughly=run.is_due or stopping)
+            require_finite(run, numbers, thoroughly=due or stopping)
             losses += numbers
             recent.clear()
 
             # Less often, save and validate
-            if run.is_due or stopping:
+            if due or stopping:
                 run.seconds = time.perf_counter() - began
                 run.loss, losses = sum(losses) / len(losses), []
                 runs.validate(run, stop, log, final=stopping or run.is_finished)
@@ -140,7 +143,9 @@ def look(recent, stop, world):
     """Return the losses as numbers (means over the processes), and whether one has to stop."""
     # One sum for all of them, because each goes through the network once
     values = torch.stack([*recent, torch.full_like(recent[0], stop.number > 0)])
-    *losses, stopping = sum_over_processes(values, world).tolist()
+    if world > 1:
+        distributed.all_reduce(values)
+    *losses, stopping = values.tolist()
     return [loss / world for loss in losses], stopping > 0
 
 

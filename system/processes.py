@@ -126,8 +126,6 @@ def wait_for_all():
 
 def average_gradients(parameters: list[Tensor], world: int):
     """Replace each gradient by its mean over the processes: the gradient of the whole batch."""
-    if world == 1:
-        return
     # One vector of all gradients in a fixed order. DistributedDataParallel reorders them after its
     # first step; from three processes on, the sums of a resumed run then differ in the last bits
     gradients = [parameter.grad for parameter in parameters]
@@ -144,19 +142,3 @@ def gather(value) -> list:
     values = [None] * distributed.get_world_size(_patient[0])
     distributed.all_gather_object(values, value, group=_patient[0])
     return values
-
-
-def sum_over_processes(values: Tensor, world: int) -> Tensor:
-    """Return the sum of a tensor over the processes, on each of them."""
-    if world > 1:
-        distributed.all_reduce(values)
-    return values
-
-
-def same_everywhere(number: int, world: int) -> bool:
-    """Return whether all processes call this with the same number."""
-    if world == 1:
-        return True
-    numbers = [None] * world
-    distributed.all_gather_object(numbers, number, group=_patient[0])
-    return len(set(numbers)) == 1

@@ -20,7 +20,7 @@ from model import SRCNN
 from system.devices import device_name, quick_bf16
 from system.files import UserError, make_folder, remove_leftovers, save, write_csv
 from system.locks import folder_lock
-from system.processes import same_everywhere
+from system.processes import gather
 from training import recipes
 from training.curve import draw_curve
 from training.interrupts import Interrupted
@@ -176,7 +176,7 @@ def begin(settings, device, rank: int = 0, world: int = 1) -> Run:
     if checkpoint and checkpoint["training"]:
         state = restore(checkpoint["training"], network, optimizer, settings)
         vars(run).update(state, changed=_changes(checkpoint["facts"], settings))
-    if not same_everywhere(run.step, world):
+    if len(set(gather(run.step))) > 1:
         raise UserError(
             f"{run.folder}: the processes do not see the same last.pth; choose a results_dir on a "
             "disk that all of them share"
