@@ -16,16 +16,17 @@ Layouts:
   onnx-image   all of it: from a small N×3×h×w RGB image in [0, 1]
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":  # check the settings before torch is loaded
-    sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
+    sys.path.insert(0, os.path.dirname(__file__))  # `python -P` leaves it out
     from system import startup
 
     settings = startup.settings("convert")
 
 import io
+from pathlib import Path
 
 from checkpoints.layouts import ignored_note
 from checkpoints.loading import load_checkpoint

@@ -13,14 +13,16 @@ every upscale_factor. Valid files are kept: run it again after an interruption,
 or after images have changed. "sample" means photographs of scikit-image.
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":  # check the settings before torch is loaded
-    sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
+    sys.path.insert(0, os.path.dirname(__file__))  # `python -P` leaves it out
     from system import startup
 
     settings = startup.settings("prepare_dataset")
+
+from pathlib import Path
 
 from dataset import crop_grid
 from images.fetching import fetch

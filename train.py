@@ -9,11 +9,11 @@ the loop; training/ has the rest: recipes (start, loss, optimizer, rate),
 batches, run (resume, save, measure), log.
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":  # check the settings before torch is loaded
-    sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
+    sys.path.insert(0, os.path.dirname(__file__))  # `python -P` leaves it out
     from system import startup
 
     settings = startup.settings("train")

@@ -9,16 +9,17 @@ The colour profile, the EXIF data and the resolution are kept. In Python use
 inference.upscale.
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":  # check the settings before torch is loaded
-    sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
+    sys.path.insert(0, os.path.dirname(__file__))  # `python -P` leaves it out
     from system import startup
 
     settings = startup.settings("upscale")
 
 import signal
+from pathlib import Path
 
 from tqdm import tqdm
 

@@ -7,11 +7,11 @@ python validate.py --model_path results         # all runs of a folder
 torchrun --nproc_per_node=2 validate.py         # images shared by two processes
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":  # check the settings before torch is loaded
-    sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
+    sys.path.insert(0, os.path.dirname(__file__))  # `python -P` leaves it out
     from system import startup
 
     settings = startup.settings("validate")
@@ -19,6 +19,7 @@ if __name__ == "__main__":  # check the settings before torch is loaded
 import functools
 import itertools
 import time
+from pathlib import Path
 
 from checkpoints.layouts import ignored_note
 from checkpoints.lookup import find_weights, several_weights

@@ -3,20 +3,16 @@
 --help and mistakes in the settings are thus answered at once, instead of after some seconds.
 """
 
-import contextlib
 import os
-import runpy
 import signal
 import sys
 import time
 import warnings
-from pathlib import Path
 
-from system.files import Note, UserError, printable
-from system.settings import Settings, load
+# Functions import the other modules: meanwhile Ctrl-C is handled already
 
 
-def settings(script: str) -> Settings:
+def settings(script: str):
     """Return a script's settings from config.py and the command line.
 
     Call it before torch is imported. Until `run` Ctrl-C ends the process at once. Mistakes in the
@@ -25,6 +21,9 @@ def settings(script: str) -> Settings:
     # If a shell starts a script in the background, Ctrl-C is ignored, and stays so
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_at_once)
+    from system.files import UserError
+    from system.settings import load
+
     open_streams()
     show_notes_as_lines()
     limit_spinning()
@@ -42,9 +41,10 @@ def settings(script: str) -> Settings:
 def end_at_once(number, frame):
     """Handle Ctrl-C while nothing needs to be cleaned up."""
     # No exception: torch's import, or a destructor, could swallow it
-    with contextlib.suppress(OSError):
+    try:
         os.write(2, b"interrupted\n")
-    os._exit(130)
+    finally:
+        os._exit(130)
 
 
 def open_streams():
@@ -63,12 +63,16 @@ def open_streams():
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
         elif hasattr(stream, "reconfigure"):
             # After the errors it sets the position, which a terminal does not have
-            with contextlib.suppress(OSError):
+            try:
                 stream.reconfigure(errors="backslashreplace")
+            except OSError:
+                pass
 
 
 def show_notes_as_lines():
     """Print a Note as one line, without the line of code that warned."""
+    from system.files import Note, printable
+
     usual = warnings.formatwarning
 
     def formatted(message, category, filename, lineno, line=None):
@@ -93,7 +97,7 @@ def limit_spinning():
             os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
-def run(main, settings: Settings, handles_ctrl_c: bool = False):
+def run(main, settings, handles_ctrl_c: bool = False):
     """Call ``main(settings)``.
 
     UserError and OSError end the process with one line and status 1, Ctrl-C with status 130. Any
@@ -102,6 +106,8 @@ def run(main, settings: Settings, handles_ctrl_c: bool = False):
     Args:
         handles_ctrl_c: main sets a handler of its own. Until then Ctrl-C ends the process at once.
     """
+    from system.files import UserError
+
     try:
         if not handles_ctrl_c and signal.getsignal(signal.SIGINT) is end_at_once:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -124,11 +130,15 @@ def fail(message: str):
     if os.environ.get("RANK", "0") != "0":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(10)
+    from system.files import printable
+
     sys.exit(f"error: {printable(message, limit=None)}")
 
 
 def run_mode():
     """Run train.py or validate.py, as the setting `mode` says, with this command line."""
+    import runpy
+
     name = {"train": "train.py", "valid": "validate.py"}[settings("config").mode]
-    sys.argv[0] = str(Path(__file__).parents[1] / name)
+    sys.argv[0] = os.path.join(os.path.dirname(os.path.dirname(__file__)), name)
     runpy.run_path(sys.argv[0], run_name="__main__")
