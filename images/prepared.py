@@ -293,75 +293,79 @@ def prepare(
     written, so that the set stays unprepared until they are replaced or removed.
     """
     complaints: dict[Path, str] = {}
+    groups = in_shards(files, channels, complaints)
+    todo = {folder / f"{i:05d}-of-{len(groups):05d}.pth": g for i, g in enumerate(groups)}
     with ThreadPoolExecutor(WORKERS) as pool:
-        # Before the images are read, because a file may change afterwards
-        records = _records(files, pool, complaints, folder.name)
-        groups = in_shards(files, channels, complaints)
-        todo = {folder / f"{i:05d}-of-{len(groups):05d}.pth": g for i, g in enumerate(groups)}
         for path in folder.glob("*.pth*"):  # temporary files of a killed run as well
-            if path in todo and _is_kept(path, [records.get(f) for f in todo[path]], origin):
+            if path in todo and _is_kept(path, todo[path], origin, pool):
                 del todo[path]
             else:
                 path.unlink()
         total = sum(map(len, todo.values()))
         with tqdm(total=total, unit="image", desc=printable(folder.name), disable=not todo) as bar:
             for path, group in todo.items():
-
-                def read(paths):
-                    if any(file in complaints for file in paths):
-                        return None
-                    return _tensors(paths, channels, complaints)
-
                 # map gives the images in the order of the files
                 images = []
-                for image in pool.map(read, group):
+                for image in pool.map(lambda paths: _read(paths, channels, complaints), group):
                     images.append(image)
                     bar.update()
                 if None in images:
                     continue
+                records, tensors = zip(*images)
                 content = {
                     "origin": origin,
-                    "sources": [records[paths] for paths in group],
+                    "sources": list(records),
                     "names": [paths[0].stem for paths in group],
-                    "images": [image[0] for image in images],
+                    "images": [image[0] for image in tensors],
                 }
                 if len(group[0]) > 1:
-                    content["small"] = [image[1] for image in images]
+                    content["small"] = [image[1] for image in tensors]
                 save(content, path)
     return list(complaints.values())
 
 
-def _records(files, pool, complaints: dict, title: str) -> dict:
-    """Return {files of an image: [name, bytes, mtime, ctime, SHA-256] of each of them}."""
-
-    def record(paths):
-        try:
-            return [[*_stat(path), _digest(path)] for path in paths]
-        except OSError as error:
-            complaints[paths[0]] = " ".join(str(error).split())
-
-    # The bar shows where this takes longer than two seconds
-    bar = tqdm(files, f"{title}: checking", unit="image", delay=2, leave=False)
-    jobs = [(paths, pool.submit(record, paths)) for paths in files]
-    return {paths: job.result() for (paths, job), _ in zip(jobs, bar) if job.result()}
-
-
-def _is_kept(path: Path, records: list, origin: list[str]) -> bool:
+def _is_kept(path: Path, group: list[tuple[Path, ...]], origin: list[str], pool) -> bool:
     """Return whether a shard is of these files; record their new times or place if they moved."""
     try:
         # mmap: the list is read, the pixels stay on disk
-        shard = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        contents = [[(r[0], r[1], r[4]) for r in image] for image in shard["sources"]]
-        if contents != [[(r[0], r[1], r[4]) for r in image] for image in records]:
+        sources = _load_shard(path, mmap=True)["sources"]
+        if [[r[:2] for r in image] for image in sources] != [
+            [_stat(file)[:2] for file in files] for files in group
+        ]:
             return False
-        if shard["sources"] != records or shard["origin"] != origin:
-            shard = torch.load(path, map_location="cpu", weights_only=True)
+        # By content: files of other images may have the same names, sizes and times
+        records = list(pool.map(lambda files: [_record(file) for file in files], group))
+        if [[r[4] for r in image] for image in sources] != [
+            [r[4] for r in image] for image in records
+        ]:
+            return False
+        shard = _load_shard(path, mmap=True)
+        if sources != records or shard["origin"] != origin:
+            shard = _load_shard(path, mmap=False)
             save({**shard, "sources": records, "origin": origin}, path)
         return True
-    except OSError:
-        raise
-    except Exception:  # torch raises any kind for a damaged file
+    # Damaged, of an older version, or an image that cannot be read: that is reported later
+    except (UserError, OSError, KeyError, TypeError, IndexError):
         return False
+
+
+def _record(path: Path) -> list:
+    return [*_stat(path), _digest(path)]
+
+
+def _read(paths, channels: int, complaints: dict):
+    """Return (records, tensors) of an image or of a pair; None, with a complaint, if it is
+    unusable."""
+    if any(path in complaints for path in paths):
+        return None
+    try:
+        # Before the image is read, because a file may change afterwards
+        records = [_record(path) for path in paths]
+        if len(paths) == 1:
+            return records, [training_image(paths[0], channels)]
+        return records, [in_channels(image, channels) for image in read_pair(*paths)]
+    except (UserError, OSError) as error:
+        complaints[paths[0]] = " ".join(str(error).split())
 
 
 def in_shards(files, channels: int, complaints: dict) -> list[list[tuple[Path, ...]]]:
@@ -370,7 +374,7 @@ def in_shards(files, channels: int, complaints: dict) -> list[list[tuple[Path, .
     for paths in files:
         # From the file's header: nothing is decoded here
         try:
-            size = 0 if paths[0] in complaints else math.prod(image_size(paths[0])) * channels
+            size = math.prod(image_size(paths[0])) * channels
         except (UserError, OSError) as error:
             complaints[paths[0]], size = " ".join(str(error).split()), 0
         if size > room or not groups:
@@ -379,13 +383,3 @@ def in_shards(files, channels: int, complaints: dict) -> list[list[tuple[Path, .
         groups[-1].append(paths)
         room -= size
     return groups
-
-
-def _tensors(paths, channels: int, complaints: dict):
-    """Return the tensors of an image, or of a pair; None, with a complaint, if it is unusable."""
-    try:
-        if len(paths) == 1:
-            return [training_image(paths[0], channels)]
-        return [in_channels(image, channels) for image in read_pair(*paths)]
-    except (UserError, OSError) as error:
-        complaints[paths[0]] = " ".join(str(error).split())
