@@ -209,7 +209,9 @@ def check(name: str, kind: Kind, value, place: str = ""):
     elif kind.item in (int, float) and any(item < AT_LEAST.get(name, -math.inf) for item in items):
         complaint = f"must be at least {AT_LEAST[name]}"
     elif name == "kernel_sizes" and (len(value) < 2 or any(size % 2 == 0 for size in value)):
-        complaint = "give two or more odd sizes, for example 9 1 5"
+        # 955 probably means 9-5-5
+        digits = str(value[0]) if len(value) == 1 and value[0] > 9 else "915"
+        complaint = f"give two or more odd sizes, for example {' '.join(digits)}"
     elif name == "shrink" and not all(0 < factor < 1 for factor in value):
         complaint = "factors between 0 and 1"
     elif name == "outsize" and not re.fullmatch(r"([1-9]\d*x[1-9]\d*)?", value):
