@@ -42,6 +42,8 @@ NETWORKS = {
         random_network(4, (9, 5, 5), "torch", channels=3, padding_mode="zeros"),
         4,
     ),
+    "Y x3, deeper": (random_network(3, (5, 1, 3, 3)), 3),
+    "Y x2, two layers": (random_network(2, (5, 3)), 2),
     "any scale": (random_network(0), 3),
     "bicubic x2": ("bicubic", 2),
     "bicubic x3": ("bicubic", 3),
