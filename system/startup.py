@@ -127,7 +127,8 @@ def fail(message: str):
     """End the process with one line and status 1."""
     # Most errors occur on every process. Process 0 reports them; the others wait here until
     # torchrun ends them by SIGTERM, which train.py's own handler would only note
-    if os.environ.get("RANK", "0") != "0":
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    if several and os.environ.get("RANK", "0") != "0":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(10)
     from system.files import printable

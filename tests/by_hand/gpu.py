@@ -291,7 +291,7 @@ def upscaled(device):
 
 # -------------------------------------------------------------------------------------- processes
 def processes(report, device):
-    report.row("a group of one process, and a step of DDP in it", lambda: one_process(device))
+    report.row("a group of one process, and gradients averaged in it", lambda: one_process(device))
     count = max(2, getattr(torch, device.type).device_count() if device.type != "cpu" else 2)
     report.row(f"{count} processes", lambda: several(device, count))
 

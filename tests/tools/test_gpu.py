@@ -98,7 +98,7 @@ def test_a_row_that_fails_leaves_nothing_behind(monkeypatch, capsys):
         return {}, []
 
     monkeypatch.setattr(gpu, "run_training", fail)
-    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", None)
+    monkeypatch.setattr(gpu.groups, "average_gradients", None)
     report = gpu.Report()
     report.row("resumed", lambda: gpu.resumed(torch.device("cpu"), []))
     report.row("one process", lambda: gpu.one_process(torch.device("cpu")))
