@@ -1,11 +1,11 @@
-"""Work larger than memory should hold: makes many 2K images, prepares them (interrupted twice), and trains from them on
-one process and on two, reporting times and the peak memory of every process.
+"""Work with more images than fit into memory: make many 2K images, prepare them (with two interruptions), and train on
+one process and on two. Print times and the peak memory of every process.
 
     python tests/by_hand/large.py                                   # 1,000 images of 2040×1356: 6 GB of disk, half an hour
     python tests/by_hand/large.py --images 100 --steps 20 --folder /big/disk
 
-Memory is Linux's proportional set size: "own" is what the process has for itself, "with files" counts also its part of
-the mapped files, which the kernel takes back when it needs room.
+Memory is Linux's proportional set size. "own" is the process's private memory. "with files" adds its share of the mapped
+files, which the kernel frees when necessary.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def main():
 
 
 def make_images(folder, count: int, height: int, width: int):
-    """JPEG files of gradients under noise, all different."""
+    """Make JPEG files of gradients with noise, all different."""
     import numpy as np
 
     from images import writing
@@ -104,14 +104,14 @@ def make_images(folder, count: int, height: int, width: int):
 
 
 def size(folder) -> int:
-    """MB of the files in a folder."""
+    """Return the size of a folder's files in MB."""
     return sum(path.stat().st_size for path in Path(folder).iterdir()) // 10**6
 
 
 def watch(command, enough=lambda: False, number=None):
-    """Run a command, with its progress shown; send it a signal when there is enough.
+    """Run a command and show its progress; send it a signal as soon as ``enough()`` is true.
 
-    Returns what `report` prints: command, seconds, CPU seconds, exit status, and {process: (name, own, with files)}.
+    Returns the arguments of `report`: command, seconds, CPU seconds, exit status, and {process: (name, own, with files)}.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     started, used = time.monotonic(), sum(os.times()[2:4])
@@ -142,7 +142,7 @@ def report(result):
 
 
 def raise_peaks(peaks: dict, pid: int):
-    """Note the memory, in MiB, of a process and those it started."""
+    """Update the peak memory, in MiB, of a process and its children."""
     try:
         fields = dict(
             line.split()[:2]

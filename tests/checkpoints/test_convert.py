@@ -199,7 +199,7 @@ def test_our_matlab_file_is_as_scipy_reads_and_writes_it(tmp_path):
     assert found["padding_mode"] == ["zeros"] and found["upscale_factor"] == 3
 
 
-def test_what_was_ignored_is_said(tmp_path, capsys):
+def test_what_was_ignored_is_reported(tmp_path, capsys):
     (tmp_path / "run.ckpt").write_bytes(layouts.lightning(Y955))
     settings = ["--model_path", str(tmp_path / "run.ckpt"), "--output", str(tmp_path / "new.pth")]
     convert.main(load("convert", settings))
@@ -218,7 +218,7 @@ def test_what_was_ignored_is_said(tmp_path, capsys):
     assert note in capsys.readouterr().out.splitlines()
 
 
-def test_interpolation_by_hand(tmp_path):
+def test_interpolation_of_the_user(tmp_path):
     """MMagic's bare 9-5-5, which nothing in the file tells from yjn870's."""
     path = converted(tmp_path, layouts.yjn870(RGB955), "--interpolation", "torch")
     assert SRCNN.from_pretrained(path).interpolation == "torch"
@@ -296,7 +296,7 @@ def test_as_a_command(run_script, tmp_path):
     assert "text.pth: neither a PyTorch" in error_line(done) and not (tmp_path / "new.pth").exists()
 
 
-def test_replaces_only_when_told(tmp_path):
+def test_replaces_only_with_overwrite(tmp_path):
     target = converted(tmp_path, layouts.ours(Y915))
     with pytest.raises(ValueError, match="target: exists; give another output, or --overwrite"):
         converted(tmp_path, layouts.ours(Y955))

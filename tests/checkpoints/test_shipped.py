@@ -61,11 +61,11 @@ def test_readme_has_its_figures(shared, network):
 def test_carries_what_made_it(network):
     path = ROOT / "assets" / "weights" / f"srcnn_{named(network)}.pth"
     content = torch.load(path, weights_only=True)
-    facts = content["facts"]
+    metadata = content["facts"]
     assert (
-        facts["train_set"] == "T91"
-        and facts["psnr_holdout"] > 25
-        and facts["settings"]["select_by"] == "holdout"
+        metadata["train_set"] == "T91"
+        and metadata["psnr_holdout"] > 25
+        and metadata["settings"]["select_by"] == "holdout"
     )
     assert content["upscale_factor"] == network[1] and "training" not in content
     assert path.stat().st_size < 300_000

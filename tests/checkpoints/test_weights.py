@@ -1,5 +1,5 @@
-"""Everybody's weights: each kind of file loads and computes what its own code would; everything else is refused with
-one line, and nothing in it runs."""
+"""Weights of all projects: each kind of file loads and computes the same as its own code. Other files are refused in one
+line, and nothing in them runs."""
 
 import array
 import collections
@@ -47,14 +47,14 @@ NARROW = random_layers((5, 3, 3), widths=(7, 6))
 
 
 def write(tmp_path, data, name="file"):
-    """A file whose name says nothing of its kind."""
+    """Write a file whose name does not reveal its kind."""
     path = tmp_path / name
     path.write_bytes(data if isinstance(data, bytes) else torch_bytes(data))
     return path
 
 
 def refused(path, *words, error=ValueError):
-    """The one line with which a file is refused; it names the file and holds the words."""
+    """Return the one line that refuses a file; it names the file and contains the words."""
     with pytest.raises(error) as caught:
         SRCNN.from_pretrained(path)
     line = str(caught.value)
@@ -239,7 +239,7 @@ def test_saved_on_a_gpu(legacy, tmp_path):
     )
 
 
-def test_what_the_file_says_comes_back(tmp_path):
+def test_metadata_comes_back(tmp_path):
     training = {"step": 5, "optimizer": {"state": {}}}
     found = load_checkpoint(write(tmp_path, layouts.ours(Y935, training=training)))
     assert (
@@ -430,7 +430,7 @@ class Runs:
 
 
 def zip_with(pickled: bytes) -> bytes:
-    """torch.save's archive around a pickle of one's own."""
+    """Return torch.save's archive with another pickle in it."""
     with zipfile.ZipFile(io.BytesIO(torch_bytes({"a": torch.zeros(2)}))) as archive:
         return zipped(
             {
@@ -487,7 +487,7 @@ def test_objects_of_the_makers_classes_are_ignored(tmp_path):
 
 
 @pytest.mark.parametrize("around", [torch_bytes, lambda c: torch_bytes(c, legacy=True)])
-def test_code_beside_weights_does_not_run(around, tmp_path):
+def test_code_next_to_weights_does_not_run(around, tmp_path):
     """The weights are read all the same, and what was not run is named."""
     calls = {
         "system": Runs(os.system, f"touch {tmp_path}/ran"),
@@ -539,11 +539,11 @@ SAVED = {
 @pytest.mark.parametrize("kind", SAVED)
 def test_checkpoints_as_training_leaves_them(kind, legacy, protocol, tmp_path):
     """Objects of packages that need not be installed, numpy's numbers, paths, dates, functions."""
-    make, layers, interpolation, ignored, facts = SAVED[kind]
+    make, layers, interpolation, ignored, metadata = SAVED[kind]
     path = write(tmp_path, make(layers, legacy, protocol))
     found = load_checkpoint(path)
     assert set(ignored) <= set(found["ignored"]), found["ignored"]
-    assert found["facts"] == facts and found["interpolation"] == interpolation
+    assert found["facts"] == metadata and found["interpolation"] == interpolation
     x = torch.rand(1, layers[0][0].shape[1], 21, 26)
     computed = SRCNN.from_pretrained(path)(x)
     torch.testing.assert_close(computed, convolve(layers, x, "zeros"), atol=1e-5, rtol=0)
@@ -621,8 +621,8 @@ def test_a_state_dict_of_ours_says_what_it_is_for(legacy, tmp_path):
     ):
         path = write(tmp_path, torch_bytes(content, legacy))
         found = load_checkpoint(path)
-        said = [found[name] for name in ("padding_mode", "interpolation", "upscale_factor")]
-        assert said == ["replicate", "torch", 4] and found["layout"] == "srcnn-pytorch"
+        stated = [found[name] for name in ("padding_mode", "interpolation", "upscale_factor")]
+        assert stated == ["replicate", "torch", 4] and found["layout"] == "srcnn-pytorch"
         # torch itself takes it as before
         content = torch.load(path, weights_only=True)
         if content.keys() == network.state_dict().keys():
@@ -641,7 +641,7 @@ def test_our_network_as_torchscript_says_what_it_is_for(tmp_path):
     assert all(torch.equal(found["state_dict"][n], t) for n, t in network.state_dict().items())
 
 
-def test_torchscript_without_parameters_is_told(tmp_path):
+def test_torchscript_without_parameters_is_named(tmp_path):
     refused(
         write(tmp_path, layouts.torchscript(Y915, "freeze")),
         "TorchScript archive without parameters of its own (a frozen one?)",
@@ -680,17 +680,17 @@ def test_more_keys_for_a_state_dict(key, tmp_path):
     assert load_checkpoint(write(tmp_path, content))["facts"] == {"epoch": 3}
 
 
-def test_settings_beside_the_weights_themselves(tmp_path):
+def test_settings_next_to_the_weights_themselves(tmp_path):
     """A flat dict: weights, what they are for, and what the loop counted."""
-    said = {"padding_mode": "replicate", "interpolation": "torch", "upscale_factor": 4}
-    content = {**state_dict(RGB955, PLAIN), **said, "epoch": 3, "note": "of May", "list": [1]}
+    stated = {"padding_mode": "replicate", "interpolation": "torch", "upscale_factor": 4}
+    content = {**state_dict(RGB955, PLAIN), **stated, "epoch": 3, "note": "of May", "list": [1]}
     found = load_checkpoint(write(tmp_path, content))
-    assert {key: found[key] for key in said} == said
+    assert {key: found[key] for key in stated} == stated
     assert found["facts"] == {"epoch": 3} and found["layout"] == "yjn870"
     refused(write(tmp_path, {**content, "padding_mode": "mirror"}), "padding_mode is mirror")
 
 
-def test_interpolation_by_hand(tmp_path):
+def test_interpolation_of_the_user(tmp_path):
     """For MMagic's bare network that is not the 9-1-5 it offers, which nothing gives away."""
     path = write(tmp_path, state_dict(RGB955, PLAIN))
     assert load_checkpoint(path)["interpolation"] == "matlab"
@@ -848,13 +848,13 @@ def op(*parts):
 
 
 def many_equal_hashes(n):
-    """A dict whose integer keys all hash to 0."""
+    """Return a dict whose integer keys all hash to 0."""
     keys = ((k * (2**61 - 1)).to_bytes(12, "little") for k in range(1, n))
     return b"}(" + b"".join(b"\x8a\x0c" + key + b"N" for key in keys) + b"u"
 
 
 def wide_tensor(n):
-    """A tensor of n numbers that are all the same one."""
+    """Return a tensor of n numbers that share one place in memory."""
     storage = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0kX\3\0\0\0cpuK\1tQ"
     size = b"\x8a\x08" + struct.pack("<q", n) + b"\x85"
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0" + size + b"K\0\x85tR"

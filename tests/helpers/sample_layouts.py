@@ -1,6 +1,5 @@
-"""Checkpoint files of every kind that checkpoints/layouts.py reads, with weights known to the test, and what
-such a network computes: written here operation by operation after the code that each kind comes
-from, with nothing of the project's."""
+"""Make checkpoint files of every kind that checkpoints/ reads, with known weights, and compute their
+networks: operation by operation after the code of each project, without code of this one."""
 
 import argparse
 import contextlib
@@ -21,12 +20,12 @@ from torch.nn import functional as F
 
 OURS = ("features.0", "map.0", "reconstruction")
 PLAIN = ("conv1", "conv2", "conv3")
-# What a network is beside its weights, by the names of its attributes
+# Attributes of a network besides its weights
 MEANT = "kernel_sizes", "channels", "widths", "padding_mode", "upscale_factor", "interpolation"
 
 
 def random_layers(kernel_sizes=(9, 5, 5), channels=1, widths=(64, 32), seed=0):
-    """[(weight, bias)] of three layers, float32, large enough that a wrong border or order shows."""
+    """Return [(weight, bias)] of three layers, float32, so large that a wrong border or order shows."""
     generator = torch.Generator().manual_seed(seed)
     n = (channels, *widths, channels)
     return [
@@ -39,7 +38,7 @@ def random_layers(kernel_sizes=(9, 5, 5), channels=1, widths=(64, 32), seed=0):
 
 
 def convolve(layers, x, padding):
-    """The network in plain operations; padding "zeros", "replicate" or "valid"."""
+    """Compute the network in plain operations; padding "zeros", "replicate" or "valid"."""
     for i, (weight, bias) in enumerate(layers):
         p = weight.shape[-1] // 2
         if padding == "replicate":
@@ -58,7 +57,7 @@ def state_dict(layers, names=OURS, prefix=""):
 
 
 def arrays(layers, names=PLAIN) -> dict:
-    """The same as numpy arrays."""
+    """Return a state dict of numpy arrays."""
     return {name: tensor.numpy() for name, tensor in state_dict(layers, names).items()}
 
 
@@ -114,7 +113,7 @@ def torch_bytes(content, legacy=False, protocol=2) -> bytes:
 # ---------------------------------------------------------------- checkpoints as training leaves them
 @contextlib.contextmanager
 def foreign(*names):
-    """Classes of packages that are not installed, which exist only while a file is written."""
+    """Provide classes of packages that are not installed, while a file is written."""
     added, classes = set(), []
     for name in names:
         module, kind = name.rsplit(".", 1)
@@ -134,7 +133,7 @@ def foreign(*names):
 
 
 def mmengine_runner(layers, legacy=False, protocol=2) -> bytes:
-    """What MMEngine's Runner saves of MMagic's SRCNN: with every logged value of the run."""
+    """Return MMEngine's Runner checkpoint of MMagic's SRCNN, with every logged value of the run."""
     with foreign("mmengine.logging.history_buffer.HistoryBuffer") as (buffer_class,):
         scalars = {}
         for name in ("train/loss", "train/lr", "train/time"):
@@ -165,7 +164,7 @@ def mmengine_runner(layers, legacy=False, protocol=2) -> bytes:
 
 
 def lightning(layers, legacy=False, protocol=2) -> bytes:
-    """What Lightning's Trainer saves of a module that keeps the network as self.net."""
+    """Return Lightning's checkpoint of a module with the network as self.net."""
     names = (
         "lightning.fabric.utilities.data.AttributeDict",
         "lightning.pytorch.callbacks.ModelCheckpoint",
@@ -190,7 +189,7 @@ def lightning(layers, legacy=False, protocol=2) -> bytes:
 
 
 def own_loop(layers, legacy=False, protocol=2) -> bytes:
-    """What many loops save: their arguments, and numbers as numpy has them."""
+    """Return the checkpoint of a typical training loop: its arguments, and numbers of numpy."""
     arguments = argparse.Namespace(
         data=pathlib.PurePosixPath("/data/T91"),
         device=torch.device("cpu"),
@@ -214,7 +213,7 @@ def own_loop(layers, legacy=False, protocol=2) -> bytes:
 
 
 def torchscript(layers, how="script") -> bytes:
-    """yjn870's network as torch.jit.save writes it: how is "script", "trace" or "freeze"."""
+    """Return yjn870's network by torch.jit.save; how: "script", "trace" or "freeze"."""
     network, file = Plain.of(layers), io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch discourages it, which does not make files go away
@@ -228,7 +227,7 @@ def torchscript(layers, how="script") -> bytes:
 
 
 def whole(layers, legacy=False, protocol=2) -> bytes:
-    """yjn870's network itself, in a dict, as torch.save keeps it."""
+    """Return yjn870's network itself, in a dict, by torch.save."""
     content = {"epoch": 3, "model": nn.DataParallel(Plain.of(layers)), "criterion": nn.MSELoss()}
     return torch_bytes(content, legacy, protocol)
 
@@ -248,7 +247,7 @@ class Original(nn.Module):
 
     @classmethod
     def of(cls, layers):
-        """Made for these layers, and with them as weights."""
+        """Make the network for these layers, with them as weights."""
         kernel_sizes = [weight.shape[-1] for weight, _ in layers]
         widths = [weight.shape[0] for weight, _ in layers[:2]]
         network = cls(kernel_sizes, layers[0][0].shape[1], widths).eval()
@@ -269,7 +268,7 @@ class Lornatang(Original):
         return self.reconstruction(self.map(self.features(x)))
 
     def optimizer(self):
-        """As in its train.py, with the rates of its config.py."""
+        """Return the optimizer of its train.py, with the rates of its config.py."""
         groups = [
             {"params": self.features.parameters()},
             {"params": self.map.parameters()},
@@ -278,7 +277,7 @@ class Lornatang(Original):
         return torch.optim.SGD(groups, lr=1e-4, momentum=0.9, weight_decay=1e-4, nesterov=False)
 
     def resume(self, path, optimizer):
-        """As its train.py goes on with a checkpoint; returns the epoch and the best figures."""
+        """Resume as its train.py does; return the epoch and the best figures."""
         checkpoint = torch.load(path, map_location=lambda storage, location: storage)
         mine = self.state_dict()
         mine.update({k: v for k, v in checkpoint["state_dict"].items() if k in mine})
@@ -297,7 +296,7 @@ class Plain(Original):
         return self.conv3(self.relu(self.conv2(self.relu(self.conv1(x)))))
 
     def load(self, path):
-        """As its test.py does: a KeyError for an entry that is no weight."""
+        """Load as its test.py does: a KeyError for an entry that is no weight."""
         mine = self.state_dict()
         for name, value in torch.load(path, map_location=lambda storage, location: storage).items():
             mine[name].copy_(value)
@@ -317,7 +316,7 @@ class MMagic(nn.Module):
         return self.generator(self.upsampler(x))
 
     def load(self, path):
-        """As MMEngine's load_checkpoint does, but strict: which keys must be there, what is cut."""
+        """Load as MMEngine's load_checkpoint does, but strictly."""
         content = torch.load(path, map_location="cpu", weights_only=False)
         weights = content["state_dict"] if "state_dict" in content else content
         weights = {name.removeprefix("module."): value for name, value in weights.items()}
@@ -325,7 +324,7 @@ class MMagic(nn.Module):
 
 
 def authors_matlab(path, y):
-    """The authors' SRCNN.m, line by line: y is H×W, and reshape counts columns first."""
+    """Run the authors' SRCNN.m, line by line: y is H×W, and reshape counts columns first."""
     from scipy.io import loadmat
     from scipy.ndimage import correlate
 
@@ -355,7 +354,7 @@ def authors_matlab(path, y):
 
 # ---------------------------------------------------------------------------------- MATLAB files
 def authors_arrays(layers) -> dict:
-    """The arrays as MATLAB would hold them: element by element after ../shared/README.md."""
+    """Return the arrays as in MATLAB, element by element after ../shared/README.md."""
     arrays = {}
     for i, (weight, bias) in enumerate(layers, 1):
         weight = weight.double().numpy()
@@ -372,7 +371,7 @@ def authors_arrays(layers) -> dict:
 
 
 def mat_bytes(arrays: dict, compress=True) -> bytes:
-    """A MATLAB 5 file with those arrays, as scipy writes it."""
+    """Return a MATLAB 5 file with those arrays, written by scipy."""
     from scipy.io import savemat
 
     file = io.BytesIO()
@@ -385,7 +384,7 @@ def mat_element(kind: int, body: bytes) -> bytes:
 
 
 def mat_bomb(name: bytes, size: int) -> bytes:
-    """A small MATLAB file whose array unpacks to ``size`` zero bytes."""
+    """Return a small MATLAB file whose array unpacks to ``size`` zero bytes."""
     packer = zlib.compressobj(1)
     head = mat_element(6, bytes((6, 0, 0, 0, 0, 0, 0, 0))) + mat_element(
         5, struct.pack("<2i", size // 8, 1)
