@@ -630,9 +630,23 @@ def test_a_state_dict_of_ours_says_what_it_is_for(legacy, tmp_path):
 
 
 def test_our_network_as_torchscript_says_what_it_is_for(tmp_path):
-    """If it was scripted, which keeps the attributes; a traced one keeps weights alone."""
-    network = SRCNN((9, 1, 5), widths=(8, 4))
-    network.upscale_factor = 4
+    """If it was scripted, which keeps the attributes; a traced one keeps weights alone.
+
+    As earlier versions of the network could be: its attributes and layers, with a plain forward.
+    """
+
+    class Earlier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Sequential(nn.Conv2d(1, 8, 9), nn.ReLU())
+            self.map = nn.Sequential(nn.Conv2d(8, 4, 1), nn.ReLU())
+            self.reconstruction = nn.Conv2d(4, 1, 5)
+            self.upscale_factor, self.padding_mode, self.interpolation = 4, "replicate", "matlab"
+
+        def forward(self, x):
+            return self.reconstruction(self.map(self.features(x)))
+
+    network = Earlier()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.script(network).save(tmp_path / "scripted")
