@@ -82,23 +82,27 @@ def _fill(colours: np.ndarray, visible: np.ndarray):
     """
     # A frame of one hidden pixel, so that every pixel has eight neighbours
     height, width = visible.shape
-    framed = np.pad(colours, ((1, 1), (1, 1), (0, 0)))
-    known = np.pad(visible, 1)
+    framed, known = np.pad(colours, ((1, 1), (1, 1), (0, 0))), np.pad(visible, 1)
+    free = np.pad(~visible, 1)
+    around = np.array([dy * (width + 2) + dx for dy, dx in NEIGHBOURS])
+    near = known[:, :-2] | known[:, 1:-1] | known[:, 2:]
+    near = np.pad(near[:-2] | near[1:-1] | near[2:], 1) & free
+    # Pixels by their position in one long row
+    places, colours_at = np.flatnonzero(near), framed.reshape(-1, colours.shape[2])
+    known_at, free_at = known.ravel(), free.ravel()
     for _ in range(REACH):
-        near = known[:, :-2] | known[:, 1:-1] | known[:, 2:]
-        near = (near[:-2] | near[1:-1] | near[2:]) & ~known[1:-1, 1:-1]
-        y, x = near.nonzero()
-        if len(y) == 0:
+        if len(places) == 0:
             break
         # Each hidden pixel at the border takes the mean of its known neighbours
-        total = np.zeros((len(y), colours.shape[2]), np.float32)
-        count = np.zeros((len(y), 1), np.float32)
-        for dy, dx in NEIGHBOURS:
-            there = known[y + 1 + dy, x + 1 + dx][:, None]
-            total += np.where(there, framed[y + 1 + dy, x + 1 + dx], 0)
-            count += there
-        framed[y + 1, x + 1] = total / count
-        known[y + 1, x + 1] = True
+        total, count = np.zeros((len(places), colours.shape[2]), np.float32), 0
+        for step in around:
+            there = known_at[places + step][:, None]
+            total += np.where(there, colours_at[places + step], 0)
+            count = count + there.astype(np.float32)
+        colours_at[places] = total / count
+        known_at[places], free_at[places] = True, False
+        places = (places[:, None] + around).ravel()
+        places = np.unique(places[free_at[places]])
     colours[...], visible[...] = framed[1:-1, 1:-1], known[1:-1, 1:-1]
     if not visible.any():
         colours[...] = 0
