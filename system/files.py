@@ -211,6 +211,13 @@ def save(content, path, durable: bool = False):
     write_file(buffer.getbuffer(), path, durable)
 
 
+def _as_text(value):
+    """Return a cell of a table; spreadsheets would run a text such as "=A1" as a formula."""
+    return (
+        f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
+    )
+
+
 def write_csv(rows, path):
     """Write dicts as the rows of a table, atomically. The columns are all their keys."""
     # dict.fromkeys keeps the order of their first occurrence
@@ -219,5 +226,5 @@ def write_csv(rows, path):
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: _as_text(value) for key, value in row.items()} for row in rows)
     write_file(text.getvalue(), path)

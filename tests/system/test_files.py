@@ -169,3 +169,9 @@ def test_default_widths_are_the_papers(kernel_sizes, widths):
 )
 def test_a_network_is_named_after_its_layers(arguments, name):
     assert network_name(*arguments) == name
+
+
+def test_csv_cells_are_no_formulas(tmp_path):
+    """Issue 21, 31: a text that begins like a formula is marked as text; numbers stay."""
+    files.write_csv([{"name": "=1+1", "gain": -0.5}, {"name": "@a", "gain": 1}], tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_text().split() == ["name,gain", "'=1+1,-0.5", "'@a,1"]
