@@ -142,10 +142,15 @@ def weights_in_folder(folder) -> dict[str, Path]:
         elif path.is_dir():
             found = [path / name for name in ("best.pth", "last.pth") if (path / name).is_file()]
             runs += found[:1]
-    named = [(path.stem, path) for path in own] + [(path.parent.name, path) for path in runs]
-    names = [name for name, _ in named]
-    # a.pth and a.mat keep their endings
-    return {name if names.count(name) == 1 else path.name: path for name, path in sorted(named)}
+    named = [(path.stem, path.name, path) for path in own]
+    named += [(path.parent.name, f"{path.parent.name}_{path.stem}", path) for path in runs]
+    names = [name for name, _, _ in named]
+    # a.pth, a.mat and a run a become a.pth, a.mat and a_best
+    unique = {}
+    for name, longer, path in sorted(named):
+        name = name if names.count(name) == 1 else longer
+        unique[name if name not in unique else str(path)] = path
+    return unique
 
 
 def several_weights(model_path: str):

@@ -39,8 +39,9 @@ def test_a_folder_of_runs_is_as_good_as_a_folder_of_weights(results):
     assert weights_in_folder("results/a") == {
         n: Path(f"results/a/{n}.pth") for n in ("best", "last")
     }
-    (results / "a.pth").write_bytes(b"")
-    assert set(weights_in_folder(results)) == {"a.pth", "best.pth", "b", "begun"}
+    for name in ("a.pth", "b.pth"):
+        (results / name).write_bytes(b"")
+    assert set(weights_in_folder(results)) == {"a.pth", "a_best", "b.pth", "b_best", "begun"}
 
 
 def test_files_that_cannot_be_weights_are_not_listed(tmp_path):
