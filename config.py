@@ -58,6 +58,7 @@ suffix: str = ""  # upscale: ending of the output's name; empty: _x3 for upscale
 recursive: bool = False  # upscale: also images in subfolders, with the same subfolders
 compare: bool = False  # upscale: also write bicubic and SRCNN side by side
 part: str = ""  # upscale: only this share of the images: "3/8" is the third of eight
+crf: int = 16  # upscale: compression of films, from 0 (none) to 51 (most)
 overwrite: bool = False  # train, upscale, convert: replace existing files
 layout: str = "ours"  # convert: ours, safetensors, lornatang, plain, mmagic, authors, onnx[-image]
 # fmt: on

@@ -27,6 +27,7 @@ from images.finding import Finder
 from inference.collection import Options, Summary, enlarge_files
 from inference.networks import networks_for
 from inference.outputs import Outputs, size_label
+from inference.video import SUFFIXES
 from system.devices import GPUS, own_gpu, pick_device
 from system.files import make_folder, printable, write_csv
 from system.processes import gather, launched, processes
@@ -60,8 +61,9 @@ def enlarge(settings, outputs: Outputs, share, device, rank: int = 0) -> bool:
         outsize=settings.outsize,
         self_ensemble=settings.self_ensemble,
         overwrite=settings.overwrite,
+        crf=settings.crf,
     )
-    searched = settings.inputs, settings.recursive, outputs.folder, outputs.ending
+    searched = settings.inputs, settings.recursive, outputs.folder, outputs.ending, SUFFIXES
     outputs.check_single(Finder(*searched))
     if outputs.folder:
         make_folder(outputs.folder.parent if outputs.is_file else outputs.folder)

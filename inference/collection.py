@@ -22,6 +22,7 @@ from images.finding import Image
 from imgproc import resize_to
 from inference.enlarge import STRIP_PIXELS, enlarged_size, fitting_factor, upscale
 from inference.networks import Networks, describe_steps
+from inference.video import enlarge_film, is_film
 from system.files import UserError, find_leftovers, printable, remove_unused
 from system.memory import free_memory
 from system.threads import worker_pool
@@ -49,6 +50,12 @@ class Options:
     outsize: str = ""
     self_ensemble: bool = False
     overwrite: bool = False
+    crf: int = 16
+
+    @property
+    def batch(self) -> int:
+        """Frames of a film that are enlarged at a time."""
+        return torch.get_num_threads() if self.device.type == "cpu" else 8
 
 
 @dataclass
@@ -169,6 +176,9 @@ class _Stages:
                 self.summary.finished += 1
             self._end(image)
             return
+        if is_film(image.path):
+            self.events.put((image, unfinished, None, None))
+            return
         # Before it is decoded: then its size is known, and whether there is memory for it
         self.budget.acquire(image, self._bytes(image.path))
         picture, metadata = reading.read_photo(image.path)
@@ -187,6 +197,15 @@ class _Stages:
 
     def _enlarge(self, image: Image, outputs: dict[str, Path], picture: np.ndarray, metadata):
         options = self.options
+        if picture is None:
+            if "comparison" in outputs:
+                self._note("no comparison is drawn of films", image.path)
+            enlarge_film(
+                image.path, outputs["image"], options, lambda text: self._note(text, image.path)
+            )
+            self._keep_newer(outputs["image"], image.path)
+            self._finish(image)
+            return
         enlarged = upscale(
             picture,
             options.factor,
@@ -209,15 +228,21 @@ class _Stages:
             notes = writing.write_image(path, picture, metadata, durable=True)
             for note in metadata.get("notes", []) + notes:
                 self._note(note, image.path)
-            # An input from the future, or a clock that is behind: finished is newer than the input
-            changed = os.stat(image.path).st_mtime_ns
-            if os.stat(path).st_mtime_ns < changed:
-                os.utime(path, ns=(changed, changed))
+            self._keep_newer(path, image.path)
+        self._finish(image)
+
+    # ---------------------------------------------------------------------------------- details
+    def _finish(self, image: Image):
         with self.lock:
             self.summary.written += 1
         self._end(image)
 
-    # ---------------------------------------------------------------------------------- details
+    def _keep_newer(self, output: Path, source: Path):
+        """Make a finished output not older than its input, which may be from the future."""
+        changed = os.stat(source).st_mtime_ns
+        if os.stat(output).st_mtime_ns < changed:
+            os.utime(output, ns=(changed, changed))
+
     def _unfinished(self, source: Path, outputs: list[Path]) -> dict[str, Path]:
         """Return the outputs to write, as "image" and "comparison": not those that are finished.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from images import formats
 from images.finding import Image
+from inference.video import KEPT, film_suffix, is_film
 from system.files import UserError
 from system.shares import Share
 
@@ -50,6 +51,8 @@ class Outputs:
         target, others = self._target(image.path, image.inside), image.others()
         if self.is_file:
             target = self.folder
+            if is_film(target) != is_film(image.path):
+                raise UserError(f"{image.path}: output={self.folder} is of another kind")
         paths = [target]
         if self.compare:
             # a.png and a.jpg have outputs of two names, and would have comparisons of one
@@ -88,6 +91,9 @@ class Outputs:
 
     def _target(self, source: Path, inside: Path) -> Path:
         suffix = self.suffix or source.suffix.lower()
+        if is_film(source):
+            name = source.stem + self.ending + film_suffix(source.suffix.lower())
+            return source.with_name(name) if self.folder is None else self.folder / inside / name
         # PNG is smaller than BMP, and unlike GIF, AVIF or HEIC every program can open it
         if not self.suffix and (suffix == ".bmp" or suffix not in formats.SUFFIXES):
             suffix = ".png"
@@ -127,8 +133,10 @@ def _names_a_file(output: str, path: Path, ext: str) -> bool:
     suffix = path.suffix.lower()
     # A folder may be called "holiday.2026"; a known suffix is a file, unless a slash says otherwise
     named_folder = output.endswith(("/", os.sep)) or path.is_dir()
-    if named_folder or suffix not in formats.known_suffixes():
+    if named_folder or suffix not in {*formats.known_suffixes(), *KEPT}:
         return False
+    if suffix in KEPT:
+        return True
     if suffix not in formats.SUFFIXES:
         raise UserError(
             f"output={output!r}: {suffix} files cannot be written; "

@@ -1,0 +1,546 @@
+"""Enlarge films by PyAV: luminance by the network, chroma by bicubic, all else copied.
+
+The film is encoded in segments that are files of their own, so a run that was killed resumes.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import json
+import shutil
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import imgproc
+from imgproc import BLACK, WHITE, resize_to
+from inference.enlarge import enlarged_size, fitting_factor, upscale
+from inference.tiling import predict
+from system.files import UserError, replace_file, write_file
+from system.locks import folder_lock
+from system.threads import in_threads
+
+SUFFIXES = tuple(".mp4 .m4v .mov .mkv .webm .avi .ts .mts .m2ts .mpg .mpeg .wmv .flv .3gp".split())
+# Containers that hold H.264 and H.265 with exact time stamps; films in others become .mkv
+KEPT = (".mp4", ".m4v", ".mov", ".mkv", ".ts")
+SEGMENT = 240  # frames
+FULL_RANGE = 2  # AVCOL_RANGE_JPEG
+MATROSKA = "matroska"
+
+
+def enlarge_film(source: Path, target: Path, options, note):
+    """Enlarge a film.
+
+    Args:
+        target: see `film_suffix`. Finished segments are kept in a folder next to it until the end.
+        options: see `Options` in collection.py.
+        note: a function that prints a text.
+    Raises UserError for a file without pictures, and if another process enlarges it.
+    """
+    av = load_av()
+    parts = target.with_name(target.name + ".parts")
+    # Opened once for each pass: not every container can be wound back exactly
+    opened = functools.partial(av.open, str(source), metadata_errors="replace")
+    try:
+        with opened() as film:
+            plan = _Plan(film, source, options, note)
+            parts.mkdir(parents=True, exist_ok=True)
+            with folder_lock(parts):
+                _clear_if_changed(parts, plan.identity(target))
+                with opened() as decoded:
+                    count = _encode(decoded, plan, parts, target, note)
+                with opened() as copied:
+                    _assemble(copied, plan, parts, count, target, note)
+                shutil.rmtree(parts)
+    except KeyboardInterrupt:
+        tqdm.write(f"{parts} keeps what is finished: the same command resumes")
+        raise
+    except BlockingIOError:
+        raise UserError(f"{source}: another process enlarges it; wait for that one") from None
+    except av.error.FFmpegError as error:
+        raise UserError(f"{source}: {error.strerror}; replace or remove it") from None
+
+
+def is_film(path: Path) -> bool:
+    """Return True for the name of a film."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def film_suffix(suffix: str) -> str:
+    """Return the suffix of an enlarged film: the input's, or .mkv."""
+    return suffix if suffix in KEPT else ".mkv"
+
+
+def load_av():
+    """Import PyAV. Raises UserError if it is missing."""
+    if importlib.util.find_spec("av") is None:
+        raise UserError("films need one package more: pip install av")
+    import av
+
+    av.logging.set_level(av.logging.FATAL)
+    return av
+
+
+class _Plan:
+    """What the film's first frame decides: sizes, formats, codec."""
+
+    def __init__(self, film, source: Path, options, note):
+        self.source, self.options = source, options
+        self.stream = _pictures_of(film)
+        if self.stream is None:
+            raise UserError(f"{source}: no pictures in it; name a film or an image")
+        first = next(_frames(film, self.stream, lambda text: None), None)
+        if first is None:
+            raise UserError(f"{source}: not one picture of it can be decoded; replace it")
+        shape = first.height, first.width
+        self.factor = fitting_factor(shape, options.outsize) if options.outsize else options.factor
+        self.steps = options.networks.steps(self.factor)
+        self.format = _format(first.format, note)
+        subsampled = self.format.format.chroma_width(2) == 1, "420" in self.format.name
+        height, width = self.full = enlarged_size(shape, self.factor)
+        # Chroma has half as many pixels
+        self.size = height - height % (1 + subsampled[1]), width - width % (1 + subsampled[0])
+        if self.size != self.full:
+            note(f"{width}x{height} becomes {self.size[1]}x{self.size[0]}: sizes must be even")
+        self.interlaced = first.interlaced_frame
+        if self.interlaced:
+            note("interlaced: bwdif makes whole frames of it")
+        self.deep = self.format.deep
+        self.full_range = first.color_range == FULL_RANGE or "yuvj" in first.format.name
+        # MPEG's chroma lies at the left pixel of two, JPEG's between them
+        self.chroma = 128 if self.stream.codec_context.name == "mjpeg" else 0
+        self.rotation, self.time_base = first.rotation, self.stream.time_base
+        self.colours = {
+            name: getattr(first, name)
+            for name in ("color_range", "colorspace", "color_primaries", "color_trc")
+        }
+        if self.full_range:
+            self.colours["color_range"] = FULL_RANGE
+        self.rate = self.stream.average_rate or self.stream.guessed_rate or Fraction(25)
+
+    def configure(self, context):
+        """Set an encoder up."""
+        context.height, context.width = self.size
+        context.pix_fmt, context.time_base = self.format.name, self.time_base
+        context.framerate = self.rate
+        for name, value in self.colours.items():
+            setattr(context, name, value)
+        if aspect := self.stream.sample_aspect_ratio:
+            context.sample_aspect_ratio = aspect
+        # Without B-frames time stamps need no reordering, so segments can be put together
+        context.options = {"crf": str(self.options.crf), "bf": "0", "preset": "medium"}
+        if self.deep:
+            context.options["x265-params"] = "bframes=0:log-level=none:open-gop=0"
+
+    @property
+    def codec(self) -> str:
+        return "libx265" if self.deep else "libx264"
+
+    def identity(self, target: Path) -> dict:
+        """Return what segments depend on: they are used again if nothing of it has changed."""
+        there = self.source.stat()
+        weights = hashlib.sha256()
+        for scale in self.steps:
+            for tensor in self.options.networks[scale].state_dict().values():
+                weights.update(tensor.cpu().contiguous().numpy().tobytes())
+        return {
+            "source": [str(self.source.resolve()), there.st_size, there.st_mtime_ns],
+            "size": [self.size, self.steps, self.options.crf, self.options.self_ensemble],
+            "frames": SEGMENT,
+            "container": target.suffix,
+            "weights": weights.hexdigest(),
+        }
+
+
+class _Format:
+    """The pixel format of the output: 8 or 10 bits, chroma as in the input."""
+
+    def __init__(self, name: str):
+        import av
+
+        self.name, self.format = name, av.VideoFormat(name, 16, 16)
+        self.deep = "10" in name
+
+
+def _format(given, note) -> _Format:
+    bits = max(component.bits for component in given.components)
+    if bits > 10:
+        note(f"{bits} bits become 10")
+    if given.is_rgb or len(given.components) < 3:
+        kind = "444" if given.is_rgb else "420"
+    else:
+        half = given.chroma_width(16) == 8, given.chroma_height(16) == 8
+        kind = {(True, True): "420", (True, False): "422", (False, False): "444"}.get(half, "420")
+    if len(given.components) == 4:
+        note("transparency is left out")
+    j = "j" if "yuvj" in given.name else ""
+    return _Format(f"yuv{kind}p10le" if bits > 8 else f"yuv{j}{kind}p")
+
+
+# -------------------------------------------------------------------------------------- frames
+def _pictures_of(film):
+    """Return the first stream of moving pictures (a cover is none), or None."""
+    import av
+
+    cover = av.stream.Disposition.attached_pic
+    return next((s for s in film.streams.video if not s.disposition & cover), None)
+
+
+def _frames(film, stream, note):
+    """Yield the decoded frames, each with a time stamp; damaged packets are named."""
+    import av
+
+    damaged, after = 0, None
+    packets = film.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+            frames = packet.decode() if packet is not None else []
+        except av.error.InvalidDataError:
+            damaged, frames = damaged + 1, []
+        if packet is None:
+            break
+        for frame in frames:
+            if frame.pts is None:
+                frame.pts = after or 0
+            duration = frame.duration or round(1 / (stream.guessed_rate or 25) / stream.time_base)
+            after = frame.pts + duration
+            yield frame
+    if damaged:
+        note(f"{damaged} damaged packets: their pictures are missing")
+
+
+def _deinterlaced(frames, plan: _Plan):
+    """Yield whole frames for a film whose frames hold two fields each."""
+    import av
+
+    graph = None
+    for frame in frames:
+        if graph is None:
+            graph = av.filter.Graph()
+            buffer = graph.add_buffer(
+                width=frame.width,
+                height=frame.height,
+                format=frame.format.name,
+                time_base=plan.time_base,
+            )
+            graph.link_nodes(
+                buffer, graph.add("bwdif", "mode=send_frame"), graph.add("buffersink")
+            ).configure()
+        graph.push(frame)
+        yield from _pulled(graph, plan)
+    if graph is not None:
+        graph.push(None)
+        yield from _pulled(graph, plan)
+
+
+def _pulled(graph, plan: _Plan):
+    import av
+
+    while True:
+        try:
+            frame = graph.pull()
+        except (av.error.BlockingIOError, av.error.EOFError):
+            return
+        if frame.time_base != plan.time_base:
+            frame.pts = round(frame.pts * frame.time_base / plan.time_base)
+            frame.time_base = plan.time_base
+        yield frame
+
+
+def _encode(film, plan: _Plan, parts: Path, target: Path, note) -> int:
+    """Write the segments that are not there, and return how many there are."""
+    stream = _pictures_of(film)
+    stream.thread_type = "AUTO"
+    frames = _frames(film, stream, note)
+    if plan.interlaced:
+        frames = _deinterlaced(frames, plan)
+    total = plan.stream.frames or None
+    bar = tqdm(total=total, unit="frame", leave=False, desc=plan.source.name)
+    number, last = 0, None
+    with bar:
+        while True:
+            path = parts / f"{number:06}.npz"
+            some = []
+            encoder = None if path.exists() else _Encoder(plan, target)
+            count = 0
+            for frame in frames:
+                # A film's time stamps rise; encoders refuse others
+                if last is not None and frame.pts <= last:
+                    frame.pts = last + 1
+                last = frame.pts
+                count += 1
+                if encoder:
+                    some.append(frame)
+                    if len(some) == plan.options.batch:
+                        encoder.add(enlarge_frames(some, plan))
+                        some = []
+                bar.update()
+                if count == SEGMENT:
+                    break
+            if count == 0:
+                _note_early_end(film, stream, last, note)
+                return number
+            if encoder:
+                if some:
+                    encoder.add(enlarge_frames(some, plan))
+                encoder.write(path)
+            number += 1
+
+
+def _note_early_end(film, stream, last: int, note):
+    """Say so if a file ends long before the end that it declares."""
+    end = float((last - (stream.start_time or 0)) * stream.time_base)
+    length = (film.duration or 0) / 1_000_000
+    if length - end > max(1, length / 20):
+        note(f"cut off: its pictures end after {end:.0f} of {length:.0f} s")
+
+
+class _Encoder:
+    """Encode one segment."""
+
+    def __init__(self, plan: _Plan, target: Path):
+        import av
+
+        self.context = av.CodecContext.create(plan.codec, "w")
+        plan.configure(self.context)
+        if target.suffix != ".ts":
+            self.context.flags |= av.codec.context.Flags.global_header
+        self.packets = []
+
+    def add(self, frames):
+        for frame in frames:
+            self.packets += self.context.encode(frame)
+
+    def write(self, path: Path):
+        packets = self.packets + self.context.encode(None)
+        table = [(p.pts, len(bytes(p)), p.is_keyframe) for p in packets]
+        data = np.frombuffer(b"".join(map(bytes, packets)), np.uint8)
+        with replace_file(path, durable=True) as temporary, open(temporary, "wb") as file:
+            np.savez(file, table=np.array(table, np.int64), data=data)
+
+
+def enlarge_frames(frames, plan: _Plan) -> list:
+    """Enlarge some frames: on a CPU one in each thread, on a GPU together."""
+    if plan.steps and plan.options.networks[plan.steps[0]].channels == 3:
+        return [_through_rgb(frame, plan) for frame in frames]
+    luma = [_luma(frame, plan) for frame in frames]
+    if plan.options.device.type == "cpu":
+        calls = [functools.partial(_restored, y, plan) for y in luma]
+        restored = in_threads(torch.get_num_threads(), calls)
+    else:
+        restored = list(_restored(torch.cat(luma), plan).split(1))
+    return [_assembled(frame, y, plan) for frame, y in zip(frames, restored)]
+
+
+def _luma(frame, plan: _Plan) -> torch.Tensor:
+    """Return Y, 1×1×H×W, in the range that networks are trained on: 16 to 235 of 255."""
+    y = torch.from_numpy(plane_array(frame.reformat(format=plan.format.name), 0).astype(np.float32))
+    # 10 bits: 64 to 940 of 1020
+    y = y.div_(1020 if plan.deep else 255)[None, None]
+    if plan.full_range:
+        y = y.mul_((WHITE - BLACK) * _peak(plan)).add_(BLACK)
+    return y
+
+
+def _peak(plan: _Plan) -> float:
+    """Return the factor that maps white of a full range to 1: 10 bits have 1023 levels."""
+    return 1020 / 1023 if plan.deep else 1
+
+
+def _restored(y: torch.Tensor, plan: _Plan) -> torch.Tensor:
+    """Enlarge N×1×H×W by the networks, and shrink it to size by bicubic."""
+    y = y.to(plan.options.device)
+    for scale in plan.steps:
+        network = plan.options.networks[scale]
+        y = imgproc.upsample(y, scale, network.interpolation)
+        y = predict(network, y, self_ensemble=plan.options.self_ensemble)
+    y = y.cpu()
+    if tuple(y.shape[2:]) != plan.full:
+        images = [torch.from_numpy(resize_to(image[0].numpy(), *plan.full)) for image in y]
+        y = torch.stack(images)[:, None]
+    return y
+
+
+def _assembled(frame, y: torch.Tensor, plan: _Plan):
+    """Return the output's frame: Y by the network, chroma enlarged by swscale's bicubic."""
+    large = _scaled(frame, plan)
+    if plan.full_range:
+        y = y.sub(BLACK).div_((WHITE - BLACK) * _peak(plan))
+    levels = 1020 if plan.deep else 255
+    y = y[0, 0].mul(levels).add_(0.5).clamp_(0, 1023 if plan.deep else 255).numpy()
+    y = y.astype(np.uint16 if plan.deep else np.uint8)[: plan.size[0], : plan.size[1]]
+    large.make_writable()
+    _fill(large.planes[0], y)
+    return _timed(large, frame, plan)
+
+
+def _scaled(frame, plan: _Plan):
+    """Return the frame enlarged by swscale."""
+    import av
+
+    height, width = plan.full
+    graph = av.filter.Graph()
+    buffer = graph.add_buffer(
+        width=frame.width,
+        height=frame.height,
+        format=frame.format.name,
+        time_base=plan.time_base,
+    )
+    place = f"h_chr_pos={plan.chroma}"
+    vertical = "v_chr_pos=128"
+    options = f"{width}:{height}:flags=bicubic+accurate_rnd:in_{place}:out_{place}"
+    if "420" in plan.format.name and "420" in frame.format.name:
+        options += f":in_{vertical}:out_{vertical}"
+    steps = [buffer, graph.add("scale", options), graph.add("format", plan.format.name)]
+    if plan.size != plan.full:
+        steps.append(graph.add("crop", f"{plan.size[1]}:{plan.size[0]}:0:0:exact=1"))
+    graph.link_nodes(*steps, graph.add("buffersink")).configure()
+    graph.push(frame)
+    return graph.pull()
+
+
+def _through_rgb(frame, plan: _Plan):
+    """Enlarge a frame by a network for RGB, by the clip's own matrix."""
+    import av
+
+    name = "rgb48le" if plan.deep else "rgb24"
+    rgb = frame.to_ndarray(format=name)
+    large = upscale(rgb, plan.factor, plan.options.networks, plan.options.self_ensemble)[
+        : plan.size[0], : plan.size[1]
+    ]
+    result = av.VideoFrame.from_ndarray(np.ascontiguousarray(large), format=name)
+    ranges = {"dst_color_range": FULL_RANGE if plan.full_range else 1}
+    result = result.reformat(
+        format=plan.format.name, dst_colorspace=plan.colours["colorspace"], **ranges
+    )
+    return _timed(result, frame, plan)
+
+
+def _timed(large, frame, plan: _Plan):
+    large.pts, large.time_base = frame.pts, plan.time_base
+    large.duration = frame.duration
+    # Otherwise the encoder takes the frame's type (I, P, B) from the old film
+    large.pict_type = 0
+    for name, value in plan.colours.items():
+        setattr(large, name, value)
+    return large
+
+
+def plane_array(frame, number: int) -> np.ndarray:
+    plane = frame.planes[number]
+    dtype = np.dtype(np.uint16 if "10" in frame.format.name else np.uint8)
+    rows = np.frombuffer(plane, dtype).reshape(-1, plane.line_size // dtype.itemsize)
+    return rows[: plane.height, : plane.width]
+
+
+def _fill(plane, image: np.ndarray):
+    rows = np.zeros((plane.buffer_size // plane.line_size, plane.line_size), np.uint8)
+    content = np.ascontiguousarray(image).view(np.uint8)
+    rows[: len(content), : content.shape[1]] = content
+    plane.update(rows.tobytes())
+
+
+# ----------------------------------------------------------------------------------- the output
+def _clear_if_changed(parts: Path, identity: dict):
+    """Remove the segments of another film, network or setting."""
+    path, text = parts / "made_of.json", json.dumps(identity)
+    if path.exists() and path.read_text() == text:
+        return
+    for old in parts.iterdir():
+        old.unlink()
+    write_file(text, path)
+
+
+def _assemble(film, plan: _Plan, parts: Path, count: int, target: Path, note):
+    """Write the film: the segments' pictures, and packets of all other streams as they are."""
+    import av
+
+    options = {"fflags": "+bitexact"}  # Matroska's have random numbers otherwise
+    if target.suffix in (".mp4", ".m4v", ".mov"):
+        options["movflags"] = "use_metadata_tags+faststart"
+        if plan.time_base.numerator == 1:
+            options["video_track_timescale"] = str(plan.time_base.denominator)
+    kind = {".mkv": MATROSKA, ".ts": "mpegts", ".mov": "mov"}.get(target.suffix, "mp4")
+    with replace_file(target, durable=True) as temporary:
+        with av.open(str(temporary), "w", format=kind, options=options) as result:
+            video = result.add_stream(plan.codec, rate=plan.rate)
+            plan.configure(video.codec_context)
+            video.time_base = plan.time_base
+            if plan.rotation:
+                video.set_display_rotation(plan.rotation)
+            video.metadata.update(_pictures_of(film).metadata)
+            result.metadata.update(film.metadata)
+            if chapters := film.chapters():
+                result.set_chapters(chapters)
+            copies = _copies(film, result, note)
+            result.start_encoding()
+            pictures = _pictures(parts, count, video, plan)
+            waiting = next(pictures, None)
+            for packet in film.demux(list(copies)) if copies else ():
+                if packet.dts is None:
+                    continue
+                while waiting is not None and waiting.dts * waiting.time_base <= (
+                    packet.dts * packet.time_base
+                ):
+                    result.mux(waiting)
+                    waiting = next(pictures, None)
+                packet.stream = copies[packet.stream]
+                result.mux(packet)
+            while waiting is not None:
+                result.mux(waiting)
+                waiting = next(pictures, None)
+
+
+def _copies(film, result, note) -> dict:
+    """Add the streams of sound, subtitles and attachments; name those that cannot be held."""
+    copies, enlarged = {}, _pictures_of(film)
+    for stream in film.streams:
+        if stream.index == enlarged.index:
+            continue
+        name = f"stream {stream.index} ({stream.type})"
+        if stream.type not in ("audio", "subtitle", "attachment", "video"):
+            # MP4 keeps chapters as a stream of data, which is written anew
+            if not film.chapters():
+                note(f"{name}: left out; only sound, subtitles and attachments are copied")
+            continue
+        codec = getattr(getattr(stream, "codec_context", None), "name", None)
+        if codec and codec not in result.supported_codecs and result.format.name == MATROSKA:
+            note(f"{name}: {codec} does not fit into this container, and is left out")
+            continue
+        try:
+            copy = result.add_stream_from_template(stream)
+            copy.time_base = stream.time_base
+            copy.metadata.update(stream.metadata)
+            copy.disposition = stream.disposition
+            copies[stream] = copy
+        except (ValueError, TypeError, AttributeError) as error:
+            note(f"{name}: left out ({error})")
+    return copies
+
+
+def _pictures(parts: Path, count: int, video, plan: _Plan):
+    """Yield the packets of all segments."""
+    import av
+
+    before = None
+    for number in range(count):
+        with np.load(parts / f"{number:06}.npz") as segment:
+            table, data = segment["table"], segment["data"]
+        start = 0
+        for pts, size, key in table.tolist():
+            packet = av.Packet(data[start : start + size].tobytes())
+            start += size
+            packet.pts = packet.dts = pts
+            packet.time_base, packet.stream = plan.time_base, video
+            packet.is_keyframe = bool(key)
+            if before is not None:
+                before.duration = pts - before.pts
+                yield before
+            before = packet
+    if before is not None:
+        before.duration = round(1 / plan.rate / plan.time_base)
+        yield before

@@ -1,0 +1,274 @@
+"""Films: the network's luminance, time stamps, colours, and everything that is copied."""
+
+import os
+import signal
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from launch import Run
+
+import imgproc
+import upscale
+from inference import predict, video
+from inference import upscale as upscale_image
+from model import SRCNN
+from system.settings import load
+
+av = pytest.importorskip("av")
+
+
+def run_main(*arguments):
+    upscale.main(load("upscale", [str(a) for a in arguments]))
+
+
+def photograph(i, width, height):
+    import skimage.data
+
+    return np.ascontiguousarray(
+        skimage.data.astronaut()[20 + i : 20 + i + height, 150 + i : 150 + i + width]
+    )
+
+
+def make_clip(path, pixels="yuv420p", size=(48, 32), frames=7, variable=False, **options):
+    """A clip of a moving photograph: PyAV's own; options: sound, subtitles, rotation, full, codec,
+    interlaced."""
+    codec = options.get("codec", "libx265" if "10" in pixels else "libx264")
+    time_base = Fraction(1, 12800) if variable else Fraction(1, 25)
+    with av.open(str(path), "w") as film:
+        stream = film.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = *size, pixels
+        stream.codec_context.time_base = stream.time_base = time_base
+        settings = {"crf": "4", "x265-params": "log-level=none", "bf": "2"}
+        if options.get("interlaced"):
+            settings |= {"flags": "+ildct+ilme", "x264-params": "tff=1"}
+        stream.options = settings if codec.startswith("libx26") else {}
+        full = 2 if options.get("full") else 1
+        colours = {"color_range": full, "colorspace": 1, "color_primaries": 9, "color_trc": 16}
+        for name, value in colours.items():
+            setattr(stream.codec_context, name, value)
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        if "rotation" in options:
+            stream.set_display_rotation(options["rotation"])
+        film.metadata["title"] = "A title"
+        one = {"id": 1, "start": 0, "end": 100, "time_base": Fraction(1, 1000)}
+        film.set_chapters([{**one, "metadata": {"title": "one"}}])
+        sound = film.add_stream("aac", rate=44100) if options.get("sound", True) else None
+        text = None
+        if options.get("subtitles"):
+            with av.open(str(options["subtitles"])) as file:
+                text = film.add_stream_from_template(file.streams.subtitles[0])
+                lines = [p for p in file.demux() if p.dts is not None]
+        pts = 3
+        for i in range(frames):
+            frame = av.VideoFrame.from_ndarray(photograph(i, *size), format="rgb24")
+            frame = frame.reformat(format=pixels, dst_colorspace=1, dst_color_range=full)
+            frame.pts, frame.time_base, frame.color_range = pts, time_base, full
+            pts += 300 + 151 * (i % 3) if variable else 1
+            film.mux(stream.encode(frame))
+        film.mux(stream.encode(None))
+        if sound:
+            for k in range(10):
+                wave = (0.1 * np.sin(np.arange(1024) * 0.05)).astype(np.float32)[None].repeat(2, 0)
+                frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout="stereo")
+                frame.sample_rate, frame.pts = 44100, k * 1024
+                film.mux(sound.encode(frame))
+            film.mux(sound.encode(None))
+        for packet in lines if text else ():
+            packet.stream = text
+            film.mux(packet)
+    return path
+
+
+def pictures(path):
+    with av.open(str(path)) as film:
+        return list(film.decode(video=0))
+
+
+def packets(path, kind):
+    with av.open(str(path)) as film:
+        streams = [stream for stream in film.streams if stream.type == kind]
+        found = film.demux(streams) if streams else ()
+        return [(p.pts * p.time_base, bytes(p)) for p in found if p.dts is not None]
+
+
+def about(path):
+    with av.open(str(path)) as film:
+        stream = film.streams.video[0]
+        frame = next(film.decode(stream))
+        chapters = [(c["start"] * c["time_base"], c["metadata"]) for c in film.chapters()]
+        names = ("color_range", "colorspace", "color_primaries", "color_trc", "rotation")
+        kept = [getattr(frame, name) for name in names]
+        return kept, frame.format.name, stream.sample_aspect_ratio, chapters, film.metadata["title"]
+
+
+def luma(frame):
+    return video.plane_array(frame, 0)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return SRCNN.from_pretrained(2)
+
+
+CLIPS = {
+    "constant.mp4": {},
+    "variable.mp4": {"variable": True},
+    "variable.mkv": {"variable": True, "sound": False},
+    "turned.mp4": {"rotation": 90},
+    "full.mp4": {"full": True},
+    "odd.mkv": {"size": (47, 31), "pixels": "yuv444p"},
+    "half.mov": {"pixels": "yuv422p"},
+    "ten.mkv": {"pixels": "yuv420p10le", "size": (96, 64)},
+    "tenfull.mp4": {"pixels": "yuv420p10le", "size": (96, 64), "full": True},
+}
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_films(name, tmp_path, network, capsys):
+    """Luminance is the network's, everything else stays."""
+    clip = make_clip(tmp_path / name, **CLIPS[name])
+    out = tmp_path / "out" / name.replace(".", "_x2.")
+    run_main(clip, "--upscale_factor", 2, "--output", tmp_path / "out", "--crf", 0)
+    assert "1 enlarged x2, 0 failed" in capsys.readouterr().out
+    small, large = pictures(clip), pictures(out)
+    assert [f.pts * f.time_base for f in large] == [f.pts * f.time_base for f in small]
+    assert packets(out, "audio") == packets(clip, "audio")
+    assert about(out) == about(clip)
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    deep, full = "10" in small[0].format.name, CLIPS[name].get("full")
+    for before, after in zip(small, large):
+        y = torch.from_numpy(luma(before).astype(np.float32))[None, None]
+        y = y / (1020 if deep else 255)
+        low, high = (0, 1023 / 1020 if deep else 1) if full else (16 / 255, 235 / 255)
+        y = (y - low) / (high - low) * 219 / 255 + 16 / 255
+        y = predict(network, imgproc.upsample(y, 2))[0, 0].numpy()
+        y = ((y - 16 / 255) / (219 / 255) * (high - low) + low) * (1020 if deep else 255)
+        expected = np.floor(y + 0.5).clip(0, 1023 if deep else 255)
+        error = np.abs(luma(after) - expected)
+        # crf 0 is lossless in x264. In x265 it is nearly so
+        assert error.max() <= (12 if deep else 1) and error.mean() < (1.5 if deep else 0.01)
+        # Its mean stays (the left column of a picture this small has some weight)
+        for number in (1, 2):
+            chroma = [video.plane_array(frame, number).mean() for frame in (before, after)]
+            assert abs(chroma[0] - chroma[1]) < (8 if deep else 2)
+
+
+def test_chroma_stays_in_place(tmp_path):
+    """Of two pixels MPEG's chroma lies at the left one: a coloured edge must not move."""
+    columns = np.arange(64)
+    frame = av.VideoFrame(64, 32, "yuv420p")
+    for plane, values in zip(frame.planes, (np.full(64, 128), *[(columns[:32] * 4)] * 2)):
+        rows = np.zeros((plane.buffer_size // plane.line_size, plane.line_size), np.uint8)
+        rows[:, : len(values)] = values
+        plane.update(rows.tobytes())
+    with av.open(str(tmp_path / "a.mkv"), "w") as film:
+        stream = film.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        film.mux(stream.encode(frame))
+        film.mux(stream.encode(None))
+    run_main(tmp_path / "a.mkv", "--upscale_factor", 2, "--output", tmp_path / "b.mkv", "--crf", 0)
+    (large,) = pictures(tmp_path / "b.mkv")
+    # Chroma sample i of the ramp lies at luma pixel 2 i, so its value is 2 x; enlarged twice, x is
+    # half of (pixel + 0.5) less 0.5
+    expected = ((2 * np.arange(64) + 0.5) / 2 - 0.5) * 2
+    assert np.abs(video.plane_array(large, 1)[16, 8:-8] - expected[8:-8]).max() <= 1
+
+
+def test_subtitles_attachments_and_a_cover(tmp_path, capsys):
+    (tmp_path / "a.srt").write_text("1\n00:00:00,040 --> 00:00:00,120\nHello\n")
+    clip = make_clip(tmp_path / "a.mkv", subtitles=tmp_path / "a.srt")
+    run_main(clip, "--upscale_factor", 2, "--output", tmp_path / "out")
+    out = tmp_path / "out/a_x2.mkv"
+    assert packets(out, "subtitle") == packets(clip, "subtitle") != []
+
+
+def test_interlaced_odd_and_other_containers(tmp_path, capsys):
+    clip = make_clip(tmp_path / "a.mkv", interlaced=True, size=(48, 32))
+    run_main(clip, "--outscale", 1.5, "--output", tmp_path / "out")
+    assert "interlaced: bwdif" in capsys.readouterr().out
+    frames = pictures(tmp_path / "out/a_x1.5.mkv")
+    assert not frames[0].interlaced_frame and frames[0].width == 72 and len(frames) == 7
+    avi = make_clip(tmp_path / "b.avi", codec="mpeg4", size=(50, 34), sound=False)
+    run_main(avi, "--upscale_factor", 3, "--output", tmp_path / "out")
+    (large, *_) = pictures(tmp_path / "out/b_x3.mkv")
+    assert (large.width, large.height) == (150, 102)
+    odd = make_clip(tmp_path / "c.mkv", size=(49, 33), codec="ffv1")
+    run_main(odd, "--upscale_factor", 3, "--output", tmp_path / "out")
+    assert "147x99 becomes 146x98: sizes must be even" in capsys.readouterr().out
+
+
+def test_networks_for_rgb(tmp_path):
+    """By the clip's own matrix."""
+    clip = make_clip(tmp_path / "a.mkv", pixels="yuv444p", frames=2)
+    run_main(
+        clip, "--upscale_factor", 2, "--channels", 3, "--output", tmp_path / "b.mkv", "--crf", 0
+    )
+    rgb = SRCNN.from_pretrained(2, channels=3)
+    for before, after in zip(pictures(clip), pictures(tmp_path / "b.mkv")):
+        expected = upscale_image(before.to_ndarray(format="rgb24"), 2, rgb).astype(int)
+        assert np.abs(after.to_ndarray(format="rgb24") - expected).mean() < 1.5
+
+
+def test_damaged_films(tmp_path, capsys):
+    clip = make_clip(tmp_path / "a.mkv", frames=60)
+    (tmp_path / "cut.mkv").write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    run_main(tmp_path / "cut.mkv", "--upscale_factor", 2, "--output", tmp_path / "out")
+    assert "cut off: its pictures end after" in capsys.readouterr().out
+    assert 5 < len(pictures(tmp_path / "out/cut_x2.mkv")) < 60
+    whole = make_clip(tmp_path / "b.mp4", frames=20).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    make_clip(tmp_path / "sound.mkv", frames=0)
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    names = ("cut.mp4", "sound.mkv", "empty.mp4")
+    with pytest.raises(SystemExit):
+        paths = [tmp_path / name for name in names]
+        run_main(*paths, "--upscale_factor", 2, "--output", tmp_path / "out")
+    told = capsys.readouterr()
+    assert "3 failed" in told.out and "Traceback" not in told.err
+    assert all(f"{tmp_path / name}: " in told.err for name in names)
+    assert [path.name for path in (tmp_path / "out").glob("*.mp*")] == []
+
+
+def test_without_pyav(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    monkeypatch.setattr(video.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        run_main(tmp_path / "a.mp4", "--output", tmp_path / "out")
+    assert "a.mp4: films need one package more: pip install av" in capsys.readouterr().err
+
+
+def short_segments():
+    video.SEGMENT = 4
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill", "Ctrl-C"])
+def test_a_killed_run_resumes(number, tmp_path, monkeypatch):
+    """Finished segments are not computed again, and the film is the same to the byte."""
+    clip = make_clip(tmp_path / "a.mkv", frames=22, size=(160, 96), variable=True)
+    monkeypatch.setattr(video, "SEGMENT", 4)
+    options = ("--upscale_factor", "2", "--output")
+    run_main(clip, *options, tmp_path / "whole.mkv")
+    run = Run("upscale.py", clip, *options, "out", cwd=tmp_path, before=short_segments)
+    parts = tmp_path / "out/a_x2.mkv.parts"
+    run.wait_for(lambda: len(list(parts.glob("*.npz"))) >= 2)
+    os.kill(run.process.pid, number)
+    assert run.wait() == (-signal.SIGKILL if number == signal.SIGKILL else 130)
+    finished = len(list(parts.glob("*.npz")))
+    assert 2 <= finished < 6 and not (tmp_path / "out/a_x2.mkv").exists()
+    enlarged, count = video.enlarge_frames, []
+    monkeypatch.setattr(
+        video,
+        "enlarge_frames",
+        lambda frames, plan: count.append(len(frames)) or enlarged(frames, plan),
+    )
+    run_main(clip, *options, tmp_path / "out")
+    assert sum(count) == 22 - 4 * finished
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_x2.mkv"]
+    assert (tmp_path / "out/a_x2.mkv").read_bytes() == (tmp_path / "whole.mkv").read_bytes()
+    # Another setting: nothing of it is used again
+    count.clear()
+    run_main(clip, *options, tmp_path / "out", "--crf", "30", "--overwrite")
+    assert sum(count) == 22
