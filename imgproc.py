@@ -20,16 +20,16 @@ BLOCK = 2**18  # pixels of an array that are converted at a time
 def imresize(image, scale: float):
     """MATLAB's ``imresize(image, scale, 'bicubic')``: size ceil(scale × size), borders mirrored.
 
-    Keys' cubic (a = -0.5), widened by 1 / scale when shrinking, against aliasing. Differentiable;
-    computes on the image's device, or on the CPU if that has no float64.
+    The kernel is Keys' cubic (a = -0.5). Shrinking widens it by 1 / scale against aliasing. It is
+    differentiable. It runs on the image's device, or on the CPU if that has no float64.
 
     Args:
-        image: array H×W or H×W×C, or tensor …×H×W. float64 and float32 compute as they are, half
-            and bfloat16 in float32; integers in float64, each of the two passes rounded and
-            clipped to their range as MATLAB does.
+        image: array H×W or H×W×C, or tensor …×H×W. float64 and float32 are computed as they are,
+            half and bfloat16 in float32. Integers are computed in float64; as in MATLAB, both
+            passes are rounded and clipped to their range.
         scale: any positive number; ratios of small integers (3, 1/3, 0.9, 1.5) are fastest.
     Returns:
-        the same kind and type.
+        an array or tensor of the same type.
     Raises ValueError for another scale, and for an image without pixels.
     """
     if not (scale > 0 and math.isfinite(scale)):
@@ -40,21 +40,21 @@ def imresize(image, scale: float):
         raise ValueError(f"an image of shape {tuple(image.shape)} has no pixels")
 
     if not has_float64(image.device):
-        # On Apple's GPUs, which would have to compute positions in float32
+        # Apple's GPUs would compute positions in float32
         return imresize(image.cpu(), scale).to(image.device)
 
     # All leading axes are treated alike: they become the channels of one image
     height, width = image.shape[-2:]
     x = image.reshape(1, -1, height, width)
     if image.is_floating_point():
-        # torch computes positions in the image's type: where 1 / scale is no float32, they would
-        # drift away along a row
+        # torch computes positions in the image's type. If 1 / scale is no float32, they would drift
+        # away along a row
         exact = torch.tensor(1 / scale, dtype=torch.float32).item() == 1 / scale
         if image.dtype != torch.float64:
             x = x.float() if exact else x.double()
         x = _resize(x, scale, scale)
     else:
-        # MATLAB shrinks or enlarges the columns first, and rounds before it goes on to the rows
+        # MATLAB resizes along the columns first, and rounds before it resizes along the rows
         limits = torch.iinfo(image.dtype)
         for scales in ((scale, 1), (1, scale)):
             x = _resize(x.double(), *scales)
@@ -63,7 +63,7 @@ def imresize(image, scale: float):
 
 
 def _on_planes(function, image: np.ndarray) -> np.ndarray:
-    """A function of tensors C×H×W applied to an array H×W×C, or of H×W to one of H×W."""
+    """Apply a function of tensors C×H×W to an array H×W×C, or of tensors H×W to an array H×W."""
     if image.ndim == 2:
         return function(torch.from_numpy(np.ascontiguousarray(image))).numpy()
     planes = np.ascontiguousarray(np.moveaxis(image, 2, 0))
@@ -71,7 +71,7 @@ def _on_planes(function, image: np.ndarray) -> np.ndarray:
 
 
 def _resize(x: Tensor, *scales: float) -> Tensor:
-    """Both axes of 1×C×H×W by scales (sy, sx)."""
+    """Resize both axes of 1×C×H×W by scales (sy, sx)."""
     window, resampled = [], []
     for axis, scale in zip((-2, -1), scales):
         size, first = x.shape[axis], 0
@@ -80,9 +80,9 @@ def _resize(x: Tensor, *scales: float) -> Tensor:
             # No ratio of small integers: multiply by the matrix of weights
             x = (x.transpose(axis, -1) @ _weights(size, scale, x).T).transpose(axis, -1)
         elif scale != 1:
-            # torch's antialiased bicubic is MATLAB's but for the borders. So the image is mirrored
-            # there first and the result cropped, which falls on whole pixels if the border added
-            # before is a multiple of the scale's denominator
+            # torch's antialiased bicubic differs from MATLAB's at the borders only. So mirror the
+            # image there and crop the result. The crop falls on whole pixels if the border before
+            # the image is a multiple of the scale's denominator
             reach = math.ceil(2 * max(1, 1 / scale)) + 1
             before = ratio.denominator * math.ceil(reach / ratio.denominator)
             x = _with_mirrored_borders(x, axis, before, 2 * reach)
@@ -105,7 +105,7 @@ def _resize(x: Tensor, *scales: float) -> Tensor:
 def _with_mirrored_borders(x: Tensor, axis: int, before: int, after: int) -> Tensor:
     size = x.shape[axis]
     head, tail = (
-        # Made where x is: a copy from the host would make a GPU wait
+        # Made on x's device: a GPU would wait for a copy from the host
         x.index_select(axis, mirror(torch.arange(*ends, device=x.device), size))
         for ends in ((-before, 0), (size, size + after))
     )
@@ -113,19 +113,19 @@ def _with_mirrored_borders(x: Tensor, axis: int, before: int, after: int) -> Ten
 
 
 def mirror(index: Tensor, size: int) -> Tensor:
-    """Positions outside 0 .. size - 1 reflected into it, the edge pixel repeated: … 1 0 | 0 1 …"""
+    """Reflect positions outside 0 .. size - 1 into it, with the edge pixel twice: … 1 0 | 0 1 …"""
     # The mirrored image repeats every 2 * size pixels
     index = index.remainder(2 * size)
     return torch.minimum(index, 2 * size - 1 - index)
 
 
 def _contributions(size: int, target: int, scale: float, device=None) -> tuple[Tensor, Tensor]:
-    """``contributions`` of MATLAB's imresize.m for one axis: which pixels each of the ``target``
-    new ones is made of, and by which weights; both target × taps, the weights float64."""
-    # Shrinking widens the kernel, so that every old pixel has its share
+    """Return the pixels that each of the ``target`` new pixels of an axis is made of, and their
+    weights in float64; both target × taps. This is ``contributions`` in MATLAB's imresize.m."""
+    # Shrinking widens the kernel, so that every old pixel contributes
     widen = max(1, 1 / scale)
     position = torch.arange(target, dtype=torch.float64, device=device)[:, None]
-    # Where the new pixel's centre lies among the old ones, whose centres are at 0, 1, 2, ...
+    # The position of the new pixel's centre; the old ones have theirs at 0, 1, 2, ...
     centre = (position + 0.5) / scale - 0.5
     # The kernel is 4 * widen wide, and rarely begins on a pixel: as many taps as MATLAB takes
     taps = torch.arange(math.ceil(4 * widen) + 2, device=device)
@@ -139,7 +139,7 @@ def _contributions(size: int, target: int, scale: float, device=None) -> tuple[T
 
 
 def _weights(size: int, scale: float, like: Tensor) -> Tensor:
-    """The weights of one axis as a matrix ceil(scale × size) × size, for any scale."""
+    """Return the weights of one axis as a matrix ceil(scale × size) × size, for any scale."""
     index, weights = _contributions(size, math.ceil(scale * size), scale, like.device)
     matrix = weights.new_zeros(len(index), size).scatter_add_(1, index, weights)
     return matrix.to(like.dtype)
@@ -174,7 +174,7 @@ def resize_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _weighted_sum(x: Tensor, axis: int, index: Tensor, weights: Tensor) -> Tensor:
-    """New pixels along an axis of H×W[×C], each the sum of its taps."""
+    """Return new pixels along an axis of H×W[×C]; each is the weighted sum of its taps."""
     shape = [1] * x.ndim
     shape[axis] = -1
     weights = weights.to(x.dtype)
@@ -185,10 +185,10 @@ def _weighted_sum(x: Tensor, axis: int, index: Tensor, weights: Tensor) -> Tenso
 
 
 def upsample(x: Tensor, scale: int, interpolation: str = "matlab") -> Tensor:
-    """The network's input from a small image, float tensor …×h×w to …×sh×sw.
+    """Return the network's input for a small image, float tensor …×h×w to …×sh×sw.
 
     interpolation: "matlab" for `imresize`; "torch" for torch's bicubic (a = -0.75, edges repeated),
-    on which some projects' weights were trained.
+    with which some projects train.
     """
     if interpolation == "matlab":
         return imresize(x, scale)
@@ -200,7 +200,7 @@ def upsample(x: Tensor, scale: int, interpolation: str = "matlab") -> Tensor:
 
 
 # --------------------------------------------------------------------------------------- colour
-# ITU-R BT.601, 8 bits, as MATLAB's rgb2ycbcr.m has it. For R, G and B in [0, 1]:
+# ITU-R BT.601, 8 bits, as in MATLAB's rgb2ycbcr.m. For R, G and B in [0, 1]:
 # [Y Cb Cr] = T @ [R G B] + OFFSET, with Y in 16 .. 235, Cb and Cr in 16 .. 240
 T = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]])
 OFFSET = np.array([16.0, 128.0, 128.0])
@@ -217,7 +217,7 @@ def rgb2ycbcr(rgb):
 
 
 def rgb2y(rgb: np.ndarray) -> np.ndarray:
-    """Y of `rgb2ycbcr`, which the paper trains and measures on: H×W×3 to H×W."""
+    """Return Y of `rgb2ycbcr`, H×W×3 to H×W. The paper trains and measures on Y."""
     return _by_rows(lambda pixels: (pixels @ T[0] + OFFSET[0]) / 255, rgb)
 
 
@@ -230,12 +230,12 @@ def ycbcr2rgb(ycbcr):
 
 
 def _mix(planes: Tensor, matrix: np.ndarray, offset: np.ndarray) -> Tensor:
-    """matrix @ [the three planes of …×3×H×W] + offset, in float64 where the device has that."""
+    """Return matrix @ [the planes of …×3×H×W] + offset, in float64 if the device has it."""
     exact = torch.float64 if has_float64(planes.device) else torch.float32
     matrix = torch.tensor(matrix, dtype=exact, device=planes.device)
     offset = torch.tensor(offset, dtype=exact, device=planes.device)
     result = torch.empty_like(planes)
-    # Some rows at a time, so that little is held in float64
+    # Some rows at a time, to keep little in float64
     rows = max(1, BLOCK // 4 // max(1, planes.shape[-1]))
     for part, mixed in zip(planes.split(rows, -2), result.split(rows, -2)):
         pixels = part.to(exact).flatten(-2)
@@ -244,9 +244,9 @@ def _mix(planes: Tensor, matrix: np.ndarray, offset: np.ndarray) -> Tensor:
 
 
 def _by_rows(function, image: np.ndarray) -> np.ndarray:
-    """A function of float64 pixels in [0, 1], some rows at a time, so that memory stays small.
+    """Apply a function of float64 pixels in [0, 1], some rows at a time to save memory.
 
-    The result is of the image's type, rounded if that is one of integers.
+    The result has the image's type; integers are rounded.
     """
     peak = np.iinfo(image.dtype).max if image.dtype.kind == "u" else None
     blocks = []
@@ -263,7 +263,7 @@ def _by_rows(function, image: np.ndarray) -> np.ndarray:
 
 # ----------------------------------------------------------------------------------------- crops
 def modcrop(image, scale: int):
-    """Crop the bottom and right to multiples of ``scale``, to nothing if it is smaller.
+    """Crop an image at the bottom and right to multiples of ``scale``; a smaller one to nothing.
 
     Array H×W[×C] or tensor …×H×W."""
     height, width = image.shape[-2:] if isinstance(image, Tensor) else image.shape[:2]
@@ -273,7 +273,7 @@ def modcrop(image, scale: int):
 
 def shave(image, border: int):
     """Cut ``border`` pixels off all four sides; array H×W[×C], tensor …×H×W."""
-    # Not -0, which would be the beginning
+    # -0 would mean the beginning
     inside = slice(border, -border or None)
     return image[..., inside, inside] if isinstance(image, Tensor) else image[inside, inside]
 
@@ -377,7 +377,7 @@ def _halved(plane: np.ndarray) -> np.ndarray:
 
 # ---------------------------------------------------------------------------------- conversions
 def eight_bits(image: np.ndarray) -> np.ndarray:
-    """uint16 to the nearest uint8, a 257th of it; uint8 as it is."""
+    """Return uint16 as the nearest uint8, a 257th of it, and uint8 as it is."""
     if image.dtype != np.uint16:
         return image
     result = np.empty(image.shape, np.uint8)
@@ -388,25 +388,28 @@ def eight_bits(image: np.ndarray) -> np.ndarray:
 
 
 def row_blocks(height: int, width: int, pixels: int) -> list[slice]:
-    """Slices of some rows each, about so many pixels: for copies that are to take little memory."""
+    """Return slices of some rows each, with about so many pixels: for copies in little memory."""
     step = max(1, pixels // max(1, width))
     return [slice(top, top + step) for top in range(0, max(1, height), step)]
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
-    """Array H×W or H×W×C to tensor C×H×W."""
+    """Convert an array H×W or H×W×C to a tensor C×H×W."""
     planes = image if image.ndim == 3 else image[..., None]
     return torch.from_numpy(planes).permute(2, 0, 1).contiguous()
 
 
 def to_array(image: Tensor) -> np.ndarray:
-    """Tensor C×H×W to array H×W×C, or H×W if C is 1."""
+    """Convert a tensor C×H×W to an array H×W×C, or H×W if C is 1."""
     image = image.permute(1, 2, 0).contiguous().cpu().numpy()
     return image if image.shape[2] > 1 else image[..., 0]
 
 
 def to_uint8(image: Tensor) -> np.ndarray:
-    """Tensor 1×C×H×W in [0, 1] to array H×W[×3] of 0 .. 255; clipped, halves up as in MATLAB."""
+    """Convert a tensor 1×C×H×W in [0, 1] to an array H×W[×3] of 0 .. 255.
+
+    Values are clipped; halves are rounded up as in MATLAB.
+    """
     return to_array((image[0].clamp(0, 1) * 255 + 0.5).floor().byte())
 
 
@@ -416,12 +419,14 @@ def to_uint16(image: Tensor) -> np.ndarray:
 
 
 def downscale(hr: Tensor, upscale_factor: int, quantize: bool = False) -> Tensor:
-    """The low-resolution image of hr (float, ...×H×W in [0, 1]); quantize: as an 8-bit image file
-    holds it."""
+    """Return the low-resolution image of hr, float …×H×W in [0, 1].
+
+    quantize: round it to 8 bits, as an image file does.
+    """
     lr = imresize(hr, 1 / upscale_factor)
     return (lr * 255).round_().clamp_(0, 255) / 255 if quantize else lr
 
 
 def modcropped(height: int, width: int, scale: int) -> tuple[int, int]:
-    """The size that `imgproc.modcrop` leaves of an image."""
+    """Return the size of an image after `modcrop`."""
     return height // scale * scale, width // scale * scale

@@ -127,26 +127,24 @@ class SRCNN(nn.Module):
         interpolation: str = "auto",
         padding_mode: str = "auto",
     ) -> "SRCNN":
-        """A trained network in eval mode.
+        """Return a trained network in eval mode.
 
         Args:
-            path_or_scale: a file of any kind that `load_checkpoint` takes; or the scale (2, 3 or
-                4), for the weights that ship with the project.
-            kernel_sizes, channels: which of those that ship, default 9-1-5 on Y; a file says so
-                itself.
-            interpolation: "matlab" or "torch", for a file that does not say what enlarges its
-                input.
+            path_or_scale: any file that `load_checkpoint` reads; or a scale (2, 3 or 4) for the
+                bundled weights.
+            kernel_sizes, channels: the network, for bundled weights; default 9-1-5 on Y.
+            interpolation: of the input, "matlab" or "torch", for a file that does not state it.
             padding_mode: one of `PADDING_MODES`, for a file that does not state it.
-        Raises what `load_checkpoint` raises, and ValueError where no such weights ship.
+        Raises the errors of `load_checkpoint`, and ValueError if no such weights are bundled.
         """
-        # A number is a scale; "3" would be a file
+        # A number is a scale, but "3" is a file
         if not isinstance(path_or_scale, (str, os.PathLike)):
             path_or_scale = shipped_weights(path_or_scale, kernel_sizes or (9, 1, 5), channels)
         return cls.from_checkpoint(load_checkpoint(path_or_scale, interpolation, padding_mode))
 
     @classmethod
     def from_checkpoint(cls, checkpoint: dict) -> "SRCNN":
-        """The network, in eval mode, of what `load_checkpoint` or `to_checkpoint` returned."""
+        """Return the network of a dict from `load_checkpoint` or `to_checkpoint`, in eval mode."""
         names = "kernel_sizes", "channels", "widths", "padding_mode"
         network = cls(*(checkpoint[name] for name in names))
         network.load_state_dict(checkpoint["state_dict"])
@@ -157,8 +155,8 @@ class SRCNN(nn.Module):
         return network.eval()
 
     def state_dict(self, *arguments, **options):
-        """torch's; and where it keeps versions, what the weights are for. So a file of nothing else
-        (``torch.save(network.state_dict(), path)``) loads with the padding that it needs."""
+        """Return the weights like nn.Module.state_dict, with padding, interpolation and scale in
+        _metadata. So a file from ``torch.save(network.state_dict(), path)`` loads correctly."""
         state_dict = super().state_dict(*arguments, **options)
         getattr(state_dict, "_metadata", {}).update(self._made_for())
         return state_dict
@@ -172,14 +170,14 @@ class SRCNN(nn.Module):
         }
 
     def to_checkpoint(self, metadata: dict, training: dict | None = None) -> dict:
-        """What a file of ours holds, for torch.save: plain types and tensors, so that it loads with
-        weights_only=True.
+        """Return the content of a checkpoint, for torch.save: plain types and tensors on the CPU,
+        so that it loads with weights_only=True.
 
         Args:
             metadata: how the weights were made.
-            training: what train.py needs to go on.
+            training: the state from which train.py resumes.
         """
-        # Contiguous copies in memory of their own: a view would be saved with all of what it is of
+        # Contiguous copies: a view would be saved with the whole tensor that it is a part of
         state_dict = {
             name: tensor.detach().cpu().contiguous().clone()
             for name, tensor in self.state_dict().items()

@@ -123,18 +123,20 @@ def _needed(network: SRCNN, first: int, last: int, size: int) -> tuple[slice, bo
 
 
 def _tiles(shape, pixels: int, threads: int = 1) -> list[_Tile]:
-    """The result of this shape, cut into tiles of about equal size and at most so many pixels, and
-    into a multiple of ``threads`` of them if it is large enough."""
+    """Cut a result of this shape into tiles of about equal size and at most so many pixels.
+
+    Their number is a multiple of ``threads``, if the result is large enough.
+    """
     count, _, height, width = shape
-    # Near squares have the least border for their area; -(-a // b) is a / b, rounded up. Where the
-    # image is lower than such a square, tiles have its whole height and are wider
+    # Squares have the shortest border for their area; -(-a // b) is a / b, rounded up. If the image
+    # is lower than such a square, tiles have its whole height and are wider
     columns = _even(width, max(math.isqrt(pixels), pixels // height))
     tallest = max(1, pixels // columns)
     bands = -(-height // tallest)
-    # Of three bands one thread would do two while the other waits: four take less time
+    # With three bands one thread would compute two while the other waits: four take less time
     bands = -(-bands // threads) * threads
     rows = max(-(-height // bands), min(tallest, SMALLEST_BAND))
-    # Of many small images some go into one tile, but every thread gets its share
+    # A tile takes several small images, but every thread gets its share
     images = min(max(1, pixels // (height * width)), max(1, -(-count // threads)))
     return [
         _Tile(
@@ -148,24 +150,24 @@ def _tiles(shape, pixels: int, threads: int = 1) -> list[_Tile]:
 
 
 def _even(size: int, limit: int) -> int:
-    """The length of the parts, at most ``limit``, when ``size`` is cut into as few and as equal
-    ones as possible."""
+    """Return the length of the parts of ``size``: as few and as equal ones as possible, and none
+    longer than ``limit``."""
     return -(-size // -(-size // max(limit, 1)))
 
 
 def _pixels_on_gpu(network: SRCNN, device) -> int:
-    """Pixels of a tile that half of a GPU's free memory holds."""
-    # Half, as cuDNN takes memory of its own to work in
+    """Return the pixels of a tile that fits into half of a GPU's free memory."""
+    # cuDNN needs the other half for its own work
     half = free_memory(device) // 2
     # In float32: the outputs of all layers, and the parts that `narrow` adds up
     bytes_a_pixel = 4 * (sum(network.widths) + network.channels * network.kernel_sizes[-1] ** 2)
-    # cuDNN and F.pad count values in 31 bits; the border around a tile needs some of them, too
+    # cuDNN and F.pad count values in 31 bits, including those of the border around a tile
     most = 2**30 // max(network.widths)
     return min(most, max(half // bytes_a_pixel, PIXELS_ON_GPU))
 
 
 def _one_by_one(fill, tiles: list[_Tile]):
-    """Call fill for each tile; where one does not fit the memory, halve it and the others."""
+    """Call fill for each tile. If one does not fit into memory, halve it and the others."""
     while tiles:
         try:
             fill(tiles[-1])
@@ -173,7 +175,7 @@ def _one_by_one(fill, tiles: list[_Tile]):
         except RuntimeError as error:
             if not lacks_memory(error) or tiles[-1].box[1] - tiles[-1].box[0] < 2:
                 raise
-            # The others are as large, and would fail as well
+            # The others are as large and would fail too
             tiles = [half for tile in tiles for half in _halves(tile)]
 
 
@@ -185,7 +187,7 @@ def _halves(tile: _Tile) -> list[_Tile]:
 
 
 def _mean_of_eight(function, x: Tensor) -> Tensor:
-    """The mean of function over the flips and rotations of x, one at a time to bound the memory."""
+    """Return the mean of function over the eight flips and rotations of x, one after the other."""
     total = None
     for transposed in (False, True):
         for flips in ((), (2,), (3,), (2, 3)):

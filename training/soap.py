@@ -3,21 +3,21 @@
 import torch
 
 # Why not Adam: it divides each entry of a gradient by that entry's usual size, so that steep and
-# flat directions advance alike. This works where steep and flat lie along single weights. Where
-# they lie along mixtures of weights, entries rise and fall together, and Adam cannot tell them
-# apart. SOAP turns the gradient first, onto the eigenvectors of its second moments, along which
-# entries hardly go together, and lets Adam work there: fewer steps, of which each costs more.
+# flat directions advance alike. If the steep directions are combinations of weights, this scaling
+# of single weights cannot separate them. SOAP first rotates the gradient onto the eigenvectors of
+# its second moments, where entries are nearly uncorrelated, and lets Adam work there. It needs
+# fewer steps, and each step costs more.
 
 
 class SOAP(torch.optim.Optimizer):
-    """For networks of a few small layers, on any device: all of them are updated together.
+    """Optimizer for networks of a few small layers, on any device; it updates all of them together.
 
     Each weight, with its kernel flattened to out×in×taps, is rotated on every axis longer than one
     into the eigenbasis of that axis's gradient covariance; Adam runs there. Biases get plain Adam.
     No weight decay.
 
     Args:
-        params: parameters or groups; a group's own setting is lr, the others hold for all.
+        params: parameters or groups. Groups may have their own lr; other settings are shared.
         lr: learning rate, on Adam's scale.
         betas: decay of the gradient's mean, and of its square and covariances.
         eps: added to the root of the mean square.
@@ -40,8 +40,8 @@ class SOAP(torch.optim.Optimizer):
         states = [self._state(p, grad) for (p, _), grad in zip(rated, grads)]
         means, squares = ([state[k] for state in states] for k in ("mean", "square"))
 
-        # Adam's two averages: of the gradient, as it is, and of its square, in the eigenbasis.
-        # On a GPU a call costs more than what it computes here: _foreach_ is one for all tensors
+        # Adam's two averages: of the gradient as it is, and of its square in the eigenbasis. On a
+        # GPU the call itself costs most here: _foreach_ makes one call for all tensors
         torch._foreach_lerp_(means, grads, 1 - beta1)
         pairs = [_rotate_pair(*given) for given in zip(grads, means, states)]
         turned_grads, turned_means = zip(*pairs)
@@ -54,7 +54,7 @@ class SOAP(torch.optim.Optimizer):
             _rotate(update[None], [basis.T for basis in state["bases"]]).view_as(p)
             for update, state, (p, _) in zip(torch._foreach_div(turned_means, roots), states, rated)
         ]
-        # Both averages began at zero; this makes up for it
+        # Both averages began at zero: correct this bias
         scales = []
         for state, (_, rate) in zip(states, rated):
             state["step"] += 1
@@ -72,22 +72,22 @@ class SOAP(torch.optim.Optimizer):
         return loss
 
     def _state(self, p, grad) -> dict:
-        """What is kept of a parameter, started with the eigenvectors of its first gradient."""
+        """Return a parameter's state; at first, the eigenvectors of its first gradient."""
         state = self.state[p]
         if not state:
             state["step"] = 0
             state["mean"], state["square"] = grad.new_zeros(grad.shape), grad.new_zeros(grad.shape)
             state["covariances"] = [_covariance(grad, axis) for axis in _long_axes(grad)]
-            # eigh raises on NaN. With zeros in its place training goes on to its next look at the
-            # loss, which says what is wrong
+            # eigh raises an error on NaN. With zeros training continues to its next look at the
+            # loss, which reports the problem
             finite = [c.nan_to_num(0, 0, 0) for c in state["covariances"]]
-            # eigh's eigenvalues rise; the bases have the largest first
+            # eigh sorts eigenvalues upwards; the bases begin with the largest
             state["bases"] = [_decompose(torch.linalg.eigh, c)[1].flip(1) for c in finite]
         return state
 
 
 def _by_axes(grad):
-    """A gradient without axes of length one, the taps of its kernel on one axis."""
+    """Return a gradient without axes of length one, the taps of its kernel on one axis."""
     if grad.dim() < 2:
         return grad
     # Of one layout, so that _foreach_ can take all tensors at once
@@ -95,45 +95,45 @@ def _by_axes(grad):
 
 
 def _long_axes(grad) -> list[int]:
-    """The axes that are rotated: none of a vector's."""
+    """Return the axes to rotate: none of a vector."""
     return [axis for axis, size in enumerate(grad.shape) if size > 1] if grad.dim() > 1 else []
 
 
 def _covariance(grad, axis):
-    """Sum of outer products of grad's fibres along an axis: n×n."""
+    """Return the sum of outer products of grad's fibres along an axis: n×n."""
     fibres = grad.movedim(axis, 0).flatten(1)
     return fibres @ fibres.T
 
 
 def _rotate_pair(grad, mean, state):
-    """A gradient and its mean in the eigenbases, by one product per axis for both."""
+    """Return a gradient and its mean in the eigenbases, by one product per axis for both."""
     if not state["bases"]:
         return grad, mean
     return _rotate(torch.stack([grad, mean]), state["bases"]).unbind()
 
 
 def _rotate(x, bases):
-    """x with each axis but the first multiplied by its basis's transpose."""
+    """Multiply each axis of x but the first by the transpose of its basis."""
     for basis in bases:
-        # This moves the axis to the end: after all of them, their order is restored
+        # Each product moves its axis to the end; after all of them the order is restored
         x = torch.tensordot(x, basis, ([1], [0]))
     return x
 
 
 def _renew_bases(states):
-    """A power iteration for each axis, and one QR decomposition for all of them together."""
+    """Renew the bases: a power iteration for each axis, and one QR decomposition for all axes."""
     products = []
     for state in states:
         for axis, (covariance, basis) in enumerate(zip(state["covariances"], state["bases"])):
             product = covariance @ basis
-            # Eigenvectors stay in falling order, the mean squares with the direction they belong to
+            # Sort eigenvectors downwards, and the mean squares with their directions
             order = (basis * product).sum(0).argsort(descending=True)
             state["square"] = state["square"].index_select(axis, order)
             products.append(product[:, order])
     if not products:
         return
     sizes = [len(product) for product in products]
-    # Q of [A 0; 0 I] is [Q of A, 0; 0, I]: padded with ones on the diagonal, sizes do not matter
+    # Q of [A 0; 0 I] is [Q of A, 0; 0, I]: with ones on the diagonal as padding, sizes may differ
     largest = torch.eye(max(sizes), dtype=products[0].dtype, device=products[0].device)
     padded = largest.repeat(len(sizes), 1, 1)
     torch._foreach_copy_([whole[:n, :n] for whole, n in zip(padded, sizes)], products)
@@ -143,7 +143,7 @@ def _renew_bases(states):
 
 
 def _decompose(function, matrices):
-    """torch.linalg.eigh or qr, on the CPU where the device's backend lacks it (Apple's)."""
+    """Call torch.linalg.eigh or qr, on the CPU if the device's backend lacks it (Apple's)."""
     try:
         return function(matrices)
     except NotImplementedError:
