@@ -1,12 +1,14 @@
-"""Enlarge images: files, folders and patterns. Each keeps its file format.
+"""Enlarge images and films: files, folders and patterns, in their own formats.
 
 python upscale.py photo.jpg holiday/ "scans/*.tif"          # results/upscaled
 python upscale.py photo.jpg --output beside --ext png       # photo_x3.png
 python upscale.py holiday/ --recursive --outsize 3840x2160  # to fit a screen
 python upscale.py photo.jpg --output large.tif --compare    # large_compare.png
+python upscale.py clip.mp4 --upscale_factor 2               # pip install av
+torchrun --nproc_per_node=8 upscale.py folder/              # in shares
 
-The colour profile, the EXIF data and the resolution are kept. In Python use
-inference.upscale.
+Outputs that are newer than their inputs are skipped, so that a killed run
+resumes. In Python use inference.upscale.
 """
 
 import os
