@@ -27,7 +27,7 @@ SUFFIXES = tuple(".mp4 .m4v .mov .mkv .webm .avi .ts .mts .m2ts .mpg .mpeg .wmv 
 # Containers that hold H.264 and H.265 with exact time stamps; films in others become .mkv
 KEPT = (".mp4", ".m4v", ".mov", ".mkv", ".ts")
 SEGMENT = 240  # frames
-FULL_RANGE = 2  # AVCOL_RANGE_JPEG
+LIMITED_RANGE, FULL_RANGE, BT709 = 1, 2, 1  # FFmpeg's numbers
 MATROSKA = "matroska"
 
 
@@ -109,7 +109,9 @@ class _Plan:
         if self.interlaced:
             note("interlaced: bwdif makes whole frames of it")
         self.deep = self.format.deep
-        self.full_range = first.color_range == FULL_RANGE or "yuvj" in first.format.name
+        self.full_range = not first.format.is_rgb and (
+            first.color_range == FULL_RANGE or "yuvj" in first.format.name
+        )
         # MPEG's chroma lies at the left pixel of two, JPEG's between them
         self.chroma = 128 if self.stream.codec_context.name == "mjpeg" else 0
         self.rotation, self.time_base = first.rotation, self.stream.time_base
@@ -119,6 +121,8 @@ class _Plan:
         }
         if self.full_range:
             self.colours["color_range"] = FULL_RANGE
+        if first.format.is_rgb:
+            self.colours |= {"color_range": LIMITED_RANGE, "colorspace": BT709}
         self.rate = self.stream.average_rate or self.stream.guessed_rate or Fraction(25)
 
     def configure(self, context):
@@ -327,6 +331,7 @@ def enlarge_frames(frames, plan: _Plan) -> list:
     """Enlarge some frames: on a CPU one in each thread, on a GPU together."""
     if plan.steps and plan.options.networks[plan.steps[0]].channels == 3:
         return [_through_rgb(frame, plan) for frame in frames]
+    frames = [_in_format(frame, plan) for frame in frames]
     luma = [_luma(frame, plan) for frame in frames]
     if plan.options.device.type == "cpu":
         calls = [functools.partial(_restored, y, plan) for y in luma]
@@ -336,9 +341,19 @@ def enlarge_frames(frames, plan: _Plan) -> list:
     return [_assembled(frame, y, plan) for frame, y in zip(frames, restored)]
 
 
+def _in_format(frame, plan: _Plan):
+    """Return a frame in the output's pixel format."""
+    if frame.format.name == plan.format.name:
+        return frame
+    matrix = {"dst_colorspace": BT709, "dst_color_range": LIMITED_RANGE}
+    other = frame.reformat(format=plan.format.name, **(matrix if frame.format.is_rgb else {}))
+    other.pts, other.time_base = frame.pts, frame.time_base
+    return other
+
+
 def _luma(frame, plan: _Plan) -> torch.Tensor:
     """Return Y, 1×1×H×W, in the range that networks are trained on: 16 to 235 of 255."""
-    y = torch.from_numpy(plane_array(frame.reformat(format=plan.format.name), 0).astype(np.float32))
+    y = torch.from_numpy(plane_array(frame, 0).astype(np.float32))
     # 10 bits: 64 to 940 of 1020
     y = y.div_(1020 if plan.deep else 255)[None, None]
     if plan.full_range:
@@ -390,12 +405,15 @@ def _scaled(frame, plan: _Plan):
         format=frame.format.name,
         time_base=plan.time_base,
     )
-    place = f"h_chr_pos={plan.chroma}"
-    vertical = "v_chr_pos=128"
-    options = f"{width}:{height}:flags=bicubic+accurate_rnd:in_{place}:out_{place}"
-    if "420" in plan.format.name and "420" in frame.format.name:
-        options += f":in_{vertical}:out_{vertical}"
-    steps = [buffer, graph.add("scale", options), graph.add("format", plan.format.name)]
+    options = f"{width}:{height}:flags=bicubic+accurate_rnd"
+    # The same on both sides. Without it a frame with tags is converted to one without
+    same = {
+        "h_chr_pos": plan.chroma,
+        "range": "full" if plan.full_range else "limited",
+        "color_matrix": "bt709",
+    }
+    options += "".join(f":in_{name}={value}:out_{name}={value}" for name, value in same.items())
+    steps = [buffer, graph.add("scale", options)]
     if plan.size != plan.full:
         steps.append(graph.add("crop", f"{plan.size[1]}:{plan.size[0]}:0:0:exact=1"))
     graph.link_nodes(*steps, graph.add("buffersink")).configure()

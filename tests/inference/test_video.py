@@ -149,17 +149,18 @@ def test_films(name, tmp_path, network, capsys):
         error = np.abs(luma(after) - expected)
         # crf 0 is lossless in x264. In x265 it is nearly so
         assert error.max() <= (12 if deep else 1) and error.mean() < (1.5 if deep else 0.01)
-        # Its mean stays (the left column of a picture this small has some weight)
+        # Chroma is only enlarged, and not converted to another matrix or range
         for number in (1, 2):
-            chroma = [video.plane_array(frame, number).mean() for frame in (before, after)]
-            assert abs(chroma[0] - chroma[1]) < (8 if deep else 2)
+            chroma = [video.plane_array(frame, number).astype(float) for frame in (before, after)]
+            difference = imgproc.imresize(chroma[0], 2) - chroma[1]
+            assert abs(difference.mean()) < (1 if deep else 0.3), difference.mean()
 
 
 def test_chroma_stays_in_place(tmp_path):
     """Of two pixels MPEG's chroma lies at the left one: a coloured edge must not move."""
     columns = np.arange(64)
     frame = av.VideoFrame(64, 32, "yuv420p")
-    for plane, values in zip(frame.planes, (np.full(64, 128), *[(columns[:32] * 4)] * 2)):
+    for plane, values in zip(frame.planes, (np.full(64, 128), *[columns[:32] * 8] * 2)):
         rows = np.zeros((plane.buffer_size // plane.line_size, plane.line_size), np.uint8)
         rows[:, : len(values)] = values
         plane.update(rows.tobytes())
@@ -170,10 +171,10 @@ def test_chroma_stays_in_place(tmp_path):
         film.mux(stream.encode(None))
     run_main(tmp_path / "a.mkv", "--upscale_factor", 2, "--output", tmp_path / "b.mkv", "--crf", 0)
     (large,) = pictures(tmp_path / "b.mkv")
-    # Chroma sample i of the ramp lies at luma pixel 2 i, so its value is 2 x; enlarged twice, x is
+    # Chroma sample i of the ramp lies at luma pixel x = 2 i, so its value is 4 x; enlarged twice, x is
     # half of (pixel + 0.5) less 0.5
-    expected = ((2 * np.arange(64) + 0.5) / 2 - 0.5) * 2
-    assert np.abs(video.plane_array(large, 1)[16, 8:-8] - expected[8:-8]).max() <= 1
+    expected = ((2 * np.arange(64) + 0.5) / 2 - 0.5) * 4
+    assert np.abs(video.plane_array(large, 1)[16, 8:-8] - expected[8:-8]).max() <= 0.7
 
 
 def test_subtitles_attachments_and_a_cover(tmp_path, capsys):
@@ -209,6 +210,16 @@ def test_networks_for_rgb(tmp_path):
     for before, after in zip(pictures(clip), pictures(tmp_path / "b.mkv")):
         expected = upscale_image(before.to_ndarray(format="rgb24"), 2, rgb).astype(int)
         assert np.abs(after.to_ndarray(format="rgb24") - expected).mean() < 1.5
+
+
+def test_films_stored_as_rgb(tmp_path):
+    """Screen recordings: they become BT.709."""
+    clip = make_clip(tmp_path / "a.mkv", pixels="bgr0", codec="ffv1", frames=2, size=(96, 64))
+    run_main(clip, "--upscale_factor", 2, "--output", tmp_path / "b.mkv")
+    for before, after in zip(pictures(clip), pictures(tmp_path / "b.mkv")):
+        assert (after.format.name, after.colorspace, after.color_range) == ("yuv444p", 1, 1)
+        means = [frame.to_ndarray(format="rgb24").mean((0, 1)) for frame in (before, after)]
+        assert np.abs(means[0] - means[1]).max() < 1
 
 
 def test_damaged_films(tmp_path, capsys):
