@@ -24,6 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -34,14 +35,17 @@ SOURCE = (
     ROOT.parent / "shared" / "data"
 )  # T91 and the test sets, where they are at hand; data_dir otherwise
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
+import upscale
 from evaluation.protocol import test_pair
 from images.named_sets import sample_images
 from images.reading import read_image
+from images.writing import write_image
 from imgproc import imresize, rgb2y
 from inference.onnx_graphs import export_onnx
 from inference.tiling import predict
 from model import SRCNN
 from system.devices import quick_bf16
+from system.settings import load
 
 
 def main(quick: bool, output: Path):
@@ -54,6 +58,7 @@ def main(quick: bool, output: Path):
             ("imresize", lambda: resizing(quick)),
             ("training", lambda: training(Path(folder), quick)),
             ("memory", lambda: memory(quick)),
+            ("folder", lambda: a_folder(Path(folder), 6 if quick else 200)),
         ]
         if not quick:
             sections.append(("preparing", lambda: preparing(Path(folder))))
@@ -454,6 +459,36 @@ def memory(quick):
             "< 1,500 MiB",
         )
         for name in ("upscale", "predict")
+    ]
+
+
+# --------------------------------------------------------------------------------------------------------------- folder
+def a_folder(folder, count) -> list[dict]:
+    """upscale.py on PNG files of photographs, against a loop of predict alone on the same Y."""
+    height, width = 348, 450
+    pictures = sample_images("train")
+    luma = []
+    for i in range(count):
+        picture = read_image(pictures[i % len(pictures)])
+        picture = numpy.roll(numpy.atleast_3d(picture), 31 * i, (0, 1))[:height, :width, :3]
+        write_image(folder / "in" / f"{i:03}.png", picture)
+        y = torch.from_numpy(rgb2y(picture) if picture.shape[2] == 3 else picture[..., 0])
+        luma.append(imresize(y[None, None] / 255, 2))
+    network = SRCNN.from_pretrained(2)
+    words = [folder / "in", "--upscale_factor", 2, "--output", folder / "out", "--device", "cpu"]
+    seconds = []
+    for run in (
+        lambda: [predict(network, y) for y in luma],
+        lambda: upscale.main(load("upscale", [str(word) for word in words])),
+    ):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    megapixels = sum(y.numel() for y in luma) / 1e6
+    what = f"upscale.py, {count} PNG files, against predict alone"
+    return [
+        result(what, unit, amount / seconds[0], amount / seconds[1], "> 0.8x", higher=True)
+        for unit, amount in (("images/s", count), ("megapixels/s", megapixels))
     ]
 
 
