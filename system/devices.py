@@ -56,8 +56,11 @@ def probe(name: str):
 
 def own_gpu(kind: str) -> str:
     """Return the name of this process's GPU. Each process on a machine takes one."""
-    count, local_rank = getattr(torch, kind).device_count(), int(os.environ.get("LOCAL_RANK", 0))
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1 and count > 0 and kind != "mps"
+    # torchrun's variable, or srun's
+    count, number = getattr(torch, kind).device_count(), os.environ.get("SLURM_LOCALID")
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1 or number is not None
+    local_rank = int(os.environ.get("LOCAL_RANK", number or 0))
+    several = several and count > 0 and kind != "mps"
     # If each process sees only its own GPU (as under Slurm), that GPU has number 0
     return f"{kind}:{local_rank % count}" if several else kind
 

@@ -16,7 +16,7 @@ import upscale
 from images import finding, reading, writing
 from images.finding import Finder
 from inference import collection, enlarge
-from system import files, shares
+from system import devices, files, shares
 from system.files import UserError
 from system.settings import load
 
@@ -179,6 +179,17 @@ def test_own_share(monkeypatch, part, environment, expected):
         monkeypatch.setenv(prefix + name, value)
     share = shares.own_share(part)
     assert (share.index, share.count) == expected
+
+
+def test_each_task_of_srun_has_its_gpu(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for number, expected in (("0", "cuda:0"), ("3", "cuda:3"), ("5", "cuda:1")):
+        monkeypatch.setenv("SLURM_LOCALID", number)
+        assert devices.own_gpu("cuda") == expected
+    monkeypatch.delenv("SLURM_LOCALID")
+    assert devices.own_gpu("cuda") == "cuda"
 
 
 def test_wrong_parts_are_refused(monkeypatch):
