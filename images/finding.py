@@ -207,9 +207,9 @@ def _versions(folder: Path, stem: str, suffixes) -> list[Path]:
         for spelt in (suffix, suffix.upper(), suffix.title()):
             path = os.path.join(folder, stem + spelt)
             try:
-                facts = os.stat(path)
+                there = os.stat(path)
             except (OSError, ValueError):
                 continue
             # Where names differ by case alone they may be one file
-            found.setdefault((facts.st_dev, facts.st_ino, spelt.lower()), Path(path))
+            found.setdefault((there.st_dev, there.st_ino, spelt.lower()), Path(path))
     return list(found.values())
