@@ -1,1 +1,1 @@
-"""Commands that make the pictures, tables, weights and models of this project."""
+"""Make the pictures, tables, weights and models of this project."""

@@ -34,10 +34,10 @@ PAPER = {
     "paper, 9-5-5, ImageNet": 32.75,
 }
 PHOTOGRAPH = "astronaut"  # NASA's, in the public domain
-# The opening picture: its part of the photograph, the detail in that, and the scale
-SHOWN = (slice(200, 500), slice(40, 490))
-SHOWN_DETAIL = (slice(126, 246), slice(170, 290))
-SHOWN_SCALE = 4
+# The opening picture: a part of the photograph, a detail of this part, and the scale
+OPENING = (slice(200, 500), slice(40, 490))
+OPENING_DETAIL = (slice(126, 246), slice(170, 290))
+OPENING_SCALE = 4
 LAYERS_DETAIL = (slice(340, 430), slice(126, 216))  # the input in the drawing of the layers
 
 
@@ -56,17 +56,17 @@ def main():
 
 # --------------------------------------------------------------------------- the opening picture
 def opening():
-    """Draw a photograph, and that shrunk and enlarged again, as validate.py does; uint8 RGB."""
-    truth = modcrop(read_image(photograph())[SHOWN], SHOWN_SCALE)
-    small = imresize(truth, 1 / SHOWN_SCALE)
-    network = SRCNN.from_pretrained(SHOWN_SCALE, (9, 5, 5))
+    """Draw a photograph next to its enlargements, made as validate.py does; uint8 RGB."""
+    truth = modcrop(read_image(photograph())[OPENING], OPENING_SCALE)
+    small = imresize(truth, 1 / OPENING_SCALE)
+    network = SRCNN.from_pretrained(OPENING_SCALE, (9, 5, 5))
     columns = [("original", truth)]
     for name, by in (("bicubic", "bicubic"), ("SRCNN 9-5-5", network)):
-        large = upscale(small, SHOWN_SCALE, by)
-        # By the paper's protocol: on Y, and without as many pixels at the border as the scale
-        score = psnr(*(shave(rgb2y(picture), SHOWN_SCALE) for picture in (large, truth)))
-        columns.append((f"{name}, x{SHOWN_SCALE}: {score:.2f} dB", large))
-    return comparison(columns, SHOWN_DETAIL)
+        large = upscale(small, OPENING_SCALE, by)
+        # The paper's protocol: on Y, as many pixels as the scale shaved off each side
+        score = psnr(*(shave(rgb2y(picture), OPENING_SCALE) for picture in (large, truth)))
+        columns.append((f"{name}, x{OPENING_SCALE}: {score:.2f} dB", large))
+    return comparison(columns, OPENING_DETAIL)
 
 
 def photograph() -> Path:
@@ -81,18 +81,18 @@ def curves():
     for name in NETWORKS:
         rows, colour = training_log(f"srcnn_{name}_x{SCALE}"), COLOURS[name]
         # The dot is the bundled checkpoint: the best on images held out of training
-        shipped = max(rows, key=lambda row: row["psnr_holdout"])
-        dot = shipped["seconds"] / 60, shipped["psnr_Set5"]
+        bundled = max(rows, key=lambda row: row["psnr_holdout"])
+        dot = bundled["seconds"] / 60, bundled["psnr_Set5"]
         minutes = [row["seconds"] / 60 for row in rows]
         axes.plot(minutes, [row["psnr_Set5"] for row in rows], color=colour, linewidth=2)
         axes.plot(*dot, "o", color=colour, markersize=8, markeredgecolor="white")
-        ends.append((minutes[-1], rows[-1]["psnr_Set5"], name, shipped["psnr_Set5"]))
+        ends.append((minutes[-1], rows[-1]["psnr_Set5"], name, bundled["psnr_Set5"]))
     for label, level in PAPER.items():
         axes.axhline(level, color="gray", linestyle=(0, (4, 3)), linewidth=1, zorder=0)
         place = (1, level), (5, 0), ("axes fraction", "data"), "offset points"
         style = {"color": "dimgray", "fontsize": 9, "verticalalignment": "center"}
         axes.annotate(f"{label}: {level} dB", *place, **style)
-    # Above the ends of the curves: a label of the paper's may lie right beside them
+    # Above the ends of the curves: a label of the paper may lie at the same height
     for minute, level, name, score in ends:
         place = (minute, level), (7, 5), "data", "offset points"
         style = {"color": COLOURS[name], "fontweight": "bold", "verticalalignment": "bottom"}
@@ -112,8 +112,8 @@ def curves():
 def training_log(name: str) -> list[dict]:
     """Return the rows of a network's log as numbers.
 
-    If the run started from another one, named <name>_start, the rows of that run come first, and
-    the seconds continue from its last.
+    If the run started from <name>_start, the rows of <name>_start come first, and the seconds
+    continue from its last row.
     """
     rows, before = [], 0.0
     paths = (ASSETS / "logs" / f"{name}{part}.csv" for part in ("_start", ""))
@@ -197,25 +197,25 @@ def architecture():
             ends = (left + step - 0.1, 0.5), (left + 1.1 + height, 0.5)
             axes.annotate("", *ends, arrowprops={"arrowstyle": "->", "linewidth": 1.5})
             axes.text(left + step - 0.6, 1.55, layer, horizontalalignment="center", fontsize=10)
-    facts = []
+    captions = []
     for name, kernels in NETWORKS.items():
         parameters = sum(p.numel() for p in SRCNN(kernels).parameters())
         # Each layer after the first adds its kernel's side less one
         sees = sum(kernels) - 2
-        facts.append(f"{name}: {parameters:,} parameters, sees {sees}×{sees} pixels")
+        captions.append(f"{name}: {parameters:,} parameters, sees {sees}×{sees} pixels")
     middle = 1.5 * step + 0.5
-    axes.text(middle, -0.75, "     ".join(facts), horizontalalignment="center", fontsize=9)
+    axes.text(middle, -0.75, "     ".join(captions), horizontalalignment="center", fontsize=9)
     axes.set(xlim=(-0.3, 3 * step + 1.3), ylim=(-0.85, 1.8), aspect="equal")
     axes.axis("off")
     return figure
 
 
-def draw_stack(axes, maps: Tensor, left: float, shift: float, shown: int = 5) -> float:
-    """The feature maps of C×H×W that vary most, behind one another; returns how far they reach."""
-    strongest = maps[maps.flatten(1).std(1).argsort(descending=True)[:shown]]
+def draw_stack(axes, maps: Tensor, left: float, shift: float, most: int = 5) -> float:
+    """Draw the most varying maps of C×H×W, one behind another. Return the width of the shifts."""
+    strongest = maps[maps.flatten(1).std(1).argsort(descending=True)[:most]]
     for j, picture in enumerate(strongest):
         x, y = left + j * shift, j * shift
-        # Not the maximum: a few bright pixels would make the others black
+        # With the maximum, a few bright pixels would make all others black
         brightest = picture.quantile(0.98)
         # Deeper in the stack is further back, and each frame lies just before its map
         place = (x, x + 1, y, y + 1)

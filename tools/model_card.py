@@ -103,7 +103,7 @@ def model_card() -> str:
     """
     table = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
     head = re.search(r"^\| weights \|(.*)$", table, re.MULTILINE)[1]
-    # Without the last column, which has links into the project
+    # Drop the last column: its links point into the project
     columns = [cell.strip() for cell in head.strip("|").split("|")][:-1]
     results = [f"| weights | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     files = []

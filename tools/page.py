@@ -1,7 +1,7 @@
 """Make the models and pictures of docs/index.html from the weights in assets/: python -m tools.page
 
-models/*.onnx (the whole operation, by each network and by bicubic alone), sample.png (a small
-picture to begin with) and sample_*.webp (that picture enlarged, shown before anything has run).
+Writes models/*.onnx (the whole operation, by each network and by bicubic alone), sample.png (a
+small picture) and sample_*.webp (the same picture enlarged, visible while the page loads).
 Needs: pip install onnx onnxscript.
 """
 
@@ -19,8 +19,8 @@ from system.files import replace_file
 DOCS = Path(__file__).parents[1] / "docs"
 SCALES = (2, 3, 4)
 NETWORKS = {"9-1-5": (9, 1, 5), "9-5-5": (9, 5, 5)}
-# Shown before anything has run: a part of a photograph in the public domain, enlarged by the
-# network that is selected at the start, 9-1-5 x3
+# The picture on the page while it loads: a part of a photograph in the public domain, enlarged by
+# the page's first network, 9-1-5 x3
 SAMPLE, SAMPLE_PART = "astronaut", (slice(0, 300), slice(0, 512))
 SAMPLE_SCALE = 3
 
@@ -35,7 +35,7 @@ def main():
 
 def save_model(network, scale: int, name: str):
     """Write an ONNX model of the whole operation; network: an SRCNN, or "bicubic"."""
-    # The names that docs/worker.js asks for
+    # docs/worker.js loads the models by these names
     path = DOCS / "models" / f"{name}.onnx"
     with replace_file(path) as temporary, temporary.open("wb") as file:
         export_onnx_image(network, scale, file)
@@ -43,9 +43,9 @@ def save_model(network, scale: int, name: str):
 
 
 def make_sample():
-    """Write a shrunk photograph, and that enlarged again by bicubic and by the network."""
+    """Write a shrunk photograph, and its enlargements by bicubic and by the network."""
     path = next(p for p in sample_images("test") if p.stem == SAMPLE)
-    # Shrunk from multiples of the scale, it is as large again when it is enlarged
+    # Sides must be multiples of the scale: then the enlargement has the same size again
     photograph = modcrop(read_image(path)[SAMPLE_PART], SAMPLE_SCALE)
     small = imresize(photograph, 1 / SAMPLE_SCALE)
     write_image(DOCS / "sample.png", small)

@@ -18,7 +18,7 @@ from evaluation.tables import record_name
 from system.files import UserError
 
 SCALES = (2, 3, 4)
-# Another number of threads adds in another order, which may round a pixel to the other side
+# Another number of threads adds in another order, so a pixel may be rounded differently
 TOLERANCE = 0.002  # dB
 # The authors' figures (arXiv 1501.00092v3, tables 2 and 3: 9-5-5 trained on ImageNet). The paper
 # has no BSD100 and Urban100: their figures are quoted by later papers (for example Lai et al.,
@@ -78,7 +78,7 @@ def results_table(records: list[dict], only=None) -> str:
     only: names of the sets to print; None: all.
     Raises UserError, with the files, if two records contradict each other.
     """
-    # {set: {row: {scale: (PSNR, SSIM)}}}, and the file that a figure is from
+    # {set: {row: {scale: (PSNR, SSIM)}}}, and {(set, row, scale): file} for messages
     scores, files = {}, {}
     for record in records:
         if record["protocol"] != "y":
@@ -103,7 +103,7 @@ def results_table(records: list[dict], only=None) -> str:
                         f"{rows[kind]} on {set_name} x{scale} has {known[0]} dB in {first} and "
                         f"{score[0]} in {file}; give one of them"
                     )
-    # Published figures of the sets that were measured
+    # Published figures, only for measured sets
     for set_name, (label, *published) in PUBLISHED.items():
         if set_name in scores:
             scores[set_name][label] = dict(zip(SCALES, published))
@@ -113,13 +113,13 @@ def results_table(records: list[dict], only=None) -> str:
     order = {set_name: number for number, set_name in enumerate(PUBLISHED)}
     for set_name in sorted(scores, key=lambda name: order.get(name, len(order))):
         by_row = scores[set_name]
-        # By PSNR, before it is rounded for the table
+        # Compare PSNR before it is rounded for the table
         best = {
             scale: max(row[scale][0] for row in by_row.values() if scale in row)
             for scale in SCALES
             if any(scale in row for row in by_row.values())
         }
-        # Bicubic, then what is published, then ours and others by name, each followed by its "+"
+        # Bicubic, the published row, then the others by name, each followed by its "+"
         first_rows = ["bicubic", PUBLISHED.get(set_name, [""])[0]]
         for label in sorted(by_row, key=lambda name: (name not in first_rows, name)):
             cells = [cell(by_row[label].get(scale), best.get(scale)) for scale in SCALES]

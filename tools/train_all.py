@@ -1,12 +1,12 @@
-"""Make every file in assets/weights/ again, from nothing: one command for each, or for all.
+"""Train every file of assets/weights/ again, from nothing: one command for each, or for all.
 
-    python -m assets.train_all                     # all of them, in the order of the table
-    python -m assets.train_all srcnn_9-5-5_x2      # that one, and the runs that it begins from
-    python -m assets.train_all --list              # the commands alone
-    python -m assets.train_all --install           # also put what was made into assets/
+    python -m tools.train_all                     # all runs, in the order of the table
+    python -m tools.train_all srcnn_9-5-5_x2      # one run, after the runs it starts from
+    python -m tools.train_all --list              # only print the commands
+    python -m tools.train_all --install           # also copy weights and logs to assets/
 
-Needs the images (python prepare_dataset.py). A run that was interrupted goes on where it was, and
-one that is finished is not repeated: runs lie in results/<name>/, as those of train.py do.
+Needs the images (python prepare_dataset.py). Each run has the folder results/<name>/. An
+interrupted run resumes; a finished run is not repeated.
 """
 
 import argparse
@@ -20,8 +20,8 @@ ASSETS = Path(__file__).parents[1] / "assets"
 SCRIPT = ASSETS.parent / "train.py"
 RESULTS = Path("results")
 
-# name of the run: (the run that it begins from, "": none; what follows "python train.py").
-# A run whose name ends in _start ships no file: the next one goes on from it, at a lower rate.
+# {name of the run: (the run it starts from, or ""; the arguments of train.py)}.
+# A name ending in _start: only a start for other runs (at a lower rate), its weights not bundled.
 RUNS = {
     "srcnn_9-1-5_x3_start": ("", "--valid_frequency 2000"),
     "srcnn_9-1-5_x3": ("srcnn_9-1-5_x3_start", "--learning_rate 0.003 --valid_frequency 2000"),
@@ -107,10 +107,10 @@ def main(arguments=None):
 
 
 def needed(names: list[str]) -> list[str]:
-    """These runs and all that they begin from, in an order in which they can be made."""
+    """Return these runs and their starts, each run after its start."""
     order = []
     for name in names:
-        # Back to a run that begins from nothing, or one that is in the order already
+        # Go back to a run without a start, or to one already in the order
         chain = []
         while name and name not in order:
             chain.insert(0, name)
@@ -120,29 +120,29 @@ def needed(names: list[str]) -> list[str]:
 
 
 def command(name: str) -> str:
-    """The one command of a run, for a shell in the repository's root."""
+    """Return the command of a run, for a shell in the project's folder."""
     begins_from, settings = RUNS[name]
-    # With "/" on every system, since the file of weights keeps its command
+    # "/" on every system: the weights file stores this command
     begin = f" --resume {(RESULTS / begins_from / 'best.pth').as_posix()}" if begins_from else ""
     return f"python train.py {settings}{begin} --exp_name {name}"
 
 
 def make(name: str):
-    """Train, or go on with what an interruption left; a finished run says so and ends at once."""
+    """Train a run, or resume it if it was interrupted. A finished run ends at once."""
     words = shlex.split(command(name))[2:]
     last = RESULTS / name / "last.pth"
     if last.exists():
-        # Of two --resume the last one counts: the run's own state, not what it began from
+        # The last --resume counts: the run's own state, not its start
         words += ["--resume", str(last)]
-    # Later runs may begin from this one, so that they cannot go on without it
+    # Stop at a failure: later runs may start from this one
     status = subprocess.run([sys.executable, str(SCRIPT), *words]).returncode
     if status:
         sys.exit(status)
 
 
 def install(name: str):
-    """Weights to assets/weights/, the log to assets/logs/."""
-    # Logs of runs named _start as well: the figure of the training curves begins with them
+    """Copy the weights to assets/weights/ and the log to assets/logs/."""
+    # Also the logs of _start runs: the figure of the training curves begins with them
     shutil.copyfile(RESULTS / name / "metrics.csv", ASSETS / "logs" / f"{name}.csv")
     if not name.endswith("_start"):
         shutil.copyfile(RESULTS / name / "best.pth", ASSETS / "weights" / f"{name}.pth")
