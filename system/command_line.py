@@ -61,9 +61,11 @@ def read_words(argv, kinds: dict, takes_files) -> tuple[dict, list[str]]:
         kind, values = kinds[name], [value] if has_value else []
         # Words that belong to it: for several numbers all numbers, since a file may follow
         numbers = kind.item is not str and (takes_files or not kind.several)
-        belongs = re.compile(r"\d[\d.,ex-]*" if numbers else r"(?!--).*", re.DOTALL)
+        belongs = re.compile(r"[\[(]?\d[\d.,ex –-]*[\])]?" if numbers else r"(?!--).*", re.DOTALL)
         if kind.several:
-            while words and not has_value and belongs.fullmatch(words[0]):
+            # No file follows --kernel_sizes=9 5 5
+            goes_on = not has_value or kind.item is not str
+            while words and goes_on and belongs.fullmatch(words[0]):
                 values.append(words.pop(0))
             items = [item for word in values for item in _split(word, kind.item)]
             given[name] = tuple(_read(item, kind.item) for item in items)
@@ -80,9 +82,11 @@ def read_words(argv, kinds: dict, takes_files) -> tuple[dict, list[str]]:
 
 
 def _split(word: str, item: type) -> list[str]:
-    """Return the items of one word: "Set5,Set14" are two, "9-5-5" and "9x5x5" three."""
-    if item is int and re.fullmatch(r"\d[\d,x -]*", word):
+    """Return the items of one word: "Set5,Set14" are two, "9-5-5" and "[9, 5, 5]" three."""
+    if item is int and re.fullmatch(r"[\[(]?\d[\d,x –-]*[\])]?", word):
         return re.findall(r"\d+", word)
+    if item is not str:
+        return [part for part in re.split(r"[,\s]+", word.strip("[]()")) if part]
     return [word] if os.path.exists(word) else [part for part in word.split(",") if part]
 
 

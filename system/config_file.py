@@ -8,6 +8,18 @@ from pathlib import Path
 from system.command_line import unknown
 from system.files import UserError
 
+# Parts of Python's messages that do not say what to write
+SYNTAX_HINTS = {
+    "unicodeescape": "; write / instead of \\ in paths",
+    "invalid character '“'": '; write "',
+    "invalid character '”'": '; write "',
+    "invalid character '‘'": "; write '",
+    "invalid character '’'": "; write '",
+    "leading zeros": "; write a point, not a comma, in 0.001",
+    "unexpected indent": "; remove the spaces before it",
+    "non-printable character": "; write the line again, with plain spaces",
+}
+
 
 class Kind(typing.NamedTuple):
     """The type of a setting: `item`, or a tuple of any number of them."""
@@ -35,7 +47,8 @@ class ConfigFile:
             raise UserError(f"config.py, line {number}: not UTF-8; save it as UTF-8") from None
         except SyntaxError as error:
             text = f": {error.text.strip()}" if error.text else ""
-            raise UserError(f"config.py, line {error.lineno}: {error.msg}{text}") from None
+            hint = next((hint for part, hint in SYNTAX_HINTS.items() if part in error.msg), "")
+            raise UserError(f"config.py, line {error.lineno}: {error.msg}{hint}{text}") from None
         except Exception as error:
             raise UserError(self._explain(error)) from error
         self.kinds = {
@@ -109,6 +122,8 @@ def check_names(config: ConfigFile, shipped: ConfigFile):
         raise UserError(f"{place}RECIPES needs a dict(...) for each recipe")
     for recipe, values in recipes.items():
         for name in values.keys() - known.keys():
+            if name in shipped.kinds:
+                raise UserError(f"{place}{recipe}: {name} is not of a recipe; set it in its line")
             raise UserError(f"{place}{recipe}: {unknown(name, known)}")
         for name in known.keys() - values.keys():
             raise UserError(f"{place}{recipe}: {name} is missing; add {name}={known[name]!r}")

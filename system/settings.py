@@ -148,7 +148,8 @@ def load(script: str, argv=None, path=CONFIG) -> Settings:
         if value is not None or default is not None:
             check(name, shipped.kinds[name], value, place)
     if settings.recipe not in config.recipes:
-        raise UserError(f"recipe={settings.recipe!r}: one of {', '.join(config.recipes)}")
+        place = "" if "recipe" in given else config.place("recipe")
+        raise UserError(f"{place}recipe={settings.recipe!r}: one of {', '.join(config.recipes)}")
     changed = {
         name for name, default in shipped.values.items() if getattr(settings, name) != default
     }
@@ -191,17 +192,15 @@ def adapt(name: str, kind: Kind, value):
 def check(name: str, kind: Kind, value, place: str = ""):
     """Raise UserError for an impossible value of a setting; place: the message's beginning."""
     items = value if isinstance(value, tuple) else (value,)
+    texts = [item for item in items if isinstance(item, str)]
     fits = all(type(item) is kind.item for item in items)
     complaint, shown = "", f"{name}={value!r}: "
     if not fits or kind.several != isinstance(value, tuple):
-        complaint = f"expected {kind}"
-        if name == "upscale_factor":
-            complaint += "; for any other number use upscale.py --outscale"
-        elif name == "kernel_sizes" and type(value) in (int, str):
-            sizes = re.findall(r"\d+", str(value)) or ["915"]
-            complaint += f"; write {tuple(map(int, sizes if len(sizes) > 1 else sizes[0]))}"
-        elif fits and kind.several:
-            complaint += f"; a single one needs a comma: {name} = ({value!r},)"
+        complaint = f"expected {kind}{remedy(name, kind, value, place)}"
+        if kind.item is int and name in CHOICES:
+            complaint = f"one of {', '.join(map(str, CHOICES[name]))}"
+    elif place and any(ord(letter) < 32 for text in texts for letter in text):
+        complaint = "\\n and \\t are control characters; write / instead of \\"
     elif value not in CHOICES.get(name, [value]):
         complaint = f"one of {', '.join(map(str, CHOICES[name]))}"
     elif kind.item is float and not all(map(math.isfinite, items)):
@@ -218,6 +217,30 @@ def check(name: str, kind: Kind, value, place: str = ""):
         complaint = "width x height, for example 3840x2160"
     if complaint:
         raise UserError(place + shown + complaint)
+
+
+def remedy(name: str, kind: Kind, value, place: str) -> str:
+    """Return how to write a value of the wrong type, as "; write (9, 5, 5)"; "" if unknown.
+
+    place: of the value in config.py; "" for the command line, which needs no quotes.
+    """
+    digits = re.findall(r"\d+", str(value))
+    if name == "upscale_factor" and type(value) is float:
+        return "; for any other number use upscale.py --outscale"
+    if name == "kernel_sizes" and type(value) in (int, str):
+        # 955 probably means 9-5-5; in Python 9-5-5 is -1
+        sizes = digits if len(digits) > 1 else digits[0] if value in range(111, 10**9) else "915"
+        return f"; write {tuple(map(int, sizes))}"
+    if isinstance(value, str) and kind.several and kind.item is str and "," in value:
+        return f"; write {name} = {tuple(part.strip() for part in value.split(','))}"
+    if kind.several and type(value) is kind.item:
+        return f"; a single one needs a comma: {name} = ({value!r},)"
+    if place and isinstance(value[0] if isinstance(value, tuple) and value else value, str):
+        return "; remove the comma" if kind.item is str else "; write it without quotes"
+    if place and isinstance(value, tuple) and not kind.several:
+        # In Python 20,000 and 0,5 are two numbers
+        return "; write a point, not a comma" if kind.item is float else "; remove the comma"
+    return ""
 
 
 def check_together(settings: Settings, script: str):

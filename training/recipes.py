@@ -140,7 +140,12 @@ RECIPES = {"fast": Fast(), "paper": Paper()}
 
 
 def recipe_of(settings) -> Recipe:
-    """Return the recipe of this name."""
+    """Return the recipe of this name. Raises UserError if config.py alone has it."""
+    if settings.recipe not in RECIPES:
+        raise UserError(
+            f"recipe={settings.recipe!r}: has values in config.py, but no class in "
+            "training/recipes.py; add it to RECIPES there"
+        )
     return RECIPES[settings.recipe]
 
 

@@ -58,6 +58,11 @@ def test_defaults_and_recipes():
         ("--kernel_sizes 9-5-5", "kernel_sizes", (9, 5, 5)),
         ("--kernel_sizes 9,3,5", "kernel_sizes", (9, 3, 5)),
         ("--kernel_sizes=9-5-5", "kernel_sizes", (9, 5, 5)),
+        ("--kernel_sizes=9 5 5", "kernel_sizes", (9, 5, 5)),
+        ("--kernel_sizes [9,5,5]", "kernel_sizes", (9, 5, 5)),
+        ("--kernel_sizes (9,5,5)", "kernel_sizes", (9, 5, 5)),
+        ("--kernel_sizes 9–5–5", "kernel_sizes", (9, 5, 5)),
+        ("--shrink [0.5,0.25]", "shrink", (0.5, 0.25)),
         ("--test_sets Set5,Set14 BSD100", "test_sets", ("Set5", "Set14", "BSD100")),
         ("--shrink 0.5,0.25", "shrink", (0.5, 0.25)),
         ("--kernel_sizes 9-3-3-5", "kernel_sizes", (9, 3, 3, 5)),
@@ -112,6 +117,7 @@ def test_command_line(words, name, value):
         ("--optimizer adam", "unknown setting --optimizer: it is part of the recipe"),
         ("--learning_rate nan", "expected a finite number"),
         ("--channels 2", "channels=2: one of 1, 3"),
+        ("--channels rgb", "channels='rgb': one of 1, 3"),
         ("--recipe slow", "one of fast, paper"),
         ("--mode test", "one of train, valid"),
         ("--compile perhaps", "compile='perhaps': expected bool"),
@@ -199,6 +205,20 @@ def test_the_shipped_copy_is_config():
         ('    "fast": dict(', '    "fast": dict(lr=1,', "fast: unknown setting lr: did you mean learning_rate?"),
         ("        steps=20_000,", "        steps='many',", "fast: steps='many': expected int"),
         ("        steps=20_000,", "", "fast: steps is missing; add steps=20000"),
+        ("        steps=20_000,", "        steps=9, seed=3,", "fast: seed is not of a recipe"),
+        ('recipe: str = "fast"', 'recipe: str = "adam"', "N: recipe='adam': one of fast, paper"),
+        ("kernel_sizes: tuple[int, ...] = (9, 1, 5)", "kernel_sizes: tuple[int, ...] = 9-5-5", "N: kernel_sizes=-1: expected ints; write (9, 1, 5)"),
+        ("kernel_sizes: tuple[int, ...] = (9, 1, 5)", 'kernel_sizes: tuple[int, ...] = ("9", "5")', "expected ints; write it without quotes"),
+        ('test_sets: tuple[str, ...] = ("Set5", "Set14")', 'test_sets: tuple[str, ...] = "Set5, B"', "N: test_sets='Set5, B': expected strs; write test_sets = ('Set5', 'B')"),
+        ("upscale_factor: int = 3", 'upscale_factor: int = "3"', "expected int; write it without quotes"),
+        ("learning_rate: float = None", "learning_rate: float = 0,5", "expected float; write a point, not a comma"),
+        ("learning_rate: float = None", "learning_rate: float = 0,001", "write a point, not a comma, in 0.001"),
+        ("steps: int = None", "steps: int = 20,100", "N: steps=(20, 100): expected int; remove the comma"),
+        ('train_set: str = "T91"', 'train_set: str = "T91",', "expected str; remove the comma"),
+        ('train_set: str = "T91"', "train_set: str = “T91”", "N: invalid character '“' (U+201C); write \""),
+        ('data_dir: str = "data"', r'data_dir: str = "C:\new"', "N: data_dir='C:\\new': \\n and \\t are control"),
+        ('data_dir: str = "data"', r'data_dir: str = "C:\Users"', "write / instead of \\ in paths"),
+        ("seed: int = 0", "  seed: int = 0", "N: unexpected indent; remove the spaces before it"),
     ],
 )  # fmt: skip
 def test_mistakes_in_config_are_one_line(tmp_path, line, new, complaint):
@@ -208,6 +228,12 @@ def test_mistakes_in_config_are_one_line(tmp_path, line, new, complaint):
     message = str(error.value)
     assert complaint.replace("N:", f"config.py, line {number}:") in message, message
     assert message.startswith("config.py") and "\n" not in message
+
+
+def test_the_command_line_keeps_odd_file_names(tmp_path):
+    """A control character is refused in config.py alone: a file's name may have one."""
+    settings = load("upscale", ["a\nb.png", "--output", "c\td.png"])
+    assert (settings.inputs, settings.output) == (["a\nb.png"], "c\td.png")
 
 
 def test_values_of_the_command_line_do_not_blame_config(tmp_path):
