@@ -34,11 +34,11 @@ class SRCNN(nn.Module):
             three layers, see `system.files.default_widths`.
         padding_mode: the pixels beyond the border of every layer's input. "replicate": the edge
             pixel (the authors' test code, our weights). "zeros": most ports. "valid": none, so the
-            output is smaller (training). With another mode than theirs, weights lose up to 7 dB.
+            output is smaller (training). With a mode not their own, weights lose up to 7 dB.
 
     Attributes: ``upscale_factor`` (0: unknown) and ``interpolation`` ("matlab" or "torch") describe
-    the input of the weights. ``metadata`` says how they were trained. ``ignored`` lists names in
-    their file that were not used. `from_pretrained` sets all of them.
+    the input of the weights. ``metadata`` describes their training. ``ignored`` lists unused names
+    in their file. `from_pretrained` sets all of them.
     Raises ValueError for arguments that do not make a network.
     """
 
@@ -81,7 +81,7 @@ class SRCNN(nn.Module):
         self.reconstruction = Convolution(*last)
 
     def forward(self, x: Tensor, border=ALL_SIDES) -> Tensor:
-        """Return the restored image, which is not clamped to [0, 1].
+        """Return the restored image, not clamped to [0, 1].
 
         Args:
             x: N×C×H×W in [0, 1], already enlarged by bicubic. It may be a part of an image.
@@ -95,7 +95,7 @@ class SRCNN(nn.Module):
         return self.reconstruction(self.pad(x, self.reconstruction, border))
 
     def pad(self, x: Tensor, layer: nn.Conv2d, border=ALL_SIDES) -> Tensor:
-        """Return a layer's input with the pixels that its kernel needs beyond the border."""
+        """Return a layer's input with the necessary pixels beyond the border."""
         size = layer.kernel_size[0] // 2
         if self.padding_mode == "valid" or size == 0 or not any(border):
             return x
@@ -105,12 +105,12 @@ class SRCNN(nn.Module):
 
     @property
     def layers(self) -> list[nn.Conv2d]:
-        """The convolutions, from the first to the last."""
+        """Return the convolutions, from the first to the last."""
         return [*self.features, *self.map][::2] + [self.reconstruction]
 
     @property
     def reach(self) -> int:
-        """How many pixels to each side of an output pixel its value depends on; 6 for 9-1-5."""
+        """Return the radius, in pixels, of the input area of an output pixel; 6 for 9-1-5."""
         return sum(size // 2 for size in self.kernel_sizes)
 
     def macs_per_pixel(self) -> int:
@@ -130,11 +130,11 @@ class SRCNN(nn.Module):
         """Return a trained network in eval mode.
 
         Args:
-            path_or_scale: any file that `load_checkpoint` reads; or a scale (2, 3 or 4) for the
-                bundled weights.
+            path_or_scale: any file for `load_checkpoint`; or a scale (2, 3 or 4) for the bundled
+                weights.
             kernel_sizes, channels: the network, for bundled weights; default 9-1-5 on Y.
-            interpolation: of the input, "matlab" or "torch", for a file that does not state it.
-            padding_mode: one of `PADDING_MODES`, for a file that does not state it.
+            interpolation: of the input, "matlab" or "torch", if the file does not state it.
+            padding_mode: one of `PADDING_MODES`, if the file does not state it.
         Raises the errors of `load_checkpoint`, and ValueError if no such weights are bundled.
         """
         # A number is a scale, but "3" is a file
@@ -175,9 +175,9 @@ class SRCNN(nn.Module):
 
         Args:
             metadata: how the weights were made.
-            training: the state from which train.py resumes.
+            training: the state for train.py to resume.
         """
-        # Contiguous copies: a view would be saved with the whole tensor that it is a part of
+        # Contiguous copies: a view would be saved with its whole base tensor
         state_dict = {
             name: tensor.detach().cpu().contiguous().clone()
             for name, tensor in self.state_dict().items()
@@ -187,7 +187,7 @@ class SRCNN(nn.Module):
             "kernel_sizes": list(self.kernel_sizes),
             "channels": self.channels,
             "widths": list(self.widths),
-            "facts": metadata,  # the files' name of it
+            "facts": metadata,  # the key in files
             "state_dict": state_dict,
         }
         return content | ({"training": training} if training else {})

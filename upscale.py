@@ -7,8 +7,8 @@ python upscale.py photo.jpg --output large.tif --compare    # large_compare.png
 python upscale.py clip.mp4 --upscale_factor 2               # pip install av
 torchrun --nproc_per_node=8 upscale.py folder/              # in shares
 
-Outputs that are newer than their inputs are skipped, so that a killed run
-resumes. In Python use inference.upscale.
+Outputs newer than their inputs are skipped, so a killed run resumes. In Python
+use inference.upscale.
 """
 
 import os
@@ -35,12 +35,12 @@ from system.files import make_folder, printable, write_csv
 from system.processes import gather, launched, processes
 from system.shares import own_share
 
-SHOWN = 20  # failures that are printed; failed.csv has all of them
+SHOWN = 20  # failures to print; failed.csv has all of them
 
 
 def main(settings):
-    """Enlarge all that the command line names; exit status 1 if any of it failed."""
-    # Mistakes in the settings show before anything is read or written
+    """Enlarge the inputs of the command line. Exit status 1 if any of them failed."""
+    # Find mistakes in the settings before anything is read or written
     outputs, share = Outputs.of(settings), own_share(settings.part)
     if launched()[1] > 1:
         with processes(settings.device) as (rank, _, device):
@@ -54,7 +54,7 @@ def main(settings):
 
 
 def enlarge(settings, outputs: Outputs, share, device, rank: int = 0) -> bool:
-    """Enlarge a share, and report it; process 0 of torchrun reports for all. True: some failed."""
+    """Enlarge and report a share; process 0 of torchrun reports for all. True: some failed."""
     options = Options(
         networks=networks_for(settings, device, tqdm.write if rank == 0 else lambda line: None),
         device=device,
@@ -85,7 +85,7 @@ def enlarge(settings, outputs: Outputs, share, device, rank: int = 0) -> bool:
 
 
 def report(summary: Summary, skipped: str, settings, outputs: Outputs, share):
-    """Print what came of the images, and write failed.csv."""
+    """Print counts and failures, and write failed.csv."""
     failures = sorted(summary.failures)
     for name, reason in failures[:SHOWN]:
         line = reason if name in reason else f"{name}: {reason}"
@@ -108,7 +108,7 @@ def list_failures(failures, settings, outputs: Outputs, share) -> Path:
     part, parts = share.index // world + 1, share.count // world
     path = folder / ("failed.csv" if parts == 1 else f"failed_{part}_of_{parts}.csv")
     if outputs.is_file:
-        return path  # one image, whose failure is printed
+        return path  # one image: its failure is printed
     if failures:
         write_csv([{"file": name, "reason": reason} for name, reason in failures], path)
     else:
@@ -117,6 +117,6 @@ def list_failures(failures, settings, outputs: Outputs, share) -> Path:
 
 
 if __name__ == "__main__":
-    # `kill` and Slurm end it as Ctrl-C does, which leaves no half-written file
+    # End after `kill` and Slurm's signal as after Ctrl-C, without half-written files
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     startup.run(main, settings)

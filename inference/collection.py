@@ -28,19 +28,19 @@ from system.memory import free_memory
 from system.threads import worker_pool
 from system.torch_errors import message_for_user
 
-NOTES = 10  # equal notes that are printed
-OWN_THREAD = 2_000_000  # pixels of a result up to which one thread of a CPU makes it alone
+NOTES = 10  # equal notes to print
+OWN_THREAD = 2_000_000  # pixels; a smaller result is computed by one CPU thread alone
 MEMORY = 2**31  # bytes of images in all stages at a time, if the machine has them
 BYTES_A_PIXEL = 4  # of an image
-WORKING_BYTES = 150  # for each pixel of a result that is computed, see STRIP_PIXELS
+WORKING_BYTES = 150  # for each pixel of a result being computed, see STRIP_PIXELS
 
 
 @dataclass
 class Options:
-    """How to enlarge.
+    """Options of an enlargement.
 
     label: the size in messages, such as x3.
-    overwrite: replace outputs that are there. Otherwise newer ones count as finished.
+    overwrite: replace existing outputs. Otherwise outputs newer than their input are finished.
     """
 
     networks: Networks
@@ -54,15 +54,15 @@ class Options:
 
     @property
     def batch(self) -> int:
-        """Frames of a film that are enlarged at a time."""
+        """Return the number of a film's frames to enlarge at a time."""
         return torch.get_num_threads() if self.device.type == "cpu" else 8
 
 
 @dataclass
 class Summary:
-    """Counts of images that were written, and that were there already; (path, reason) of failures.
+    """Counts of written and of already finished images, and (path, reason) of failures.
 
-    The sum of several processes' summaries is theirs together.
+    The sum of several processes' summaries is the summary of all.
     """
 
     written: int = 0
@@ -78,11 +78,11 @@ class Summary:
 
 
 def enlarge_files(jobs, options: Options, summary: Summary):
-    """Enlarge images, and count in `summary`; after Ctrl-C as well.
+    """Enlarge images and count them in `summary`, which is also right after Ctrl-C.
 
     Args:
         jobs: an iterator over (`Image`, paths of its outputs), or (`Image`, UserError).
-    Raises what is no user's mistake, for example a bug in a decoder's use.
+    Mistakes of users become failures in `summary`; bugs are raised.
     """
     stages = _Stages(options, summary)
     with contextlib.closing(stages):
@@ -90,7 +90,7 @@ def enlarge_files(jobs, options: Options, summary: Summary):
 
 
 class _Stages:
-    """Reading, enlarging and writing, each by threads of its own."""
+    """Stages for reading, enlarging and writing, each with its own threads."""
 
     def __init__(self, options: Options, summary: Summary):
         self.options, self.summary = options, summary
@@ -135,7 +135,7 @@ class _Stages:
                         self._guarded(self._enlarge, *event)
 
     def close(self):
-        """End the threads: nothing new is begun, files that are being written are finished."""
+        """End the threads. Start nothing new; finish half-written files."""
         self.closed = True
         self.budget.close()
         self.readers.shutdown(cancel_futures=True)
@@ -145,7 +145,7 @@ class _Stages:
                 tqdm.write(f"note: {count - NOTES} more: {printable(text)}")
 
     def _guarded(self, stage, image: Image, *rest):
-        """Call a stage for an image. What a user can fix becomes one of the failures."""
+        """Call a stage for an image. An error that a user can fix becomes a failure."""
         if self.closed:
             return
         try:
@@ -156,7 +156,7 @@ class _Stages:
         except BaseException as error:
             reason = message_for_user(error, device=self.options.device)
             if not reason:
-                self.events.put(error)  # a bug, which keeps its traceback, or Ctrl-C
+                self.events.put(error)  # a bug (with its traceback) or Ctrl-C
                 return
         with self.lock:
             self.summary.failures.append((str(image.path), reason))
@@ -179,12 +179,12 @@ class _Stages:
         if is_film(image.path):
             self.events.put((image, unfinished, None, None))
             return
-        # Before it is decoded: then its size is known, and whether there is memory for it
+        # Wait for memory before decoding; the header gives the size
         self.budget.acquire(image, self._bytes(image.path))
         picture, metadata = reading.read_photo(image.path)
         factor = self._factor(picture.shape)
         size = enlarged_size(picture.shape, factor)
-        # An output that its format cannot hold is refused before the networks have worked for it
+        # Refuse an output too large for its format before the networks do their work
         writing.check_format(outputs[0], (*size, *picture.shape[2:]))
         if text := describe_steps(factor, self.options.networks.steps(factor)):
             self._note(f"{self.options.label}: {text}")
@@ -192,7 +192,7 @@ class _Stages:
         if self.pool and small:
             self.pool.submit(self._guarded, self._enlarge, image, unfinished, picture, metadata)
         else:
-            # By the calling thread, with all threads or on the GPU
+            # The calling thread enlarges it, with all threads or on the GPU
             self.events.put((image, unfinished, picture, metadata))
 
     def _enlarge(self, image: Image, outputs: dict[str, Path], picture: np.ndarray, metadata):
@@ -215,7 +215,7 @@ class _Stages:
             outsize=options.outsize or None,
         )
         files = []
-        # Before the image: where that is, all is finished
+        # Write the comparison first: if the image exists, everything is finished
         if "comparison" in outputs:
             colours = {name: metadata.get(name) for name in ("icc_profile", "colour_tags")}
             files.append((outputs["comparison"], draw_comparison(picture, enlarged), colours))
@@ -238,13 +238,13 @@ class _Stages:
         self._end(image)
 
     def _keep_newer(self, output: Path, source: Path):
-        """Make a finished output not older than its input, which may be from the future."""
+        """Set an output's time not older than its input's. The latter may lie in the future."""
         changed = os.stat(source).st_mtime_ns
         if os.stat(output).st_mtime_ns < changed:
             os.utime(output, ns=(changed, changed))
 
     def _unfinished(self, source: Path, outputs: list[Path]) -> dict[str, Path]:
-        """Return the outputs to write, as "image" and "comparison": not those that are finished.
+        """Return the unfinished outputs, under "image" and "comparison".
 
         Raises UserError if an output would replace the source, or an older file without
         `overwrite`.
@@ -252,7 +252,7 @@ class _Stages:
         unfinished = {}
         input_stat = os.stat(source)
         for name, path in zip(("image", "comparison"), outputs):
-            # Temporary files of a process that was killed
+            # Remove temporary files of a killed process
             for leftover in self.leftovers(path.parent).get(path.name[:40], ()):
                 remove_unused(leftover)
             try:
@@ -284,7 +284,7 @@ class _Stages:
         return fitting_factor(shape, options.outsize) if options.outsize else options.factor
 
     def _note(self, text: str, about: Path | None = None):
-        """Print a note. A million images could have a million equal ones: the first are enough."""
+        """Print a note; of many equal notes only the first ones."""
         with self.lock:
             self.notes[text] = count = self.notes.get(text, 0) + 1
         if count <= (NOTES if about else 1):
@@ -300,7 +300,7 @@ class _Budget:
 
     def acquire(self, key, amount: int):
         with self.condition:
-            # One that is larger than the limit is taken alone
+            # An image larger than the limit is processed alone
             self.condition.wait_for(
                 lambda: (
                     self.closed or not self.used or sum(self.used.values()) + amount <= self.limit

@@ -21,8 +21,8 @@ from model import SRCNN
 from system.files import UserError
 from system.threads import in_threads
 
-STRIP_PIXELS = 2_000_000  # of the result, in all strips that are computed at a time: some 300 MB
-SMALLEST_STRIP = 2**17  # pixels of a strip; smaller ones would compute too much of their margins
+STRIP_PIXELS = 2_000_000  # of the result, in all strips computed at a time: some 300 MB
+SMALLEST_STRIP = 2**17  # pixels of a strip; smaller ones would mostly compute their margins
 OVERSHOOT = 0.1  # how far float images may leave [0, 1]: bicubic resizing overshoots at edges
 
 
@@ -45,7 +45,7 @@ def upscale(
             one or more networks enlarge to at least the size, and bicubic shrinks to it.
         network: an SRCNN, on the device to compute on; the path of its weights; "bicubic" for no
             network; None for the bundled 9-1-5 networks. A network enlarges by its own scale,
-            several times if necessary. Factors 2, 3 and 4 need a network of that scale.
+            several times if necessary. Factors 2, 3 and 4 need a network of the same scale.
         self_ensemble: see `predict`.
         progress: show a bar if the image is large.
         outsize: width and height, or "3840x2160": enlarge to fit into this box, instead of by
@@ -74,7 +74,7 @@ def upscale(
         return resize_to(image, height, width)
     if not isinstance(network, Networks):
         network = single_network(network, None if outsize else factor)
-    # By networks to at least the size, then down to it by bicubic, which avoids aliasing. Between
+    # Networks enlarge to at least the size, then bicubic (with antialiasing) shrinks to it. Between
     # two networks the result is rounded to the image's type, as in a file
     for scale in network.steps(factor):
         image = _by_network(image, scale, network[scale], self_ensemble, progress)
@@ -82,7 +82,7 @@ def upscale(
 
 
 def fitting_factor(shape, outsize: tuple[int, int] | str) -> float:
-    """Return the factor by which an H×W[×C] image fits into a box: (width, height) or "3840x2160".
+    """Return the factor to fit an H×W[×C] image into a box: (width, height) or "3840x2160".
 
     Raises UserError for another box.
     """
@@ -100,7 +100,7 @@ def fitting_factor(shape, outsize: tuple[int, int] | str) -> float:
 
 def enlarged_size(shape, factor: float) -> tuple[int, int]:
     """Return height and width of an H×W[×C] image after enlarging by a factor."""
-    # A box may be so small that a narrow picture would have no pixel across
+    # At least 1: a narrow picture in a small box would have no pixel across
     return max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor))
 
 
@@ -121,12 +121,9 @@ def _by_network(image: np.ndarray, scale: int, network, self_ensemble: bool, pro
     planes = image if image.ndim == 3 else image[..., None]
     height, width, channels = planes.shape
     result = np.empty((height * scale, width * scale, channels), image.dtype)
-    # The rows around a strip that its pixels depend on: 4 for bicubic, and the network's
-    margin = 4
-    if network != "bicubic":
-        # All kernels together reach (sum of f - 1) / 2 rows of the large image
-        sizes = network.kernel_sizes
-        margin += -(-(sum(sizes) - len(sizes)) // (2 * scale))
+    # A strip's pixels depend on 4 rows around it for bicubic, and on the network's reach (in rows
+    # of the large image)
+    margin = 4 if network == "bicubic" else 4 + math.ceil(network.reach / scale)
 
     def fill(top: int, bottom: int):
         first, last = max(0, top - margin), min(height, bottom + margin)
@@ -134,12 +131,12 @@ def _by_network(image: np.ndarray, scale: int, network, self_ensemble: bool, pro
         strip = strip[..., (top - first) * scale :, :][..., : (bottom - top) * scale, :]
         result[top * scale : bottom * scale] = _from_float(strip, image.dtype)
 
-    # On a CPU every thread computes its own strip alone. Operations that all threads share would
-    # end in a barrier each, where the threads spin
+    # On a CPU every thread computes its own strip alone. With shared operations the threads would
+    # wait for each other after each operation
     on_cpu = network == "bicubic" or network.reconstruction.weight.device.type == "cpu"
     threads = torch.get_num_threads() if on_cpu else 1
     strips = _strips(height, width * scale**2, threads)
-    # Not all at once, for the bar's sake
+    # In rounds, to move the bar
     rounds = [strips[i : i + threads] for i in range(0, len(strips), threads)]
     quiet = not progress or len(strips) < 2
     for some in tqdm(rounds, unit="strip", leave=False, disable=quiet):
@@ -152,9 +149,9 @@ def _strips(height: int, row_pixels: int, threads: int) -> list[tuple[int, int]]
 
     Args:
         row_pixels: pixels of the result for each row.
-        threads: strips that are computed at a time.
+        threads: strips computed at a time.
     """
-    # So many pixels that memory stays bounded. At least 8 rows, as the margins are computed twice
+    # Limit the pixels to bound memory. At least 8 rows, because margins are computed twice
     most = max(8, STRIP_PIXELS // threads // row_pixels)
     count = -(-height // most)
     # A multiple of the threads, unless the strips would become too small
@@ -166,22 +163,22 @@ def _strips(height: int, row_pixels: int, threads: int) -> list[tuple[int, int]]
 
 
 def _to_float(planes: np.ndarray) -> np.ndarray:
-    """Integers to float32 in [0, 1]; float images to float32."""
+    """Convert integers to float32 in [0, 1], and float images to float32."""
     x = planes.astype(np.float32)
     return x if planes.dtype.kind == "f" else x / np.iinfo(planes.dtype).max
 
 
 def _from_float(x: Tensor, dtype) -> np.ndarray:
-    """C×H×W float32 to H×W×C of a type: clipped to [0, 1]; integers rounded half up, as MATLAB."""
+    """Convert C×H×W float32 to H×W×C of a type, clipped to [0, 1]; round half up, as MATLAB."""
     x = x.clamp_(0, 1)
     if dtype.kind != "f":
-        # Numpy cuts off what is behind the point
+        # astype cuts off the fraction
         x = x.mul_(np.iinfo(dtype).max).add_(0.5)
     return x.permute(1, 2, 0).cpu().numpy().astype(dtype)
 
 
 def _checked(image) -> np.ndarray:
-    """Return image as an array. Raise UserError for one that `upscale` cannot take."""
+    """Return image as an array. Raise UserError if `upscale` does not support it."""
     image = np.asarray(image)
     colours = image.shape[2] if image.ndim == 3 else 1
     if image.ndim not in (2, 3) or not 1 <= colours <= 4 or image.size == 0:
@@ -200,19 +197,19 @@ def _checked(image) -> np.ndarray:
 
 
 def _enlarge(planes: np.ndarray, upscale_factor: int, network, self_ensemble: bool) -> Tensor:
-    """H×W×C float32 in [0, 1] to a new tensor C×sH×sW."""
+    """Enlarge H×W×C float32 in [0, 1] to a new tensor C×sH×sW."""
     x = to_tensor(planes)[None]
     if network == "bicubic":
         x = imgproc.upsample(x, upscale_factor)
     else:
         x = x.to(network.reconstruction.weight.device)
         x = imgproc.upsample(x, upscale_factor, network.interpolation)
-        # Of 2 or 4 channels the last is alpha, which stays as bicubic has enlarged it
+        # With 2 or 4 channels the last is alpha: bicubic enlarges it
         colours = 3 if planes.shape[2] > 2 else 1
         seen = x[:, :colours]
         if colours == network.channels == 1:
-            # Gray's Y lies between black's and white's, and the network has seen no other: as
-            # they are, numbers from 0 to 1 cost photographs 0.3 to 0.9 dB
+            # Networks are trained on Y between black's and white's. Without this mapping, gray
+            # photographs lose 0.3 to 0.9 dB
             y = seen.mul_(WHITE - BLACK).add_(BLACK)  # in place: a strip less in memory
             restored = restore(network, y, self_ensemble).sub_(BLACK).div_(WHITE - BLACK)
         else:
@@ -223,10 +220,10 @@ def _enlarge(planes: np.ndarray, upscale_factor: int, network, self_ensemble: bo
 
 
 def restore(network: SRCNN, x: Tensor, self_ensemble: bool = False) -> Tensor:
-    """The network on an image already enlarged by bicubic, gray or RGB, whatever its own channels.
+    """Apply a network to an image already enlarged by bicubic; both may be gray or RGB.
 
     Args:
-        x: 1×1×H×W or 1×3×H×W in [0, 1]. A network for Y sees the luminance of RGB, whose chroma
+        x: 1×1×H×W or 1×3×H×W in [0, 1]. A network for Y sees the luminance of RGB, and chroma
             stays; an RGB network sees gray as three equal channels.
         self_ensemble: see `predict`.
     Returns the same shape, type and device.
@@ -242,6 +239,6 @@ def restore(network: SRCNN, x: Tensor, self_ensemble: bool = False) -> Tensor:
     for channel, weight in enumerate(imgproc.T[0]):
         y.add_(x[:, channel : channel + 1], alpha=weight / 255)
     change = predict(network, y, self_ensemble=self_ensemble).sub_(y)
-    # MATLAB's YCbCr is linear: where only Y changes, R, G and B all change by the same, stretched
-    # from Y's 219 levels to 255. A way there and back takes three times as long
+    # MATLAB's YCbCr is linear: if only Y changes, R, G and B all change by the same, stretched
+    # from Y's 219 levels to 255. Conversion there and back takes three times as long
     return x.add(change, alpha=1 / (WHITE - BLACK)).clamp_(0, 1)

@@ -1,4 +1,4 @@
-"""Choose the networks that together enlarge by any factor."""
+"""Choose networks to enlarge by any factor."""
 
 import itertools
 import math
@@ -56,7 +56,7 @@ def single_network(network: SRCNN | str, factor: float | None = None) -> Network
     """Return one network as `Networks`, to enlarge by a factor (None: by any).
 
     Args:
-        network: an SRCNN; or "bicubic", which needs an integer factor.
+        network: an SRCNN; or "bicubic" (only with an integer factor).
     Raises UserError if the factor is 2, 3 or 4 and the network was trained for another scale.
     """
     if network == "bicubic":
@@ -69,24 +69,24 @@ def single_network(network: SRCNN | str, factor: float | None = None) -> Network
     return Networks([scale], lambda scale: network)
 
 
-def networks_for(settings, device, tell) -> Networks:
-    """Return the networks that upscale.py's settings name, on a device.
+def networks_for(settings, device, report) -> Networks:
+    """Return the networks of upscale.py's settings, on a device.
 
-    A size other than upscale_factor times the input's is made by all scales that there are.
+    With outscale or outsize, these are the networks of all existing scales.
 
     Args:
-        tell: a function that prints a message.
-    Raises UserError for weights that are missing or do not fit: at once for those that are
-    certainly needed, else when they are first used.
+        report: a function to print a message.
+    Raises UserError for missing or unfit weights: at once if they are certainly needed, else at
+    their first use.
     """
 
     def load(scale):
         source = find_weights(_for_scale(settings, scale))
         if source.message:
-            tell(source.message)
+            report(source.message)
         network = load_network(source.path, scale, settings.interpolation, settings.padding_mode)
         if network.ignored:
-            tell(f"note: {ignored_note(network.ignored)}")
+            report(f"note: {ignored_note(network.ignored)}")
         return network.to(device)
 
     if not (settings.outscale or settings.outsize):
@@ -95,7 +95,7 @@ def networks_for(settings, device, tell) -> Networks:
         scales = [scale for scale in SCALES if _exists(_for_scale(settings, scale))]
         networks = Networks(scales or [settings.upscale_factor], load)
     else:
-        # The scale that the file itself names, if it does
+        # 0: the scale of the file, if it states one
         network = load(0)
         networks = Networks([network.upscale_factor or settings.upscale_factor], lambda _: network)
     if not settings.outsize:
@@ -116,7 +116,7 @@ def _for_scale(settings, scale: int):
     if scale in (0, settings.upscale_factor):
         return settings
     settings = settings.replace(upscale_factor=scale)
-    # The user's run for another scale has that in its name, unless the user chose the name
+    # The default name of a run contains the scale; a name set by the user does not change
     if "exp_name" in settings.user_set:
         return settings
     return settings.replace(exp_name=settings.default_name)
@@ -138,11 +138,11 @@ def load_network(
     """Load the network of a file, for images.
 
     Args:
-        path: any weights that `SRCNN.from_pretrained` accepts.
+        path: any weights for `SRCNN.from_pretrained`.
         upscale_factor: the scale to use them for; 0: any.
-        interpolation: "matlab" or "torch", for a file that does not state which bicubic it needs.
-        padding_mode: "replicate", "zeros" or "valid", for a file that does not state it. "valid":
-            the weights were trained without padding. Their output is to be as large as the image,
+        interpolation: the bicubic of the input, "matlab" or "torch", if the file does not state it.
+        padding_mode: "replicate", "zeros" or "valid", if the file does not state it. "valid":
+            the weights were trained without padding. The output must be as large as the image,
             so each layer pads by replication, as the authors' SRCNN.m does with such weights.
     Raises the errors of `SRCNN.from_pretrained`, and UserError for weights of another scale.
     """

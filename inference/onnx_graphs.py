@@ -60,7 +60,7 @@ def export_onnx_image(network: SRCNN | str, upscale_factor: int, file):
 
 
 def lacking() -> str:
-    """Return a line about what is missing for ONNX on this machine; "" if nothing is."""
+    """Return a line about packages missing for ONNX on this machine; "" if there are none."""
     # Older exporters silently fix the sizes to those of the example
     if (version := torch.__version__) < (2, 7):
         return f"ONNX needs torch 2.7 (this is {version}): pip install -U torch torchvision"

@@ -16,10 +16,10 @@ from system.shares import Share
 
 @dataclass
 class Outputs:
-    """Where the settings of upscale.py put the outputs.
+    """The places of the outputs, by the settings of upscale.py.
 
     folder: the folder of all outputs, or the one output if is_file; None: next to each input.
-    ending: what an output's name has after the input's.
+    ending: the text after the input's name in an output's name, such as _x3.
     suffix: such as .png; "": the input's.
     """
 
@@ -28,13 +28,13 @@ class Outputs:
     ending: str
     suffix: str
     compare: bool
-    # The outputs of files that the user named, and their inputs; of folders' images see `Finder`
+    # {output: input} of files named by the user. `Finder` knows those of images in folders
     taken: dict[str, Path] = field(default_factory=dict)
 
     @classmethod
     def of(cls, settings) -> "Outputs":
         """Read the settings. Raises UserError if they contradict each other."""
-        check(settings)
+        refuse_contradictions(settings)
         suffix = "" if settings.ext == "auto" else _with_dot(settings.ext)
         folder, is_file = None, False
         if settings.output != "beside":
@@ -74,7 +74,7 @@ class Outputs:
     def jobs(self, images, share: Share):
         """Yield a share's images, each with its outputs or with the UserError of `of_image`."""
         for image in images:
-            # The files that the user named are few, and each process must know all their outputs
+            # Each process must know the outputs of all files named by the user; they are few
             if not (image.inside == Path() or share.has(image.number)):
                 continue
             try:
@@ -101,8 +101,8 @@ class Outputs:
         return source.with_name(name) if self.folder is None else self.folder / inside / name
 
 
-def check(settings):
-    """Raise UserError for settings of upscale.py that contradict each other or are impossible."""
+def refuse_contradictions(settings):
+    """Raise UserError for contradictory or impossible settings of upscale.py."""
     if not settings.inputs:
         raise UserError(
             "nothing to do: name files, folders or patterns, for example: "

@@ -18,17 +18,16 @@ from system.torch_errors import lacks_memory
 
 # Layer 1's output for a megapixel has 256 MB. To write it to memory and read it again takes longer
 # than to compute it. So each tile of the image passes all layers while it is in the cache. Tiles
-# overlap by the pixels that the convolutions reach: small ones waste work.
+# overlap by the reach of the network, so small ones waste work.
 TILE_BYTES = 2**22  # of the widest layer's output, on a CPU
-SMALLEST_BAND = 32  # rows of a tile; below that more threads would only compute overlap
+SMALLEST_BAND = 32  # rows of a tile; with fewer, more threads would only compute overlap
 PIXELS_ON_GPU = 2**18  # of a tile at least, however little memory seems to be free
 
 
 def predict(
     network: SRCNN, lr: Tensor, dtype: torch.dtype = torch.float32, self_ensemble: bool = False
 ) -> Tensor:
-    """Return ``network(lr)``, computed by tiles: faster on a CPU, and in memory that does not grow
-    with the image.
+    """Return ``network(lr)``, computed by tiles: faster on a CPU, and in bounded memory.
 
     Args:
         network: on the device to compute on. It is only read.
@@ -101,7 +100,7 @@ def _in_type(network: SRCNN, dtype: torch.dtype) -> SRCNN:
 
 
 def _restore_tile(network: SRCNN, lr: Tensor, tile: _Tile) -> Tensor:
-    """Return a box of ``network(lr)``, from the part of lr that it depends on."""
+    """Return a box of ``network(lr)``, computed from the necessary part of lr."""
     top, bottom, left, right = tile.box
     rows, above, below = _needed(network, top, bottom, lr.shape[2])
     columns, before, after = _needed(network, left, right, lr.shape[3])
@@ -113,11 +112,11 @@ def _restore_tile(network: SRCNN, lr: Tensor, tile: _Tile) -> Tensor:
 
 
 def _needed(network: SRCNN, first: int, last: int, size: int) -> tuple[slice, bool, bool]:
-    """Return the pixels of an axis that the results first..last depend on, and for both ends: do
-    they depend on pixels beyond the border?"""
+    """Return the input pixels of the results first..last on an axis, and for both ends: are pixels
+    beyond the border needed?"""
     first, last = first - network.reach, last + network.reach
     if network.padding_mode == "valid":
-        # Result 0 is then that of the pixel at `reach`
+        # The first result then belongs to the pixel at `reach`
         first, last = first + network.reach, last + network.reach
     return slice(max(first, 0), min(last, size)), first < 0, last > size
 
@@ -156,10 +155,10 @@ def _even(size: int, limit: int) -> int:
 
 
 def _pixels_on_gpu(network: SRCNN, device) -> int:
-    """Return the pixels of a tile that fits into half of a GPU's free memory."""
+    """Return the number of pixels of a tile, for half of a GPU's free memory."""
     # cuDNN needs the other half for its own work
     half = free_memory(device) // 2
-    # In float32: the outputs of all layers, and the parts that `narrow` adds up
+    # In float32: the outputs of all layers, and the summands of `narrow`
     bytes_a_pixel = 4 * (sum(network.widths) + network.channels * network.kernel_sizes[-1] ** 2)
     # cuDNN and F.pad count values in 31 bits, including those of the border around a tile
     most = 2**30 // max(network.widths)

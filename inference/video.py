@@ -1,6 +1,6 @@
 """Enlarge films by PyAV: luminance by the network, chroma by bicubic, all else copied.
 
-The film is encoded in segments that are files of their own, so a run that was killed resumes.
+The film is encoded in segments. Each is a file of its own, so a killed run resumes.
 """
 
 import functools
@@ -24,7 +24,7 @@ from system.locks import folder_lock
 from system.threads import in_threads
 
 SUFFIXES = tuple(".mp4 .m4v .mov .mkv .webm .avi .ts .mts .m2ts .mpg .mpeg .wmv .flv .3gp".split())
-# Containers that hold H.264 and H.265 with exact time stamps; films in others become .mkv
+# Containers for H.264 and H.265 with exact time stamps; films in others become .mkv
 KEPT = (".mp4", ".m4v", ".mov", ".mkv", ".ts")
 SEGMENT = 240  # frames
 LIMITED_RANGE, FULL_RANGE, BT709 = 1, 2, 1  # FFmpeg's numbers
@@ -37,7 +37,7 @@ def enlarge_film(source: Path, target: Path, options, note):
     Args:
         target: see `film_suffix`. Finished segments are kept in a folder next to it until the end.
         options: see `Options` in collection.py.
-        note: a function that prints a text.
+        note: a function to print a text.
     Raises UserError for a file without pictures, and if another process enlarges it.
     """
     av = load_av()
@@ -85,7 +85,7 @@ def load_av():
 
 
 class _Plan:
-    """What the film's first frame decides: sizes, formats, codec."""
+    """Sizes, formats and codec of the output, from the film's first frame."""
 
     def __init__(self, film, source: Path, options, note):
         self.source, self.options = source, options
@@ -144,7 +144,7 @@ class _Plan:
         return "libx265" if self.deep else "libx264"
 
     def identity(self, target: Path) -> dict:
-        """Return what segments depend on: they are used again if nothing of it has changed."""
+        """Return everything that segments depend on, to reuse them only if nothing has changed."""
         there = self.source.stat()
         weights = hashlib.sha256()
         for scale in self.steps:
@@ -218,7 +218,7 @@ def _frames(film, stream, note):
 
 
 def _deinterlaced(frames, plan: _Plan):
-    """Yield whole frames for a film whose frames hold two fields each."""
+    """Yield whole frames for an interlaced film (two fields in each frame)."""
     import av
 
     graph = None
@@ -256,7 +256,7 @@ def _pulled(graph, plan: _Plan):
 
 
 def _encode(film, plan: _Plan, parts: Path, target: Path, note) -> int:
-    """Write the segments that are not there, and return how many there are."""
+    """Write the missing segments, and return the number of all segments."""
     stream = _pictures_of(film)
     stream.thread_type = "AUTO"
     frames = _frames(film, stream, note)
@@ -296,7 +296,7 @@ def _encode(film, plan: _Plan, parts: Path, target: Path, note) -> int:
 
 
 def _note_early_end(film, stream, last: int, note):
-    """Say so if a file ends long before the end that it declares."""
+    """Print a note if a file ends long before its declared end."""
     end = float((last - (stream.start_time or 0)) * stream.time_base)
     length = (film.duration or 0) / 1_000_000
     if length - end > max(1, length / 20):
@@ -352,7 +352,7 @@ def _in_format(frame, plan: _Plan):
 
 
 def _luma(frame, plan: _Plan) -> torch.Tensor:
-    """Return Y, 1×1×H×W, in the range that networks are trained on: 16 to 235 of 255."""
+    """Return Y, 1×1×H×W, in the range of the training data: 16 to 235 of 255."""
     y = torch.from_numpy(plane_array(frame, 0).astype(np.float32))
     # 10 bits: 64 to 940 of 1020
     y = y.div_(1020 if plan.deep else 255)[None, None]
@@ -362,7 +362,7 @@ def _luma(frame, plan: _Plan) -> torch.Tensor:
 
 
 def _peak(plan: _Plan) -> float:
-    """Return the factor that maps white of a full range to 1: 10 bits have 1023 levels."""
+    """Return the factor to map a full range's white to 1: 10 bits have 1023 levels."""
     return 1020 / 1023 if plan.deep else 1
 
 
@@ -514,14 +514,14 @@ def _assemble(film, plan: _Plan, parts: Path, count: int, target: Path, note):
 
 
 def _copies(film, result, note) -> dict:
-    """Add the streams of sound, subtitles and attachments; name those that cannot be held."""
+    """Add the streams of sound, subtitles and attachments; name unsupported ones."""
     copies, enlarged = {}, _pictures_of(film)
     for stream in film.streams:
         if stream.index == enlarged.index:
             continue
         name = f"stream {stream.index} ({stream.type})"
         if stream.type not in ("audio", "subtitle", "attachment", "video"):
-            # MP4 keeps chapters as a stream of data, which is written anew
+            # MP4 keeps chapters as a stream of data; FFmpeg writes it anew
             if not film.chapters():
                 note(f"{name}: left out; only sound, subtitles and attachments are copied")
             continue
