@@ -1,1 +1,1 @@
-"""What every room needs: settings, files, devices, processes, convolutions."""
+"""The lowest floor: settings, files, devices, processes, convolutions."""

@@ -41,9 +41,9 @@ READERS = {str: str, int: int, float: float, bool: lambda word: BOOLS[word.lower
 def read_words(argv, kinds: dict, takes_files) -> tuple[dict, list[str]]:
     """Split a command line into ({setting: value}, files).
 
-    A word that its setting cannot have stays a text: the check of all values names it. argparse
-    cannot do this: `--compare photo.jpg` and `--kernel_sizes 9 5 5 photo.jpg` end in a file, and
-    files may stand between settings.
+    A word of the wrong type stays a text: the check of all values names it. argparse is not used:
+    `--compare photo.jpg` and `--kernel_sizes 9 5 5 photo.jpg` end in a file, and files may stand
+    between settings.
     """
     given, files, words = {}, [], list(argv)
     while words:
@@ -59,7 +59,7 @@ def read_words(argv, kinds: dict, takes_files) -> tuple[dict, list[str]]:
         if name not in kinds or not word.startswith("--"):
             raise UserError(unknown(word.partition("=")[0], kinds, "--"))
         kind, values = kinds[name], [value] if has_value else []
-        # Words that belong to it: for several numbers all numbers, since a file may follow
+        # A setting of several numbers takes all numbers, and no other word: a file may follow
         numbers = kind.item is not str and (takes_files or not kind.several)
         belongs = re.compile(r"[\[(]?\d[\d.,ex –-]*[\])]?" if numbers else r"(?!--).*", re.DOTALL)
         if kind.several:
@@ -91,7 +91,7 @@ def _split(word: str, item: type) -> list[str]:
 
 
 def _read(word: str, item: type):
-    """Convert a word to a type; return it unchanged if that is impossible."""
+    """Convert a word to a type; return it unchanged if it does not fit."""
     for reader in (READERS[item], float) if item is int else (READERS[item],):
         with contextlib.suppress(ValueError, KeyError):
             return reader(word)
@@ -135,10 +135,12 @@ def help_text(script: str, scripts: dict, config) -> str:
         for name in scripts[reader].reads.split():
             # Several scripts read most settings: they are listed once
             if name not in listed:
-                default = _shown(config.values[name])
+                default = _default_text(config.values[name])
                 if config.values[name] is None and name in config.recipes["fast"]:
-                    recipes = config.recipes.items()
-                    default = ", ".join(f"{recipe}: {_shown(v[name])}" for recipe, v in recipes)
+                    default = ", ".join(
+                        f"{recipe}: {_default_text(values[name])}"
+                        for recipe, values in config.recipes.items()
+                    )
                 text = f"{config.text(name)[1]} [{default}]"
                 text = textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent)
                 lines += [f"  --{name} {config.kinds[name]}", text]
@@ -147,7 +149,7 @@ def help_text(script: str, scripts: dict, config) -> str:
     return "\n\n".join(parts)
 
 
-def _shown(value) -> str:
+def _default_text(value) -> str:
     """Return a default as a user would write it on the command line."""
     words = value if isinstance(value, tuple) else (value,)
     return " ".join(map(str, words)) or "empty"

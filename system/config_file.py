@@ -1,4 +1,4 @@
-"""Read a config.py, and name the line of each mistake in it."""
+"""Read a config.py, and report mistakes with their line."""
 
 import re
 import types
@@ -34,7 +34,7 @@ class Kind(typing.NamedTuple):
 class ConfigFile:
     """The values and kinds of a config.py's settings, by name, and its RECIPES.
 
-    Raises UserError, one line, for a file that Python cannot run.
+    Raises UserError, one line, if Python cannot run the file.
     """
 
     def __init__(self, path):
@@ -50,18 +50,18 @@ class ConfigFile:
             hint = next((hint for part, hint in SYNTAX_HINTS.items() if part in error.msg), "")
             raise UserError(f"config.py, line {error.lineno}: {error.msg}{hint}{text}") from None
         except Exception as error:
-            raise UserError(self._explain(error)) from error
+            raise UserError(self._message(error)) from error
         self.kinds = {
             name: Kind(*(typing.get_args(kind)[:1] or [kind]), typing.get_origin(kind) is tuple)
             for name, kind in module.__annotations__.items()
         }
-        # Without what a user has imported
+        # Without a user's own imports
         values = {name: value for name, value in vars(module).items() if not name.startswith("__")}
         other = types.ModuleType, types.FunctionType, type
         self.values = {k: value for k, value in values.items() if not isinstance(value, other)}
         self.recipes = self.values.pop("RECIPES", None)
 
-    def _explain(self, error: Exception) -> str:
+    def _message(self, error: Exception) -> str:
         """Return the message for an error of config.py's own code."""
         # The first step of the traceback is in this file, the second in config.py
         step, hint = error.__traceback__.tb_next, ""
@@ -80,7 +80,7 @@ class ConfigFile:
         return f"config.py, line {step.tb_lineno}: {error}{hint}: {text}"
 
     def numbers(self, name: str) -> list[int]:
-        """Return the numbers of the lines that set a name."""
+        """Return the numbers of the lines with a value for a name."""
         begin = re.compile(rf"(^|; *){re.escape(name)} *[:=]")
         return [n for n, text in enumerate(self.lines, 1) if begin.search(text.partition("#")[0])]
 
@@ -89,13 +89,13 @@ class ConfigFile:
         return "".join(f"config.py, line {number}: " for number in self.numbers(name)[:1])
 
     def text(self, name: str) -> tuple[str, str]:
-        """Return the line that sets a name: its code and its comment."""
+        """Return the line of a setting: its code and its comment."""
         code, _, comment = self.lines[self.numbers(name)[0] - 1].partition("  # ")
         return code, comment
 
 
 def check_names(config: ConfigFile, shipped: ConfigFile):
-    """Raise UserError for names that are unknown, missing, repeated or without type or value.
+    """Raise UserError for an unknown, missing or repeated name, or one without type or value.
 
     Python itself accepts most of these: a misspelt name is one more variable.
     """

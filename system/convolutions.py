@@ -19,11 +19,11 @@ NNPACK_TILE = 16
 
 
 def keep_memory():
-    """Let this process keep the memory that it frees.
+    """Let this process keep its freed memory.
 
-    glibc returns large blocks to the system and fetches them again page by page. That takes a fifth
-    of the CPU time of training 9-1-5 and a third of predict's. It raises the limit of "large" to
-    the largest block freed so far (up to 32 MiB), so that freeing one block of 30 MiB is enough.
+    glibc returns large blocks to the system and fetches them again page by page. This takes a fifth
+    of the CPU time of training 9-1-5 and a third of predict's. glibc raises the limit of "large" to
+    the largest block freed so far (up to 32 MiB): freeing one block of 30 MiB is enough.
     """
     # Its pages are never touched
     torch.empty(30 * 2**20, dtype=torch.uint8)
@@ -38,11 +38,11 @@ class Convolution(nn.Conv2d):
 
 
 class ReLU(nn.ReLU):
-    """nn.ReLU that overwrites its input."""
+    """nn.ReLU, in place: it overwrites its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == torch.bfloat16 and not x.requires_grad and not is_traced():
-            # bfloat16 has the sign bit of int16, whose maximum takes a sixth of the time
+            # bfloat16 has the sign bit of int16, and int16's maximum takes a sixth of the time
             x.view(torch.int16).clamp_min_(0)
             return x
         return F.relu(x, inplace=True)
@@ -52,7 +52,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return the unpadded convolution of x by the fastest kernel, with gradients if needed.
 
     Args:
-        x: N×C×H×W. It is rounded to the weight's type, if that has fewer bits.
+        x: N×C×H×W. If the weight's type has fewer bits, x is rounded to it.
         weight: O×C×k×k. Up to three outputs, as in a last layer, are summed in float32 at least.
     Returns N×O×(H-k+1)×(W-k+1).
     """
@@ -68,8 +68,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return _by_nnpack(x, weight, bias)
     if weight.shape[-1] == 1:
         return _by_matrix(x, weight, bias)
-    # Not `.contiguous`: with C = 1 both layouts are the same memory, so it would change nothing,
-    # and the output would have the slower layout. `.to` sets the strides in any case
+    # `.to` sets the strides in any case. `.contiguous` would not: with C = 1 both layouts are the
+    # same memory, and the output would have the slower layout
     return F.conv2d(x.to(memory_format=torch.channels_last), weight, bias)
 
 
@@ -90,7 +90,7 @@ def _by_library(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def is_traced() -> bool:
-    """Return whether torch.compile, an exporter or torch.jit.trace records what is computed.
+    """Return True while torch.compile, an exporter or torch.jit.trace records operations.
 
     They need plain operations, and choose kernels themselves.
     """
@@ -99,7 +99,7 @@ def is_traced() -> bool:
 
 # ------------------------------------------------------------------------- layers of 1×1 kernels
 def _by_matrix(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """1×1 mixes the channels of each pixel: a matrix product, in the layout that x has."""
+    """Mix the channels of each pixel (1×1) by a matrix product. The result has x's layout."""
     (n, _, h, w), weight = x.shape, weight.flatten(1)
     if _in_planes(x):
         y = torch.baddbmm(bias[:, None], weight.expand(n, -1, -1), x.flatten(2))
@@ -109,7 +109,7 @@ def _by_matrix(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _in_planes(x: Tensor) -> bool:
-    """Return whether x has the layout NCHW, and not channels last."""
+    """Return True if x has the layout NCHW, and not channels last."""
     # With a single channel both are the same memory
     return x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
 
@@ -165,8 +165,8 @@ class NarrowConv2d(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         (n, c, h, w), (o, _, k, _) = x.shape, weight.shape
         taps = _taps(weight).to(x.dtype)
-        # The reverse of the shifted sums: the gradient of a pixel is a product of the k·k pixels
-        # of the result that it contributed to
+        # The reverse of the shifted sums: each pixel contributed to k·k pixels of the result, and
+        # its gradient is a product of theirs
         grad = F.pad(grad.to(x.dtype), (k - 1,) * 4)
         steps = range(k - 1, -1, -1)
         shifted = [grad[:, :, i : i + h, j : j + w] for i in steps for j in steps]
@@ -185,14 +185,14 @@ class NarrowConv2d(torch.autograd.Function):
 # ---------------------------------------------------------------------------------------- NNPACK
 @functools.cache
 def has_nnpack() -> bool:
-    """Return whether NNPACK is in this build of torch, works here, and is worth using.
+    """Return True if this build of torch has NNPACK, and it works and is fast here.
 
-    It was measured on processors with AVX2, and with AVX-512, which it does not use but is faster
-    on all the same. Others keep the library's convolutions.
+    Measured on processors with AVX2 and AVX-512: faster on both, though it does not use AVX-512.
+    Other processors keep the library's convolutions.
     """
     if not hasattr(torch, "_nnpack_spatial_convolution"):
         return False
-    # is_available() also initializes NNPACK; without that every call fails
+    # is_available() also initializes NNPACK; otherwise every call fails
     if (
         torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512")
         or not torch.backends.nnpack.is_available()
@@ -200,7 +200,7 @@ def has_nnpack() -> bool:
         return False
     try:
         # NNPACK's first call in a process fixes its number of threads. It has to be one: then calls
-        # from several threads run side by side, and no thread spins while it waits
+        # from several threads run in parallel, and no thread spins while it waits
         image, weight = torch.zeros(1, 3, 16, 16), torch.zeros(16, 3, 3, 3)
         in_threads(torch.get_num_threads(), [lambda: _nnpack(image, weight)])
     except RuntimeError:
@@ -209,16 +209,16 @@ def has_nnpack() -> bool:
 
 
 def nnpack_wins(x: Tensor, weight: Tensor, training: bool = False) -> bool:
-    """Return whether NNPACK convolves x by weight faster than the library, and exactly enough.
+    """Return True if NNPACK convolves x by weight faster than the library, and exactly enough.
 
-    Its transforms pay off if many sums share them: on one thread 5×5 of 64 to 32 channels takes 0.4
-    of the library's time, 9×9 of one channel 1.6 times as long. It is also faster for 3×3 (0.7),
-    but uses Winograd there, with ten times the rounding error; and for 9×9 of RGB (0.7), but
-    changes an input that should pass through by 3e-7, which an image of 16 bits shows.
+    Its transforms are worth their time if many sums share them: on one thread 5×5 of 64 to 32
+    channels takes 0.4 of the library's time, 9×9 of one channel 1.6 times as long. Two faster cases
+    are not exact enough. 3×3 (0.7) uses Winograd, with ten times the rounding error. 9×9 of RGB
+    (0.7) changes values by 3e-7 with an identity kernel: images of 16 bits show it.
     """
     outputs, inputs, *kernel = weight.shape
-    # On AVX-512 the library's gradients are faster than NNPACK's for the paper's crops of 33×33,
-    # of which much lies outside of whole blocks, and slower for the fast recipe's of 48×48
+    # On AVX-512 the library's gradients are faster than NNPACK's for the paper's crops of 33×33
+    # (large parts lie outside of whole blocks), and slower for the fast recipe's of 48×48
     smallest = 32 if training and torch.backends.cpu.get_cpu_capability() == "AVX512" else 1
     # NNPACK has float32 only
     return (
@@ -235,7 +235,7 @@ def nnpack_wins(x: Tensor, weight: Tensor, training: bool = False) -> bool:
 
 
 def _by_nnpack(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """For inference: each thread takes whole images, or bands of rows if there are too few."""
+    """Convolve without gradients. Each thread takes whole images, or bands of rows if few."""
     k, threads = weight.shape[-1], torch.get_num_threads()
     height = x.shape[2] - k + 1
     rows = min(height, max(NNPACK_TILE, -(-height * len(x) // threads)))
@@ -256,7 +256,7 @@ def _by_nnpack(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _nnpack(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int = 0) -> Tensor:
     if len(x) == 1 and not x.is_contiguous():
-        # To NCHW as a matrix, which torch transposes block by block: in 0.7 of the time
+        # To NCHW as a matrix: torch transposes it block by block, in 0.7 of the time
         x = _rows(x).t().contiguous().view(x.shape)
     return torch._nnpack_spatial_convolution(
         x.contiguous(), weight.contiguous(), bias, padding=padding
@@ -296,9 +296,9 @@ class NnpackConv2d(torch.autograd.Function):
 def _weight_gradient(x: Tensor, grad: Tensor, k: int) -> Tensor:
     """Return the gradient to a k×k weight, from the layer's input and the gradient to its output.
 
-    It is a convolution too: of x by the gradient, whose "kernels" are as large as the image. Cut
-    into blocks that fit NNPACK's tiles, with the blocks of all images in place of the channels
-    that are summed over, NNPACK takes 0.3 of the library's time.
+    It is a convolution too: of x by the gradient, with "kernels" as large as the image. Both are
+    cut into blocks of NNPACK's tile size, and the blocks of all images take the place of the input
+    channels. Then NNPACK takes 0.3 of the library's time.
     """
     side = NNPACK_TILE - k + 1
     bottom, right = -grad.shape[2] % side, -grad.shape[3] % side

@@ -20,8 +20,8 @@ GPUS = ("cuda", "xpu", "mps")
 def pick_device(name: str = "auto") -> torch.device:
     """Return the device of this name: "auto", "cpu", "cuda", "cuda:1", "xpu", "mps", ...
 
-    "auto" takes the first GPU that computes 1 + 1: CUDA (and ROCm), then XPU, then MPS. Without one
-    it takes the CPU. A line on stderr names a GPU that does not compute, with the reason.
+    "auto" tries to compute 1 + 1 on CUDA (and ROCm), then XPU, then MPS, and takes the first that
+    can; otherwise the CPU. If a GPU fails, a line on stderr gives the reason.
     Raises UserError if a named device is missing or does not compute.
     """
     if name != "auto":
@@ -61,7 +61,7 @@ def own_gpu(kind: str) -> str:
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1 or number is not None
     local_rank = int(os.environ.get("LOCAL_RANK", number or 0))
     several = several and count > 0 and kind != "mps"
-    # If each process sees only its own GPU (as under Slurm), that GPU has number 0
+    # If each process sees only its own GPU (as under Slurm), this GPU has number 0
     return f"{kind}:{local_rank % count}" if several else kind
 
 
@@ -75,7 +75,7 @@ def _hush():
 def exact_float32():
     """Compute in exact float32 on a CUDA GPU: ``with exact_float32():``.
 
-    By default torch rounds the input of convolutions from 24 to 11 bits (TF32). A caller keeps TF32
+    torch's default rounds the input of convolutions from 24 to 11 bits (TF32). A caller keeps TF32
     if they asked for it: by ``torch.set_float32_matmul_precision("high")`` or torch 2.9's flags.
     """
     flags = (torch.backends.cudnn, torch.backends.cuda.matmul)
@@ -85,7 +85,7 @@ def exact_float32():
     except RuntimeError:
         # The new flags are set; then torch refuses to read the old ones
         before = [True, True]
-    # The flag for matrix products is off by default, so that True means: the caller asked for TF32
+    # The flag for matrix products is off by default. True means: the caller asked for TF32
     asked_for = before[1]
     try:
         if not asked_for:
@@ -97,10 +97,12 @@ def exact_float32():
 
 
 def quick_bf16(device: torch.device) -> bool:
-    """Return whether the device multiplies bfloat16 matrices in hardware (several times faster than
-    float32)."""
+    """Return True if the device multiplies bfloat16 matrices in hardware.
+
+    This is several times faster than float32.
+    """
     if device.type == "cuda":
-        # NVIDIA's GPUs do since Ampere (8.0), and all of AMD's that torch supports
+        # NVIDIA's GPUs since Ampere (8.0), and all GPUs of AMD supported by torch
         return bool(torch.version.hip) or torch.cuda.get_device_capability(device)[0] >= 8
     if device.type == "xpu":
         abilities = torch.xpu.get_device_capability(device)
@@ -113,7 +115,7 @@ def quick_bf16(device: torch.device) -> bool:
 
 
 def has_float64(device) -> bool:
-    """Return whether the device computes in float64. Apple's GPUs and some of Intel's do not."""
+    """Return True if the device computes in float64. Apple's GPUs and some of Intel's do not."""
     device = torch.device(device)
     if device.type == "xpu":
         return bool(torch.xpu.get_device_capability(device).get("has_fp64"))

@@ -53,7 +53,7 @@ def place_of(address: str) -> Path:
         raise OSError(f"cannot download {printable(address)} ({error})") from None
     # Many files are called best.pth: a digest of the whole address tells them apart
     digest = hashlib.sha256(address.encode(errors="surrogateescape")).hexdigest()[:8]
-    # Only characters that every file system takes
+    # Only characters allowed by every file system
     stem = re.sub(r"[^\w.-]", "_", name.stem)[:80] or "weights"
     suffix = re.sub(r"[^\w.]", "", name.suffix)[:8]
     return Path(torch.hub.get_dir()) / "checkpoints" / f"{stem}-{digest}{suffix}"
@@ -72,7 +72,7 @@ def check_encrypted(address: str):
 
 
 def is_encrypted(address: str, local: bool = True) -> bool:
-    """Return whether an address is https://, or (with ``local``) http:// on this machine."""
+    """Return True for an address with https://, or (with ``local``) http:// on this machine."""
     try:
         parts = urlsplit(address)
     except ValueError:  # for example [ without ]: the download itself reports it
@@ -97,7 +97,7 @@ def download(
     Args:
         limit: the most bytes of the file.
         digest: its SHA-256; "": any.
-        is_valid: function of the downloaded path; False means that the file is incomplete.
+        is_valid: function of the downloaded path; it returns False for an incomplete file.
         seconds: limit for each attempt, from the connection to the last byte.
         progress: show a progress bar, and announce each further attempt.
         stop: a threading.Event; there are no further attempts once it is set.
@@ -127,8 +127,8 @@ def download(
 
 def _within(seconds: float, function, *arguments):
     """Call a function in a thread; raise TimeoutError if it does not return in time."""
-    # A socket's timeout is for each read: a server that sends a byte now and then, even within
-    # its headers, would never exceed it
+    # A socket's timeout is for each read. A server could send a byte now and then, even within its
+    # headers, and never exceed it
     failed, deadline = [], time.monotonic() + seconds
 
     def work():

@@ -1,4 +1,4 @@
-"""User errors, and files that are written atomically."""
+"""User errors, and atomic writing of files."""
 
 import contextlib
 import csv
@@ -43,7 +43,7 @@ def replace_file(path, durable: bool = False):
     error temporary is removed and an old path is unchanged. Makes the folder.
 
     Args:
-        durable: flush the file and its folder to the disk, so that the file survives a power cut.
+        durable: flush the file and its folder to the disk: the file survives a power cut.
     Raises OSError with the name of path.
     """
     path = Path(path)
@@ -74,8 +74,8 @@ def replace_file(path, durable: bool = False):
 def _new_temporary(path: Path) -> tuple[Path, int | None]:
     """Create an empty file in the folder of path, with a short random name.
 
-    Returns it and a descriptor (Windows: None). The descriptor holds a lock that the system
-    releases when the process ends, so that `remove_leftovers` knows files in use.
+    Returns it and a descriptor (Windows: None). The descriptor holds a lock: it shows
+    `remove_leftovers` a file in use. The system releases it when the process ends.
     """
     # In the same folder because os.replace cannot move across disks
     while True:
@@ -143,7 +143,7 @@ def remove_leftovers(folder, names):
 
 
 def remove_unused(temporary: Path):
-    """Remove a temporary file, unless a process writes it or the disk has no locks to know that."""
+    """Remove a temporary file, unless a process writes it or the disk has no locks."""
     if fcntl is None:
         return
     with contextlib.suppress(FileNotFoundError):
@@ -156,10 +156,10 @@ def remove_unused(temporary: Path):
 
 
 def make_folder(path):
-    """Make a folder for results and test that it can be written to. Raises OSError, one line."""
+    """Make a folder for results, and test writing to it. Raises OSError, one line."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
-        # Permissions do not show a disk that is mounted read-only
+        # Permissions do not show a disk mounted read-only
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise OSError(
@@ -170,7 +170,7 @@ def make_folder(path):
 def write_file(content, path, durable: bool = False):
     """Write text (as UTF-8) or bytes atomically; see `replace_file`."""
     if isinstance(content, str):
-        # Keep the bytes of file names that are not UTF-8, as in old archives
+        # Keep the bytes of file names in other encodings than UTF-8, as in old archives
         content = content.encode(errors="surrogateescape")
     with replace_file(path, durable) as temporary:
         temporary.write_bytes(content)
@@ -202,7 +202,7 @@ def network_name(kernel_sizes, upscale_factor: int, channels: int, widths=None) 
 
 def save(content, path, durable: bool = False):
     """Call torch.save atomically; see `replace_file`."""
-    # Not at the top: settings.py imports this file before torch, so that --help is quick
+    # Imported here: settings.py imports this file before torch, for a quick --help
     import torch
 
     # Serialize to memory first: on a full disk torch.save gives a misleading error

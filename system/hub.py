@@ -37,7 +37,7 @@ def hub_file(address: str, limit: int) -> Path:
             return Path(get(local_files_only=True))
         if size > limit:
             raise UserError(
-                f"{printable(address)}: larger than {limit >> 20} MiB, which no SRCNN is"
+                f"{printable(address)}: larger than {limit >> 20} MiB: no SRCNN is so large"
             )
         return Path(get())
     except UserError:

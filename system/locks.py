@@ -1,4 +1,4 @@
-"""Lock a folder, so that two processes do not write the same run."""
+"""Lock a folder against a second process: only one may write a run."""
 
 import contextlib
 import errno
@@ -9,7 +9,7 @@ from pathlib import Path
 LOCKED = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 WINDOWS_FILE = ".lock"  # Windows cannot lock a folder
 
-# Descriptors that this process locks by
+# Descriptors of this process's locks
 _held = set()
 
 
@@ -61,7 +61,7 @@ def _lock(descriptor: int):
 
 @functools.cache
 def _release_in_children():
-    """Close the descriptors in forked processes (they load images), which may outlive this one."""
+    """Close the descriptors in forked processes: these load images, and may outlive this one."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_close_all)
 

@@ -28,7 +28,8 @@ def free_memory(device) -> int:
     if device.type == "mps" and hasattr(torch.mps, "recommended_max_memory"):
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     try:
-        # Not MemFree: Linux fills free memory with copies of files and frees them on demand
+        # MemFree would be too little: Linux fills free memory with copies of files, and frees them
+        # on demand
         lines = Path("/proc/meminfo").read_text().splitlines()
         available = [int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line][0]
     except (OSError, IndexError):

@@ -12,11 +12,11 @@ from system.devices import GPUS, own_gpu, pick_device
 from system.files import UserError
 from system.torch_errors import message_for_user
 
-# The library that connects processes, by device
+# Libraries for connecting processes, by device
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
 # A process counts as lost after this time without an answer; the second holds in `wait_for_all`
 TIMEOUT, PATIENCE = timedelta(minutes=2), timedelta(days=7)
-# What a launcher such as torchrun sets for several processes
+# Environment variables by a launcher of several processes, such as torchrun
 LAUNCHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # The group of `wait_for_all`, while there are several processes
 _patient = []
@@ -24,16 +24,16 @@ _patient = []
 
 @contextlib.contextmanager
 def processes(name: str = "auto"):
-    """Join the processes that torchrun started, or be one alone:
+    """Join torchrun's processes, or be one alone:
     ``with processes(settings.device) as (rank, world, device):``
 
     Args:
         name: as for `pick_device`; "auto", "cuda" and "xpu" give each process its own GPU.
     Yields this process's number, their count, and its torch.device. They communicate by NCCL on
     CUDA; by Gloo on CPUs and on Windows. At the end they leave the group.
-    Raises UserError, one line, for a missing device, incomplete launcher variables, and torch's
-    errors that a user can fix: lost processes, too little memory, a GPU without kernels in this
-    build, two processes on one GPU.
+    Raises UserError, one line, for a missing device, incomplete launcher variables, and some errors
+    of torch: lost processes, too little memory, a GPU without kernels in this build, two processes
+    on one GPU.
     """
     rank, world = launched()
     device = pick_device(own_gpu(name) if name in GPUS else name)
@@ -96,7 +96,7 @@ def join(rank: int, world: int, device: torch.device):
             f"device={device.type}: torch cannot connect {world} processes here; "
             "start one, or set device=cpu"
         )
-    # With a device_id NCCL connects at once, so that its errors appear here
+    # With a device_id NCCL connects at once, and its errors appear here
     own = {"device_id": device} if backend != "gloo" else {}
     began = time.monotonic()
     try:
@@ -116,7 +116,7 @@ def join(rank: int, world: int, device: torch.device):
 
 
 def wait_for_all():
-    """Wait until every process is here, however long one of them takes (validating, writing).
+    """Wait until every process has arrived, however long one takes (validating, writing).
 
     Between two calls no process may work longer than `TIMEOUT` while another waits for it.
     """

@@ -1,6 +1,6 @@
 """Read the settings from config.py and the command line, and check them.
 
-This needs the standard library alone, so that scripts report mistakes before they load torch.
+This needs the standard library alone: scripts report mistakes before they load torch.
 """
 
 import math
@@ -23,7 +23,7 @@ SHIPPED = ROOT / "assets" / "shipped_config.txt"
 
 @dataclass(frozen=True)
 class Script:
-    """A script's output for --help, the settings that it reads, and its `mode`.
+    """A script's output for --help, its settings, and its `mode`.
 
     files: name under which the settings keep files from the command line; empty: it takes none.
     """
@@ -92,7 +92,7 @@ AT_LEAST = {
     **dict.fromkeys("batch_size steps print_frequency valid_frequency crop_size".split(), 1),
     **{"kernel_sizes": 1, "widths": 1, "upscale_factor": 2},
 }
-# People write these as 1e4. In a batch_size that is more probably a slip
+# People write these as 1e4. A batch_size of 1e4 is more probably a slip
 COUNTED_IN_STEPS = ("steps", "print_frequency", "valid_frequency")
 # ~ stands for the home folder in these
 PATHS = ("data_dir", "results_dir", "source", "resume", "model_path", "output", "train_lr")
@@ -101,8 +101,8 @@ PATHS = ("data_dir", "results_dir", "source", "resume", "model_path", "output", 
 class Settings(types.SimpleNamespace):
     """All settings as attributes, and exp_dir (results_dir/exp_name).
 
-    user_set: names of the settings that differ from the shipped defaults or are on the command
-    line. The others have their defaults.
+    user_set: names of the user's settings. They differ from the shipped defaults or are on the
+    command line.
     """
 
     # A slot, because files keep vars(settings)
@@ -116,7 +116,7 @@ class Settings(types.SimpleNamespace):
 
     @property
     def default_name(self) -> str:
-        """The name of a run without an exp_name: srcnn_9-1-5_x3, plus _rgb and _paper."""
+        """Return the name of a run without an exp_name: srcnn_9-1-5_x3, plus _rgb and _paper."""
         name = network_name(self.kernel_sizes, self.upscale_factor, self.channels, self.widths)
         return f"{name}_paper" if self.recipe == "paper" else name
 
@@ -126,7 +126,7 @@ def load(script: str, argv=None, path=CONFIG) -> Settings:
 
     Args:
         script: a name of SCRIPTS, such as "train".
-        argv: the command line without the program's name; None: that of this process.
+        argv: the command line without the program's name; None: this process's own.
         path: the config.py.
 
     Raises UserError, one line, for mistakes in config.py, unknown names and impossible values.
@@ -146,7 +146,7 @@ def load(script: str, argv=None, path=CONFIG) -> Settings:
         place = "" if name in given else config.place(name)
         setattr(settings, name, value)
         if value is not None or default is not None:
-            check(name, shipped.kinds[name], value, place)
+            check_value(name, shipped.kinds[name], value, place)
     if settings.recipe not in config.recipes:
         place = "" if "recipe" in given else config.place("recipe")
         raise UserError(f"{place}recipe={settings.recipe!r}: one of {', '.join(config.recipes)}")
@@ -160,7 +160,7 @@ def load(script: str, argv=None, path=CONFIG) -> Settings:
         if getattr(settings, name) is None:
             value = adapt(name, shipped.kinds[name], value)
             place = f"{config.place('RECIPES')}{settings.recipe}: "
-            check(name, shipped.kinds[name], value, place)
+            check_value(name, shipped.kinds[name], value, place)
             setattr(settings, name, value)
     for name in PATHS:
         setattr(settings, name, os.path.expanduser(getattr(settings, name)))
@@ -189,12 +189,12 @@ def adapt(name: str, kind: Kind, value):
     return float(value) if kind.item is float and type(value) is int else value
 
 
-def check(name: str, kind: Kind, value, place: str = ""):
+def check_value(name: str, kind: Kind, value, place: str = ""):
     """Raise UserError for an impossible value of a setting; place: the message's beginning."""
     items = value if isinstance(value, tuple) else (value,)
     texts = [item for item in items if isinstance(item, str)]
     fits = all(type(item) is kind.item for item in items)
-    complaint, shown = "", f"{name}={value!r}: "
+    complaint = ""
     if not fits or kind.several != isinstance(value, tuple):
         complaint = f"expected {kind}{remedy(name, kind, value, place)}"
         if kind.item is int and name in CHOICES:
@@ -216,7 +216,7 @@ def check(name: str, kind: Kind, value, place: str = ""):
     elif name == "outsize" and not re.fullmatch(r"([1-9]\d*x[1-9]\d*)?", value):
         complaint = "width x height, for example 3840x2160"
     if complaint:
-        raise UserError(place + shown + complaint)
+        raise UserError(f"{place}{name}={value!r}: {complaint}")
 
 
 def remedy(name: str, kind: Kind, value, place: str) -> str:
@@ -244,7 +244,7 @@ def remedy(name: str, kind: Kind, value, place: str) -> str:
 
 
 def check_together(settings: Settings, script: str):
-    """Raise UserError for values that exclude each other."""
+    """Raise UserError for contradictory values."""
     sizes, widths = settings.kernel_sizes, settings.widths
     if len(widths) != len(sizes) - 1:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Divide a list of jobs among processes: torchrun's, Slurm's, or those that --part names."""
+"""Divide a list of jobs among processes: torchrun's, Slurm's, or the user's by --part."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from system.processes import launched
 class Share:
     """One of ``count`` equal shares of the work; ``index`` counts from 0.
 
-    reason: what divided the work, for a message; empty if one process does it all.
+    reason: torchrun, srun, ..., for a message; empty if one process does it all.
     """
 
     index: int = 0
@@ -42,7 +42,7 @@ def own_share(part: str = "") -> Share:
 
     Args:
         part: "3/8" for the third of eight parts; "1/1": all, also in a job array.
-    Raises UserError for another text, and for launchers' variables that are incomplete.
+    Raises UserError for another text, and for incomplete variables of a launcher.
     """
     share = _named(part) if part else _of_job_array()
     rank, world = launched()
@@ -54,8 +54,8 @@ def own_share(part: str = "") -> Share:
 def srun_task() -> tuple[int, int]:
     """Return this process's number among srun's, and their count; (0, 1) outside of srun."""
     env = os.environ
-    # In the script of sbatch itself SLURM_NTASKS is set, too, but that is a single process: it has
-    # a job and no step
+    # The script of sbatch itself has SLURM_NTASKS, too. But it is a single process: it has a job
+    # and no step
     if "SLURM_PROCID" not in env or ("SLURM_JOB_ID" in env and "SLURM_STEP_ID" not in env):
         return 0, 1
     count = int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", 1)))

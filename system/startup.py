@@ -18,7 +18,7 @@ def settings(script: str):
     Call it before torch is imported. Until `run` Ctrl-C ends the process at once. Mistakes in the
     settings end it with one line and status 1.
     """
-    # If a shell starts a script in the background, Ctrl-C is ignored, and stays so
+    # A shell starts background jobs with Ctrl-C ignored. Keep this
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_at_once)
     from system.files import UserError
@@ -53,7 +53,7 @@ def open_streams():
     Characters outside the encoding, as in pipes on Windows, become escapes. Without a stream
     (services, pythonw, `2>&-`) the output is discarded.
     """
-    # A file that is opened later must not get the number of a closed stream: C code writes there
+    # A later file must not get the number of a closed stream: C code writes there
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
@@ -62,7 +62,7 @@ def open_streams():
         if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
         elif hasattr(stream, "reconfigure"):
-            # After the errors it sets the position, which a terminal does not have
+            # After the errors it sets the position, and a terminal has none
             try:
                 stream.reconfigure(errors="backslashreplace")
             except OSError:
@@ -70,7 +70,7 @@ def open_streams():
 
 
 def show_notes_as_lines():
-    """Print a Note as one line, without the line of code that warned."""
+    """Print a Note as one line, without the warning's line of code."""
     from system.files import Note, printable
 
     usual = warnings.formatwarning
@@ -87,7 +87,7 @@ def limit_spinning():
     """Let OpenMP's threads wait for microseconds instead of a millisecond, then sleep.
 
     The speed is the same, and other programs and threads get the CPU. Sleeping at once makes
-    training a quarter slower, but only GNU's OpenMP (torch for Linux) can be told how long to wait.
+    training a quarter slower, but only GNU's OpenMP (torch for Linux) has a setting for the time.
     Must be set before torch is imported.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -125,8 +125,8 @@ def run(main, settings, handles_ctrl_c: bool = False):
 
 def fail(message: str):
     """End the process with one line and status 1."""
-    # Most errors occur on every process. Process 0 reports them; the others wait here until
-    # torchrun ends them by SIGTERM, which train.py's own handler would only note
+    # Most errors occur on every process. Process 0 reports them. The others wait here until
+    # torchrun ends them by SIGTERM. train.py's own handler would only note it
     several = os.environ.get("WORLD_SIZE", "1") != "1"
     if several and os.environ.get("RANK", "0") != "0":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

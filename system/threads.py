@@ -9,11 +9,10 @@ import torch
 
 
 def in_threads(threads: int, calls: list) -> list:
-    """Return the results of calls, made by a pool of threads that compute alone.
+    """Return the results of calls, made by a pool of threads. Each thread computes alone.
 
-    With small tensors this is faster than operations that all threads share: each of those ends in
-    a barrier, where threads spin until the slowest arrives. If another program is busy, they spend
-    most of their time there.
+    With small tensors this is faster than shared operations. Those end in a barrier, where threads
+    spin until the slowest arrives. If another program is busy, they spend most of their time there.
     An exception of a call is raised here; then no further call begins.
     """
     if threads == 1:
@@ -29,8 +28,10 @@ def in_threads(threads: int, calls: list) -> list:
 
 
 def over_batch(function, *tensors) -> list:
-    """Return the results of function, without autograd, on equal parts of the tensors' batches,
-    a part for each thread."""
+    """Apply a function, without autograd, to equal parts of the tensors' batches.
+
+    Return the results, one for each thread.
+    """
     threads = min(torch.get_num_threads(), len(tensors[0]))
     if threads == 1:
         return [function(*tensors)]
@@ -49,7 +50,7 @@ def worker_pool(threads: int) -> ThreadPoolExecutor:
     begun = threading.Barrier(threads + 1)
 
     def begin():
-        # This thread's own setting, which torch adopts at the first question only
+        # Set it for this thread. torch adopts it only when it is read for the first time
         torch.set_num_threads(1)
         torch.get_num_threads()
         begun.wait()
@@ -58,7 +59,7 @@ def worker_pool(threads: int) -> ThreadPoolExecutor:
     for _ in range(threads):
         pool.submit(int)  # makes the pool start one more thread
     begun.wait()
-    # Threads that begin later start with this setting
+    # Later threads start with this setting
     torch.set_num_threads(before)
     return pool
 

@@ -1,4 +1,4 @@
-"""Translate errors of torch that a user can fix into one line."""
+"""Translate torch's errors into one line, if a user can fix them."""
 
 import os
 
@@ -38,10 +38,10 @@ LOST = (
 
 
 def message_for_user(error: Exception, rank: int = 0, device="") -> str | None:
-    """Return one line for an error of torch that a user can fix; None for any other error.
+    """Return one line for an error of torch, if a user can fix it; None for any other error.
 
     Args:
-        rank, device: the process and the device that the error is about, for the line.
+        rank, device: the error's process and device, for the line.
     """
     if lacks_memory(error):
         place = "the CPU" if isinstance(error, MemoryError) else device or "the device"
@@ -52,7 +52,7 @@ def message_for_user(error: Exception, rank: int = 0, device="") -> str | None:
     for words, line in REMEDIES.items():
         if any(word in message.lower() for word in words):
             return line.format(port=os.environ.get("MASTER_PORT"))
-    # No C++ compiler, no Triton, or a GPU that is too old for it
+    # No C++ compiler, no Triton, or a GPU too old for it
     if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
         return f"torch.compile does not work here; set compile=false ({message[:200]})"
     # Errors outside torch.distributed are bugs. Some builds of torch lack DistError
@@ -65,7 +65,7 @@ def message_for_user(error: Exception, rank: int = 0, device="") -> str | None:
 
 
 def lacks_memory(error: Exception) -> bool:
-    """Return whether a device had too little memory."""
+    """Return True if a device had too little memory."""
     if isinstance(error, OUT_OF_MEMORY):
         return True
     message = str(error).lower()
