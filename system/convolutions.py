@@ -52,10 +52,12 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return the unpadded convolution of x by the fastest kernel, with gradients if needed.
 
     Args:
-        x: N×C×H×W. If the weight's type has fewer bits, x is rounded to it.
+        x: N×C×H×W or C×H×W. If the weight's type has fewer bits, x is rounded to it.
         weight: O×C×k×k. Up to three outputs, as in a last layer, are summed in float32 at least.
-    Returns N×O×(H-k+1)×(W-k+1).
+    Returns N×O×(H-k+1)×(W-k+1) or O×(H-k+1)×(W-k+1).
     """
+    if x.ndim == 3:
+        return convolve(x[None], weight, bias)[0]
     if weight.itemsize < x.itemsize:
         x = x.to(weight.dtype)
     if is_traced():

@@ -52,9 +52,11 @@ def reported_if_ended(loader, workers: int):
         if handler is not None and workers:
             signal.signal(signal.SIGCHLD, handler)
         yield from iterator
-    except (RuntimeError, OSError) as error:
-        message = str(error)
-        if not workers or not any(word in message for word in LOST):
+    except (RuntimeError, OSError, EOFError) as error:
+        message = str(error) or type(error).__name__
+        # The pipe to a killed process can break before torch notices its end
+        broken = isinstance(error, (ConnectionError, EOFError))
+        if not workers or not (broken or any(word in message for word in LOST)):
             raise
         raise WorkersLost(
             "a process that loads images was ended, or /dev/shm is too small for it: set "

@@ -35,6 +35,8 @@ SOURCE = (
     ROOT.parent / "shared" / "data"
 )  # T91 and the test sets, where they are at hand; data_dir otherwise
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
+from launch import prepare, write_images
+
 import upscale
 from evaluation.protocol import test_pair
 from images.named_sets import sample_images
@@ -349,14 +351,9 @@ def train_as_ports(kernel_sizes, steps) -> float:
 
 def train_rate(folder, steps, **settings) -> float:
     """Sub-images a second of train.py --recipe paper (128 sub-images of 33×33 a step)."""
-    prepared = folder / "data" / "prepared" / "noise-y"
-    if not prepared.exists():
-        prepared.mkdir(parents=True)
-        images = [torch.randint(256, (1, 240, 240), dtype=torch.uint8) for _ in range(30)]
-        torch.save(
-            {"names": [f"{i}" for i in range(30)], "images": images},
-            prepared / "00000-of-00001.pth",
-        )
+    if not (folder / "data").exists():
+        write_images(folder / "data" / "noise", 30, 240, 240)
+        prepare(folder / "data", "--train_set", "noise", "--test_sets")
     first, *_, last = run_training(
         folder,
         recipe="paper",

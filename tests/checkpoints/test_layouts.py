@@ -84,8 +84,8 @@ def test_a_dict_of_numpy_arrays(by, protocol, tmp_path):
 def test_the_same_array_twice_is_there_twice(tmp_path):
     layers = [LAYERS[0], *random_layers((1, 5), 8, (8,))[:1], LAYERS[2]]
     bias = np.zeros(8, np.float32)
-    layers = [(LAYERS[0][0], torch.zeros(8)), (torch.rand(8, 8, 1, 1), torch.zeros(8))]
-    layers.append((torch.rand(1, 8, 5, 5), torch.zeros(1)))
+    layers = [(LAYERS[0][0], torch.zeros(8)), (torch.rand(8, 8, 1, 1) / 8, torch.zeros(8))]
+    layers.append((torch.rand(1, 8, 5, 5) / 200, torch.zeros(1)))
     content = {name: tensor.numpy() for name, tensor in state_dict(layers).items()}
     content["features.0.bias"] = content["map.0.bias"] = bias
     check(write(tmp_path, pickle.dumps(content)), layers)

@@ -278,3 +278,11 @@ def test_a_gpus_tile_fits_its_memory_and_31_bits(monkeypatch, kind, free):
             # The tile, and what the network sees around it
             most = (bottom - top + 2 * network.reach) * (right - left + 2 * network.reach)
             assert 64 * most < 2**31 and 64 * most * 4 < free
+
+
+@pytest.mark.parametrize("kernel_sizes", [(9, 1, 5), (9, 5, 5)])
+@pytest.mark.parametrize("training", [True, False])
+def test_an_image_without_a_batch(kernel_sizes, training):
+    network, x = SRCNN(kernel_sizes), torch.rand(1, 30, 40)
+    with torch.set_grad_enabled(training):
+        torch.testing.assert_close(network(x), network(x[None])[0], atol=1e-6, rtol=0)
