@@ -1,8 +1,8 @@
 """Training batches and held-out images, from the tensors of prepare_dataset.py.
 
-Prepared sets hold high-resolution images. The low-resolution images are made from them by
-`imgproc.imresize`, so that one preparation serves every scale and recipe. Only own pairs (train_lr)
-bring low-resolution images with them.
+Prepared sets hold high-resolution images. `imgproc.imresize` makes the low-resolution images
+during training, so one preparation serves every scale and recipe. Only own pairs (train_lr) bring
+low-resolution images with them.
 """
 
 import math
@@ -29,14 +29,14 @@ from system.memory import free_memory
 from training.recipes import recipe_of
 
 __all__ = ["training_image", "training_set", "validation_sets"]  # for notebooks
-SHARE_OF_MEMORY = 0.4  # of what is free on a device, for the training set
+SHARE_OF_MEMORY = 0.4  # of a device's free memory, for the training set
 
 
 def split_holdout(count: int, holdout: int, large=None) -> tuple[list[int], list[int]]:
     """Return the indices of the training images, and of the held-out images, spread evenly.
 
     Args:
-        large: indices of the images that are large enough to be measured; None: all of them.
+        large: indices of the images large enough to be measured; None: all of them.
 
     Raises UserError if there are too few images.
     """
@@ -69,10 +69,10 @@ def crop_grid(sizes, upscale_factor: int, side: int, stride: int, device="cpu") 
 
 @dataclass(frozen=True)
 class CropPlan:
-    """Which crops make the batches of a training set.
+    """The rule to choose the crops of a training set's batches.
 
-    stride 1 takes random crops, flipped and rotated at random (8 ways); a larger one takes the
-    sub-images on that grid as they are, shuffled once (the paper: crop_size 33, stride 14).
+    stride 1 takes random crops, flipped and rotated at random (8 ways). A larger stride takes
+    unchanged sub-images on this grid, shuffled once (the paper: crop_size 33, stride 14).
     quantize rounds the small images to 8 bits, see `downscale`. jpeg compresses them at a random
     quality between two numbers. Process ``rank`` of ``world`` takes every ``world``-th crop.
     """
@@ -92,8 +92,8 @@ class _Crops:
     """The common part of both training sets: choose the crops of a step, and make lr from windows
     around them.
 
-    Crops follow from (seed, step) alone, so that a resumed run, or one over another number of
-    processes, sees the same batches.
+    Crops depend on (seed, step) alone. So a resumed run, or a run on another number of processes,
+    sees the same batches.
     """
 
     notes: list[str] = []  # lines about the set, for the user
@@ -106,10 +106,10 @@ class _Crops:
             raise UserError(
                 f"crop_size={crop_size}: no training image is that large; set it smaller"
             )
-        # On the device, so that nothing is copied there; a GPU draws other numbers than a CPU
+        # On the device, to copy nothing; a GPU draws other numbers than a CPU
         self.generator = torch.Generator(device)
         self.sizes = torch.tensor(sizes, device=device)
-        # Rows and columns of the grid of positions that a crop can have in each image
+        # Rows and columns of the grid of possible crop positions in each image
         grid = crop_grid(sizes, scale, crop_size, plan.stride, device)
         # All positions of all images make one long list: where each image's part begins and ends
         counts = grid.prod(1)
@@ -120,23 +120,23 @@ class _Crops:
         self.order = None
         if plan.stride > 1:
             self.order = torch.randperm(self.count, generator=self._seeded(0), device=device)
-        # What a crop of lr depends on is a window of hr: bicubic down and up again reach 4 small
-        # pixels, and a window must begin on a multiple of the scale, where small pixels begin
+        # A crop of lr depends on a window of hr: bicubic down and up again reaches 4 small pixels.
+        # A window must begin on a multiple of the scale, because small pixels begin there
         self.margin = 4 * scale
         self.window = math.ceil((crop_size + scale - 1) / scale) * scale + 2 * self.margin
 
     def _seeded(self, step):
-        # Neighbouring seeds lie a million steps apart, so that their runs share no batch
+        # Seeds lie a million steps apart: runs with neighbouring seeds share no batch
         return self.generator.manual_seed((self.plan.seed * 1_000_003 + step) % 2**31)
 
     def draw(self, step: int):
-        """Image, top, left and transform (0..7) of this process's crops (each an int64 vector).
+        """Draw image, top, left and transform (0..7) of this process's crops: int64 vectors.
 
         A transform is three bits: 1 flips rows, 2 flips columns, 4 then swaps rows and columns.
         """
         n, device = self.plan.batch_size, self.device
         if self.order is not None:
-            # The paper's sub-images, in an order that begins anew when it has ended
+            # The paper's sub-images, always in the same order, again and again
             position = self.order[(torch.arange(n, device=device) + step * n) % self.count]
             transform = torch.zeros_like(position)
         else:
@@ -154,10 +154,10 @@ class _Crops:
         return image, row * self.plan.stride, column * self.plan.stride, transform
 
     def _turned(self, transform):
-        """Row and column, N×k×k each, of what every pixel of a transformed crop is."""
+        """Return row and column in the image, N×k×k each, of every pixel of transformed crops."""
         k, transform = self.plan.crop_size, transform.view(-1, 1, 1)
         i = torch.arange(k, device=self.device)
-        # Backwards from the pixel that is wanted: bit 4 comes last, so it is undone first
+        # Go backwards from the transformed pixel: bit 4 was applied last, so undo it first
         swapped = transform & 4 > 0
         y, x = torch.where(swapped, i, i[:, None]), torch.where(swapped, i[:, None], i)
         y = torch.where(transform & 1 > 0, k - 1 - y, y)
@@ -165,8 +165,8 @@ class _Crops:
         return y, x
 
     def _around(self, image, top, left, scale: int = 1):
-        """Rows and columns, N×window each, that lr of a crop depends on: mirrored at the image's
-        borders, as imresize does.
+        """Return rows and columns, N×window each, of the windows around crops: mirrored at the
+        image's borders, as imresize does.
 
         scale: 1 for the image itself, upscale_factor for its small image.
         """
@@ -188,8 +188,8 @@ class _Crops:
         if self.plan.jpeg:
             small = compressed(small, self.qualities(step))
         lr = upsample(small, scale)
-        # Where the crop's pixels lie in the window: behind the margin, and behind what the window
-        # begins earlier so as to begin on a multiple of the scale
+        # The crop's place in the window: behind the margin, and behind the pixels to the previous
+        # multiple of the scale
         y, x = self._turned(transform)
         y = y + (top % scale + self.margin).view(-1, 1, 1)
         x = x + (left % scale + self.margin).view(-1, 1, 1)
@@ -202,14 +202,14 @@ class _Crops:
     def qualities(self, step: int) -> list[int]:
         """Return the JPEG quality of each of this process's crops."""
         low, high = self.plan.jpeg
-        # Not the generator of the positions, so that these are the same without compression
+        # Another generator than for positions: these must be the same without compression
         generator = torch.Generator().manual_seed((self.plan.seed * 1_000_003 + step) % 2**31)
         drawn = torch.randint(low, high + 1, (self.plan.batch_size,), generator=generator)
         return drawn[self.plan.rank :: self.plan.world].tolist()
 
 
 def _stored(image: Tensor, deep: bool) -> Tensor:
-    """Return uint8 as it is, or with ``deep`` the 16 bits as int16, which torch can index."""
+    """Return uint8 as it is; with ``deep`` 16 bits as int16, because torch cannot index uint16."""
     if image.dtype == torch.uint16:
         return image.view(torch.int16)
     return (image.int() * 257).to(torch.int16) if deep else image
@@ -223,25 +223,24 @@ def _floats(stored: Tensor) -> Tensor:
 
 
 class DeviceCrops(_Crops):
-    """A training set that lies on the device: ``data[step]`` is a batch (lr, hr), each float
-    N×C×crop×crop.
+    """A training set on the device: ``data[step]`` is a batch (lr, hr), each float N×C×crop×crop.
 
     Args:
         images: uint8 or uint16, C×H×W each.
         shrink: further copies of every image, shrunk by these factors.
-        keep_lr: make lr once for all, 4 bytes a value; else it is made for every batch, and hr,
-            1 byte a value, is all that takes memory.
+        keep_lr: make lr once for all, 4 bytes a value. Else it is made for every batch, and only
+            hr takes memory, 1 byte a value.
         small: of own pairs, the small image of each image; then there are no shrunk copies.
     """
 
     def __init__(
         self, images, plan: CropPlan, device="cpu", shrink=(), keep_lr: bool = True, small=()
     ):
-        # Which copies are large enough; their sizes first, so that memory is taken once
+        # Choose large enough copies. Compute all sizes first, to allocate memory once
         scale, copies = plan.upscale_factor, []
         for number, image in enumerate(images):
             for factor in (1,) if small else (1, *shrink):
-                # The size that imresize will give, rounded up
+                # imresize rounds sizes up
                 sides = (math.ceil(factor * side) for side in image.shape[-2:])
                 size = modcropped(*sides, scale)
                 if min(size) >= plan.crop_size:
@@ -254,7 +253,7 @@ class DeviceCrops(_Crops):
         deep = any(image.dtype == torch.uint16 for image in (*images, *small))
         bits = torch.int16 if deep else torch.uint8
         self.hr = torch.empty((channels, total), dtype=bits, device=device)
-        # In float32: between two levels of 8 bits lie most values that bicubic gives
+        # In float32: most values of bicubic lie between two levels of 8 bits
         keep_lr = keep_lr and not plan.jpeg
         self.lr = torch.empty((channels, total), device=device) if keep_lr else None
         # Small images lie in the same order, and have 1/scale² of the pixels
@@ -310,8 +309,8 @@ class DeviceCrops(_Crops):
 
 class StreamedCrops(_Crops):
     """A training set too large for the device, for a DataLoader with ``batch_size=None`` and the
-    steps as sampler: images are memory-mapped and lr is made from a window around each crop, so
-    that memory does not grow with the set. There are no shrunk copies.
+    steps as sampler. Images are memory-mapped, and lr is made from a window around each crop, so
+    memory does not grow with the set. There are no shrunk copies.
 
     Args:
         folder, kept: a prepared folder, and the indices of its images to train on.
@@ -345,15 +344,15 @@ class StreamedCrops(_Crops):
 
 # ------------------------------------------------------------------------------- for a training run
 def training_set(settings, rank: int, world: int, device):
-    """Return this process's crops, and the held-out images that choose the weights.
+    """Return this process's crops, and the held-out images to select the weights.
 
-    The images lie on the device if there is room: best with lr, which takes five times as much as
-    hr alone; else lr is made for every batch. A larger set is streamed from disk.
+    The images lie on the device if there is room: with lr, if five times the memory of hr is free;
+    else lr is made for every batch. A larger set is streamed from disk.
 
-    Returns crops, with ``notes``: lines for the user; and [(name, image)], of own pairs and with
+    Returns crops, with ``notes``: lines for the user; and [(name, image)], for own pairs and for
     jpeg [(name, image, small image)], as `evaluation.protocol.evaluate` takes them.
-    Raises UserError or FileNotFoundError, one line, if the set is not prepared or is of other
-    images, and if its images or settings do not fit each other.
+    Raises UserError or FileNotFoundError, one line, if the set is not prepared, if it was prepared
+    from other images, and if its images and the settings do not fit each other.
     """
     lr, scale = settings.train_lr, settings.upscale_factor
     found, notes = _prepared(settings, settings.train_set, "train", lr)
@@ -431,7 +430,7 @@ def _measured(found, indices, settings) -> list[tuple]:
 
 
 def _room_for_images(settings, device) -> float:
-    """Bytes of the device's memory that the training set may take."""
+    """Return the bytes of the device's memory for the training set."""
     if settings.max_device_gb is not None:
         return settings.max_device_gb * 2**30
     # The processes of one machine share a CPU's memory, while each has a GPU of its own
@@ -442,7 +441,7 @@ def _room_for_images(settings, device) -> float:
 def validation_sets(settings, holdout) -> dict:
     """Return {name: images as of `training_set`}: the held-out images and the prepared test sets.
 
-    On a machine for training alone there may be no test set. Raises UserError for a set that was
+    Missing test sets are skipped: a machine for training alone has none. Raises UserError for a set
     prepared from other images.
     """
     sets = {"holdout": holdout}

@@ -48,7 +48,7 @@ def main(settings):
 def validate_file(settings, team: Team) -> int:
     """Measure one network: tables, validation.json, pictures and report.
 
-    Returns the number of images that could not be read.
+    Returns the number of unreadable images.
     """
     source = find_weights(settings)
     if source.message:
@@ -59,12 +59,12 @@ def validate_file(settings, team: Team) -> int:
     (task,) = measuring.tasks({source.name: network}, settings)
     found = find(settings, team)
     folder = records.results_folder(settings, source, network.upscale_factor != 0)
-    # Before the work: a folder that cannot be written to shows at once
+    # Before the work: find out at once if the folder is not writable
     make_folder(folder)
     earlier = records.read_records(folder / "validation.json")
     record = task.record(source.name, source.path)
-    facts = f"{tables.network_facts(record)}, on {team.device}"
-    team.say(f"{source.path}: {facts}")
+    network_line = f"{tables.network_line(record)}, on {team.device}"
+    team.say(f"{source.path}: {network_line}")
 
     started = time.perf_counter()
     found = records.distinct_sets(found, earlier)
@@ -94,7 +94,7 @@ def validate_file(settings, team: Team) -> int:
     keep(record, earlier, folder / "validation.json")
     # Reports are given to other people: the weights are named without the folders of this machine
     title = f"SRCNN x{task.upscale_factor}"
-    report.write_report(title, f"{source.name}: {facts}", folder)
+    report.write_report(title, f"{source.name}: {network_line}", folder)
     written = f"{folder / 'validation.json'}, {folder / 'report.html'}"
     print(f"written: {written} and pictures in {folder}/<set>/")
     return unreadable
@@ -107,13 +107,13 @@ def validate_files(settings, team: Team, source: Path, files: dict, all_names: l
 
     Args:
         files: {name: file} of those to measure; all_names: of all weights in the folder.
-    Returns the number of files without an SRCNN and of images that could not be read, together.
+    Returns the number of files without an SRCNN plus the number of unreadable images.
     """
     networks, unreadable = {}, set()
     for name, path in files.items():
         # Other networks may lie next to an SRCNN: they are named, and the others are measured
         try:
-            # 0: at the scale that the file itself names
+            # 0: the scale of the file, if it states one
             networks[name] = measuring.load(path, 0, settings, team.device)
         except (UserError, OSError) as error:
             team.say(f"left out: {error}", sys.stderr)
@@ -150,7 +150,7 @@ def validate_files(settings, team: Team, source: Path, files: dict, all_names: l
     check_measured(measured)
 
     if team.rank == 0:
-        # Also the rows of what was measured earlier
+        # Also the rows of earlier measurements
         kept = {name: records.read_records(folder / f"{name}.json") for name in all_names}
         rows = [row for name in kept for r in kept[name] for row in tables.weights_rows(name, r)]
         write_csv(tables.joined_rows(rows), f"{folder}.csv")
@@ -161,9 +161,9 @@ def validate_files(settings, team: Team, source: Path, files: dict, all_names: l
     return left_out
 
 
-# ------------------------------------------------------------------------------------- what is said
+# --------------------------------------------------------------------------------------- messages
 def find(settings, team: Team) -> dict[str, dict[str, Path]]:
-    """Find the test sets, and name those that are skipped."""
+    """Find the test sets, and name the skipped ones."""
     found, missing = find_sets(settings)
     for line in missing:
         team.say(line)
@@ -171,7 +171,7 @@ def find(settings, team: Team) -> dict[str, dict[str, Path]]:
 
 
 def say_left_out(set_name: str, result: dict, upscale_factor: int, team: Team, unreadable=None):
-    """Name the images that were not measured, or do not count in the means.
+    """Name the images without a measurement, and those excluded from the means.
 
     unreadable: messages about damaged files; None: those of the result.
     """
@@ -195,7 +195,7 @@ def check_measured(measured: list[dict]):
 
 
 def say_below_bicubic(task, name: str, record: dict, found: dict):
-    """Print a note if a network makes images worse, and which settings fit it better."""
+    """Print a note if a network makes images worse, with better settings if there are any."""
     gains = {s: tables.gain_of(result, "srcnn") for s, result in record["sets"].items()}
     below = [s for s, gain in gains.items() if gain is not None and gain < -0.1]
     if not below:
@@ -213,7 +213,7 @@ def say_below_bicubic(task, name: str, record: dict, found: dict):
 
 
 def keep(record: dict, earlier: list[dict], path: Path):
-    """Write a record with the earlier ones of its folder, and name those that are dropped."""
+    """Write a record with the earlier ones of its folder, and name the dropped ones."""
     everything, dropped = records.merged(record, earlier)
     if dropped:
         print(f"note: {path}: earlier measurements dropped; {record['model_path']} has changed")

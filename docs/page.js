@@ -109,7 +109,7 @@ function say(text, bad = false) {
 function tell(text) {
   const name = document.createElement("b");
   name.textContent = source.name;
-  $("facts").replaceChildren(name, " ", text);
+  $("about").replaceChildren(name, " ", text);
 }
 
 const choice = name => document.querySelector(`input[name=${name}]:checked`).value;

@@ -17,7 +17,7 @@ MOST_NETWORKS = 32  # of a folder of weights, in memory at a time
 
 @dataclass
 class Team:
-    """The processes that share the images: number and count of processes, and this one's device."""
+    """The processes sharing the images: number and count of processes, and this one's device."""
 
     rank: int
     world: int
@@ -33,7 +33,7 @@ class Team:
 
 @dataclass
 class Task:
-    """Networks that see the same images: of one scale, protocol, interpolation and colours."""
+    """Networks for the same input images: one scale, protocol, interpolation and colours."""
 
     networks: dict[str, torch.nn.Module]  # by the name of their weights
     upscale_factor: int
@@ -47,28 +47,28 @@ class Task:
 
 
 def load(path, upscale_factor: int, settings, device):
-    """Load the network of a file, ready to be measured. Raises the errors of `load_network`.
+    """Load the network of a file to measure it. Raises the errors of `load_network`.
 
-    upscale_factor: what the file must be for; 0: any.
+    upscale_factor: the scale of the network; 0: any.
     """
     choice = settings.interpolation, settings.padding_mode
     network = load_network(path, upscale_factor, *choice).to(device)
-    # The first call prepares things, which must not count as the first image's time
+    # The first call is slower; do it here, so it does not count as the first image's time
     predict(network, torch.zeros(1, network.channels, 64, 64, device=device))
     return network
 
 
 def tasks(networks: dict, settings) -> list[Task]:
-    """Group networks by everything that their images depend on.
+    """Group networks with the same input images.
 
-    So each image is read, shrunk and enlarged once for a group, and bicubic is scored once.
+    Each image is read, shrunk and enlarged once for a group, and bicubic is scored once.
     """
     groups = {}
     for name, network in networks.items():
         by_channels = "y" if network.channels == 1 else "rgb"
         # Networks for Y are compared by the paper's protocol, those for RGB by MMagic's
         chosen = by_channels if settings.protocol == "auto" else settings.protocol
-        # A bare state dict states no scale: then the setting counts
+        # A bare state dict states no scale: use the setting
         scale = network.upscale_factor or settings.upscale_factor
         key = scale, chosen, network.channels, network.interpolation
         groups.setdefault(key, []).append(name)
@@ -89,12 +89,12 @@ def measure_set(task: Task, set_name: str, images: dict, team: Team, draw=None):
         draw: called with (image's name, scores, pictures) after each image of each network;
             returns something to keep. None: draw nothing.
     Returns on every process:
-        {network's name: what `protocol.evaluate` returns}, and in it "unreadable":
+        {network's name: the result of `protocol.evaluate`}, with "unreadable":
         {image's name: reason} for damaged files;
-        {image's name: what draw returned}.
+        {image's name: the result of draw}.
     Raises UserError if not one image can be read.
     """
-    # The processes take turns through the list, so that each image is measured once
+    # The processes take turns through the list: each image is measured once
     mine = list(images.items())[team.rank :: team.world]
     unreadable, drawn = {}, {}
     last = list(task.networks)[-1]
@@ -118,7 +118,7 @@ def measure_set(task: Task, set_name: str, images: dict, team: Team, draw=None):
             **task.options,
         )
     if team.world > 1:
-        # Gathering has a time limit, which one process's larger images would exceed
+        # Gathering has a time limit; waiting has none, and some images take longer
         wait_for_all()
         parts = [None] * team.world
         distributed.all_gather_object(parts, (results, unreadable, drawn))
@@ -135,11 +135,11 @@ def measure_set(task: Task, set_name: str, images: dict, team: Team, draw=None):
 
 
 def better_fit(network, task: Task, images: dict, result: dict) -> str:
-    """Find the padding and interpolation that fit weights below bicubic, on their first image.
+    """Find better padding and interpolation for weights below bicubic, on their first image.
 
     Args:
         images: {name: entry} of the set; result: of the network on it.
-    Returns the settings and their PSNR, for the user; "" if no others are better by 0.1 dB.
+    Returns the settings and their PSNR, for the user; "" if none are better by 0.1 dB.
     """
     counted = [name for name in result["images"] if name not in result["excluded"]]
     name = counted[0]
@@ -157,7 +157,7 @@ def better_fit(network, task: Task, images: dict, result: dict) -> str:
                 words.append(f"--padding_mode {padding_mode}")
             if interpolation != present[1]:
                 words.append(f"--interpolation {interpolation}")
-            # Of equal ones the fewest settings
+            # Among equal ones prefer the fewest settings
             found.append((round(scores["srcnn"]["psnr"] or 0, 2), -len(words), " ".join(words)))
     network.padding_mode, network.interpolation = present
     psnr, _, words = max(found)

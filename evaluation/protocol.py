@@ -90,15 +90,15 @@ def evaluate_all(
     self_ensemble: bool = False,
     with_ms_ssim: bool = False,
 ) -> dict[str, dict]:
-    """Score several networks on the same images; `evaluate` says how.
+    """Score several networks on the same images, see `evaluate`.
 
-    Everything that does not depend on the weights is computed once for an image.
+    Everything independent of the weights is computed once for an image.
 
     Args:
         networks: {name: SRCNN}, all with the same channels, interpolation and device.
         visit: called with (network's name, image's name, scores, pictures).
         others: those of `evaluate`.
-    Returns {network's name: what `evaluate` returns}.
+    Returns {network's name: the result of `evaluate`}.
     """
     example = next(iter(networks.values()))
     scores, too_small = {name: {} for name in networks}, []
@@ -116,14 +116,14 @@ def evaluate_all(
 
 
 def summary(scores: dict, too_small=()) -> dict:
-    """Scores of images and their means, as `evaluate` returns them.
+    """Return scores of images and their means in the form of `evaluate`.
 
-    An image counts only if all of its scores are finite: the PSNR of equal pictures is infinite,
-    as of a blank page, and would hide every other image. Its scores stay in "images".
+    An image counts only if all of its scores are finite. The PSNR of equal pictures (a blank page)
+    is infinite, and so would be the mean. Its scores stay in "images".
     """
     excluded = [name for name, score in scores.items() if not _is_finite(score)]
     counted = [score for name, score in scores.items() if name not in excluded]
-    # Every image has the same figures: those of the first say which there are
+    # All images have the same keys
     unknown = {"milliseconds": None, "bicubic": NOTHING, "srcnn": NOTHING}
     example = next(iter(scores.values()), unknown)
     means = {}
@@ -149,11 +149,11 @@ def _mean(values) -> float | None:
 
 
 def merge(parts: list[dict], names) -> dict:
-    """Merge what `evaluate` returned for parts of the images, as if it had seen all of them.
+    """Merge the results of `evaluate` for parts of the images into the result for all of them.
 
     names: of all images, in order.
     """
-    # In the order of names, so that no result depends on how many processes there were
+    # In the order of names, so no result depends on the number of processes
     scores = {name: figures for part in parts for name, figures in part["images"].items()}
     too_small = {name for part in parts for name in part["too_small"]}
     return summary(
@@ -164,16 +164,16 @@ def merge(parts: list[dict], names) -> dict:
 
 @dataclass
 class Pair:
-    """An image and its bicubic enlargement: what a measurement has before any network."""
+    """An image and its bicubic enlargement, prepared to measure any network."""
 
     upscale_factor: int
-    x: Tensor  # 1×C×H×W, the network's input; YCbCr where only Y goes through the network
+    x: Tensor  # 1×C×H×W, the network's input; YCbCr if only Y goes through the network
     space: str  # the colours of x and of results: "ycbcr", "rgb", "gray"
     measures_y: bool  # take the metrics on Y; else on all channels
     with_ssim: bool
     with_ms_ssim: bool
     original: np.ndarray  # uint8 (own pairs also uint16), H×W or H×W×3 (RGB)
-    reference: np.ndarray  # what results are compared with
+    reference: np.ndarray  # the part of the original to compare results with
     bicubic: np.ndarray  # as the original, in the colours of `space`
     bicubic_scores: dict
 
@@ -188,7 +188,7 @@ class Pair:
         return scores
 
     def measured(self, picture: np.ndarray) -> np.ndarray:
-        """Return the part of a picture that the metrics are taken on."""
+        """Return the part of a picture for the metrics."""
         if self.measures_y and self.space == "ycbcr":
             picture = picture[..., 0]
         elif self.measures_y and self.space == "rgb":
@@ -215,10 +215,10 @@ def prepare(
     with_ms_ssim: bool = False,
     small: Tensor | None = None,
 ) -> Pair:
-    """Do the part of a measurement that does not depend on the weights.
+    """Do the part of a measurement before any network.
 
-    Args: those of `evaluate`; image is uint8, C×H×W. Of the network only channels, interpolation
-    and device are used.
+    Args: those of `evaluate`; image is uint8, C×H×W. Only channels, interpolation and device of
+    the network are used.
         small: the low-resolution image of an own pair; None: it is made of the image. Own pairs
             are not cropped, and may have 16 bits.
     """
@@ -254,7 +254,7 @@ def prepare(
         *(original, None, None, {}),
     )
     pair.bicubic = bicubic = pair.rounded(x)
-    # The network gets the input that it was trained on, which may be torch's
+    # The network gets the same bicubic (MATLAB's or torch's) as in its training
     if network.interpolation != "matlab":
         pair.x, _ = enlarged(network.interpolation)
     pair.reference = pair.measured(to_array(hr))
@@ -266,8 +266,8 @@ def measure(network, pair: Pair, self_ensemble: bool = False):
     """Restore one image by a network and score it (steps 4 to 6).
 
     Returns:
-        {"milliseconds", "bicubic": {"psnr", "ssim"}, "srcnn": {…}}, and a function that returns
-        the pictures {"truth", "bicubic", "srcnn"}, uint8 arrays H×W (gray) or H×W×3 (RGB);
+        {"milliseconds", "bicubic": {"psnr", "ssim"}, "srcnn": {…}}, and a function to draw the
+        pictures {"truth", "bicubic", "srcnn"}, uint8 arrays H×W (gray) or H×W×3 (RGB);
         with self_ensemble also "srcnn+" in both, and "milliseconds+".
     """
     restored = {}
@@ -291,7 +291,7 @@ def measure(network, pair: Pair, self_ensemble: bool = False):
 
 
 def _timed(network, x: Tensor, self_ensemble: bool) -> tuple[Tensor, float]:
-    """Return the restored image, and the milliseconds that the network took."""
+    """Return the restored image, and the network's time in milliseconds."""
     if x.device.type != "cpu":
         # A GPU's library chooses its kernels at the first call of each shape
         restore(network, x, self_ensemble)
@@ -313,7 +313,7 @@ def test_pair(
         quantize: round the small image to 8 bits (MMagic's protocol for RGB).
 
     Returns lr (float32, 1×C×H'×W', about [0, 1]) and hr (uint8, C×H'×W'), H' and W' being
-    multiples of upscale_factor. Raises UserError if the image is smaller than that.
+    multiples of upscale_factor. Raises UserError if the image is smaller than upscale_factor.
     """
     hr = modcrop(hr, upscale_factor)
     if hr.numel() == 0:
@@ -321,14 +321,14 @@ def test_pair(
             f"an image is smaller than upscale_factor={upscale_factor}; remove it from the set"
         )
     # In float64, on the CPU if the device has none. The metrics are taken on images rounded to 8
-    # bits, and what is rounded must not depend on the order in which a machine adds.
+    # bits: the rounding must not depend on a machine's order of additions
     exact = (hr if has_float64(hr.device) else hr.cpu())[None].double()
     small = downscale(exact / 255, upscale_factor, quantize)
     return upsample(small, upscale_factor, interpolation).float().to(hr.device), hr
 
 
 def own_pair(hr: Tensor, small: Tensor, device, interpolation: str = "matlab"):
-    """Return what `test_pair` returns, from an own low-resolution image.
+    """Return lr and hr like `test_pair`, from an own low-resolution image.
 
     Args:
         hr, small: uint8 or uint16, C×H×W and C×h×w; H is a multiple of h (or h itself).

@@ -1,8 +1,8 @@
-"""Keep what was measured: which folder it goes to, validation.json, and what of it is still valid.
+"""Keep measurements: choose their folder, write validation.json, and drop invalid ones.
 
-A record is what was measured of one network: its properties, and under "sets" what
-`protocol.evaluate` returned for each set. validation.json holds the latest record, and under
-"others" the records of other networks, protocols and settings in the same folder.
+A record is the measurement of one network: its properties, and under "sets" the result of
+`protocol.evaluate` for each set. validation.json holds the latest record, and under "others" the
+records of other networks, protocols and settings in the same folder.
 """
 
 import csv
@@ -16,23 +16,23 @@ from checkpoints.lookup import Source
 from evaluation import sets
 from system.files import write_file
 
-# Properties that distinguish two records
+# Two records are different if any of these differ
 KEY = (
     *("weights", "upscale_factor", "protocol", "self_ensemble", "ms_ssim"),
     *("padding_mode", "interpolation"),
 )
 
 
-# ---------------------------------------------------------------------------------- where it goes
+# ---------------------------------------------------------------------------------- the folder
 def results_folder(settings, source: Source, states_its_scale: bool) -> Path:
-    """Return the folder for the results of some weights. Results of other weights are not in it.
+    """Return the folder for the results of some weights. It has no results of other weights.
 
-    That is exp_name's folder if the user has set exp_name. Else weights of a run have the run's
-    folder, and other files results_dir/<name of the file>, or results_dir/shipped_<name>, with a
-    number behind it where that folder belongs to other weights already.
+    If the user has set exp_name, return exp_name's folder. Else weights of a run have the run's
+    folder, and other files results_dir/<name of the file>, or results_dir/shipped_<name>. A number
+    is added if the folder already belongs to other weights.
 
-    states_its_scale: True if the file states its scale. Another file may be measured at several
-    scales, and gets a folder for each.
+    states_its_scale: True if the file states its scale. Otherwise the file may be measured at
+    several scales, and gets a folder for each.
     """
     if "exp_name" in settings.user_set:
         return Path(settings.exp_dir)
@@ -55,7 +55,7 @@ def folder_for_all(settings, source: Path) -> Path:
 
 
 def _first(folder: Path, fits) -> Path:
-    """Return folder, or folder_2, folder_3, ...: the first that fits."""
+    """Return the first fitting one of folder, folder_2, folder_3, ..."""
     numbered = (folder.with_name(f"{folder.name}_{number}") for number in itertools.count(2))
     return next(path for path in itertools.chain([folder], numbered) if fits(path))
 
@@ -69,7 +69,7 @@ def _others(folder: Path, weights: str) -> bool:
         record, *_ = read_json(folder / "validation.json")
         return Path(record["model_path"]).resolve() != Path(weights).resolve()
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        # There is no record, or none that anybody could use
+        # There is no usable record
         return False
 
 
@@ -111,7 +111,7 @@ def make_record(
         "macs_per_pixel": network.macs_per_pixel(),
         "sets": {},
     }
-    # Of train.py: PSNR on held-out training images. The file may come from anywhere
+    # train.py stores the PSNR on held-out training images. The file is untrusted
     return record | ({"psnr_holdout": held_out} if isinstance(held_out, float) else {})
 
 
@@ -141,7 +141,7 @@ def read_records(path) -> list[dict]:
     try:
         return [record for record in read_json(path) if all(k in record for k in (*KEY, "sets"))]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        # There is no record, or none that anybody could use
+        # There is no usable record
         return []
 
 
@@ -149,17 +149,17 @@ def write_records(records: list[dict], path: Path):
     """Write records to a validation.json, atomically."""
     first, *others = records
     content = {**first, "others": others} if others else first
-    # By default json would write NaN and Infinity, which other languages' readers refuse
+    # Python's json would write NaN and Infinity; readers in other languages refuse them
     write_file(json.dumps(_finite(content), indent=1, allow_nan=False), path)
 
 
 def merged(new: dict, earlier: list[dict]) -> tuple[list[dict], list[str]]:
-    """Add a record to those that its folder has.
+    """Add a record to the records of its folder.
 
-    Sets that were measured earlier stay, if the same weights were measured in the same way.
+    Earlier sets stay in the record if the same weights were measured in the same way.
 
-    Returns the new records, the latest first, and the paths of weights whose earlier records were
-    dropped: their file has other weights now, or the record does not say which weights it is of.
+    Returns the new records, the latest first, and the paths of the dropped records' weights. A
+    record is dropped if its file has other weights now, or if it has no digest of its weights.
     """
     kept, dropped = [], []
     for record in earlier:
@@ -176,9 +176,9 @@ def merged(new: dict, earlier: list[dict]) -> tuple[list[dict], list[str]]:
 
 
 def distinct_sets(found: dict[str, dict], earlier: list[dict]) -> dict[str, dict]:
-    """Rename the sets whose names other images have in earlier records: A/test is not B/test.
+    """Rename a set if earlier records have other images under its name: A/test is not B/test.
 
-    found: {name: {image name: file}}. Returns the same with names that no other images have.
+    found: {name: {image name: file}}. Returns the same with unambiguous names.
     """
     result = {}
     for name, images in found.items():
@@ -226,7 +226,7 @@ def pictures_folder(new: dict, set_name: str, earlier: list[dict]) -> str:
 
 
 def _finite(value):
-    """Replace numbers that JSON does not have by None: NaN, and infinity (PSNR of equal images)."""
+    """Replace NaN and infinity (PSNR of equal images) by None: JSON does not have them."""
     if isinstance(value, dict):
         return {key: _finite(v) for key, v in value.items()}
     if isinstance(value, list):

@@ -17,7 +17,7 @@ from evaluation.tables import (
     excluded_note,
     gain_of,
     image_table,
-    network_facts,
+    network_line,
     number,
     record_name,
 )
@@ -56,7 +56,7 @@ def write_sliders(folder: Path, sliders: list[str]):
     write_file("".join(sliders), folder / SLIDERS)
 
 
-def write_report(title: str, facts: str, folder: Path):
+def write_report(title: str, subtitle: str, folder: Path):
     """Write report.html of all records in a results folder; `report` explains the arguments."""
     found = read_records(folder / "validation.json")
     sliders = {}
@@ -67,7 +67,7 @@ def write_report(title: str, facts: str, folder: Path):
             if path.is_file() and path.resolve().is_relative_to(folder.resolve()):
                 text = path.read_text(encoding="utf-8", errors="surrogateescape")
                 sliders[index, set_name] = text
-    write_file(report(title, facts, found, sliders), folder / "report.html")
+    write_file(report(title, subtitle, found, sliders), folder / "report.html")
 
 
 # ------------------------------------------------------------------------------------- the report
@@ -78,12 +78,12 @@ def slider(name: str, scores: dict, shown: dict, window: tuple[slice, slice]) ->
         name: of the image.
         scores: as `protocol.measure` returns them.
         shown: the pictures {"truth", "bicubic", "srcnn"}.
-        window: the part to show of a picture that is larger than REPORT_SIDE.
+        window: the visible part of a picture larger than REPORT_SIDE.
     The pictures are inside the HTML, as WebP.
     """
     height, width = shown["bicubic"].shape[:2]
     part = ""
-    # The page holds its pictures itself: of a photograph of many megapixels a part must do
+    # The page holds its pictures itself: show only a part of a photograph of many megapixels
     if max(height, width) > REPORT_SIDE:
         part = f'<span class="part">part of {width} × {height} pixels</span>'
         cut = tuple(around_detail(edge, size) for edge, size in zip(window, (height, width)))
@@ -94,7 +94,7 @@ def slider(name: str, scores: dict, shown: dict, window: tuple[slice, slice]) ->
     style = f"width:{width * zoom}px;aspect-ratio:{width}/{height}"
     if zoom > 1:
         style += ";image-rendering:pixelated"
-    # The original is decoded when it is asked for: the button holds it, without its "data:" address
+    # The button holds the original as text: browsers decode it only on request
     bicubic, srcnn, truth = (_webp(shown[kind]) for kind in ("bicubic", "srcnn", "truth"))
     name = html.escape(name)
     captions = (f"<span>{caption(*item)}</span>" for item in _kinds(scores).items())
@@ -112,24 +112,23 @@ def slider(name: str, scores: dict, shown: dict, window: tuple[slice, slice]) ->
 """
 
 
-def report(title: str, facts: str, records: list[dict], sliders: dict) -> str:
-    """Return the whole report as one HTML page that needs no other file.
+def report(title: str, subtitle: str, records: list[dict], sliders: dict) -> str:
+    """Return the whole report as one HTML page without any other file.
 
     Args:
-        title, facts: text.
-        records: what was measured, see evaluation/records.py; the first record's network is the
-            page's own, the others are named.
+        title, subtitle: text; the subtitle describes the only record.
+        records: see evaluation/records.py, the latest first.
         sliders: {(index of a record, name of a set): HTML of its `slider`s}.
     """
     sections, tables = [], ""
     if len(records) > 1:
-        facts = f"{len(records)} measurements in one folder, the latest first"
+        subtitle = f"{len(records)} measurements in one folder, the latest first"
     for index, record in enumerate(records):
         about = ""
         if len(records) > 1:
             name = f"{record_name(record)}, x{record['upscale_factor']}"
-            about = html.escape(f"{name}: {network_facts(record)}")
-            sections.append(f'<p class="facts record">{about}</p>\n')
+            about = html.escape(f"{name}: {network_line(record)}")
+            sections.append(f'<p class="about record">{about}</p>\n')
             tables += f"<h3>{about}</h3>\n"
         for set_name, result in record["sets"].items():
             shown = sliders.get((index, set_name), "")
@@ -139,10 +138,10 @@ def report(title: str, facts: str, records: list[dict], sliders: dict) -> str:
                 f"{means(result)}{gains(result)}{shown}</section>\n"
             )
             tables += table(*image_table(f"{set_name} x{record['upscale_factor']}", result))
-    # Not str.format, which would stumble over the braces of the page's CSS and script
+    # string.Template, because str.format would parse the braces of the page's CSS and script
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=html.escape(title),
-        facts=html.escape(facts),
+        subtitle=html.escape(subtitle),
         sections="".join(sections),
         tables=tables,
     )
@@ -165,15 +164,15 @@ def means(result: dict) -> str:
 
 def gains(result: dict) -> str:
     """Return HTML of a chart: each image's gain over bicubic in dB."""
-    # With self-ensemble that is "srcnn+", the last
+    # The last one: "srcnn+" with self-ensemble, else "srcnn"
     best = [kind for kind in _kinds(result) if kind != "bicubic"][-1]
     gain = {name: gain_of(scores, best) for name, scores in result["images"].items()}
     # Equal images have a PSNR of infinity: nothing to draw
     gain = {name: value for name, value in gain.items() if value is not None}
     if not gain:
         return ""
-    # All in percent of the chart's width, so that it fits a screen of any size: names in the left
-    # 30, bars from 31 to 87, from the most negative gain (mostly 0) to the largest, then numbers
+    # All in percent of the chart's width, to fit screens of any size: names in the left 30, bars
+    # from 31 to 87, from the most negative gain (mostly 0) to the largest, then numbers
     low, high = min(0, *gain.values()), max(0.01, *gain.values())
     unit = 56 / (high - low)
     zero, row = 31 - low * unit, 24

@@ -22,7 +22,7 @@ def find_sets(settings) -> tuple[dict[str, dict[str, Path]], list[str]]:
 
     Returns {set: {image name: entry}}, and lines for the user about skipped sets and files. An
     entry is a file, (file, file of its small image) with test_lr, or (file, quality) with jpeg.
-    Raises UserError if a set that the user has named does not exist or has no images.
+    Raises UserError if a set named by the user does not exist or has no images.
     """
     named_by_user, found, missing = "test_sets" in settings.user_set, {}, []
     own = dict(zip(settings.test_sets, settings.test_lr))
@@ -80,7 +80,7 @@ def files_of(entry) -> list[Path]:
 
 def image_names(entries: list) -> dict:
     """Return {name: entry}: names without their endings, unless two are equal."""
-    # Results are written under these names: those of a.png must not replace those of a.bmp.
+    # Results are written under these names: a.png must not replace a.bmp.
     # Control characters are escaped: the names also go to terminals and tables
     stems = [printable(files_of(entry)[0].stem) for entry in entries]
     return {
@@ -90,13 +90,13 @@ def image_names(entries: list) -> dict:
 
 
 def folder_of(images: dict) -> str:
-    """Return the path of the folder in which a set's images lie; of own pairs, of both folders."""
+    """Return the path of the folder of a set's images; of own pairs, the paths of both folders."""
     entry = next(iter(images.values()))
     return " and ".join(str(path.resolve().parent) for path in files_of(entry))
 
 
 def origin(images: dict) -> dict[str, str]:
-    """Return the images that a set's figures are of, for its record: folder and digest."""
+    """Return folder and digest of a set's images, for its record."""
     return {"folder": folder_of(images), "digest": digest(images)}
 
 
@@ -118,9 +118,9 @@ def digest(images: dict) -> str:
 
 
 def readable(images: list[tuple], unreadable: dict, upscale_factor: int):
-    """Yield (name, image) or (name, image, small image) of the entries that can be read.
+    """Yield (name, image) or (name, image, small image) of the readable entries.
 
-    {name: reason} of the others goes into ``unreadable``.
+    {name: reason} of the others is added to ``unreadable``.
     """
     # One at a time: a set need not fit the memory
     for name, entry in images:
@@ -135,8 +135,8 @@ def readable(images: list[tuple], unreadable: dict, upscale_factor: int):
 def read_entry(entry, upscale_factor: int) -> tuple[Tensor, ...]:
     """Read an entry of a set: (image,) or (image, small image), tensors 1×H×W or 3×H×W.
 
-    uint8, without alpha; only own pairs may have uint16. Raises UserError or OSError, one line that
-    names the file or the pair.
+    uint8, without alpha; only own pairs may have uint16. Raises UserError or OSError: one line with
+    the file or the pair.
     """
     if not isinstance(entry, tuple):
         return (read_colours(entry),)

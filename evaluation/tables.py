@@ -1,4 +1,4 @@
-"""Make tables of a validation, for people."""
+"""Make the tables of a validation, for terminals, reports and CSV files."""
 
 import math
 from pathlib import PurePath
@@ -14,7 +14,7 @@ def network_of(record: dict) -> str:
     return f"{sizes} {'Y' if record['channels'] == 1 else 'RGB'}"
 
 
-def network_facts(record: dict) -> str:
+def network_line(record: dict) -> str:
     """Return the network and the protocol, in a line."""
     return (
         f"{network_of(record)}, {record['parameters']:,} parameters, "
@@ -41,7 +41,7 @@ def image_table(title: str, result: dict) -> tuple[list[str], list[list[str]]]:
     # PSNR and SSIM of bicubic, then of SRCNN
     head = [title, f"bicubic {metrics[0]}", *metrics[1:], f"SRCNN {metrics[0]}", *metrics[1:]]
     rows = []
-    # A set has its means under the names that an image has its scores under
+    # A set's means have the same keys as an image's scores
     for name, scores in [*result["images"].items(), ("mean", result)]:
         bicubic = scores["bicubic"]
         for plus in ("", "+"):
@@ -60,7 +60,7 @@ def number(value: float | None, form: str) -> str:
 
 
 def gain_of(scores: dict, kind: str) -> float | None:
-    """Return by how many dB a network is better than bicubic; None if that is not a number.
+    """Return the gain of a network over bicubic, in dB; None if it is not a number.
 
     scores: of an image, or the means of a set.
     """
@@ -71,7 +71,7 @@ def gain_of(scores: dict, kind: str) -> float | None:
 
 
 def excluded_note(result: dict) -> str:
-    """Return a line about the images that do not count in a set's means; "" if all do.
+    """Return a line about the images excluded from a set's means; "" if there are none.
 
     result: as `protocol.evaluate` returns it.
     """
@@ -114,14 +114,14 @@ def weights_rows(name: str, record: dict) -> list[dict]:
                     row[f"{set_name}_{label}{metric}"] = value
             if result["excluded"]:
                 row[f"{set_name}_excluded"] = " ".join(result["excluded"])
-        # The columns that people look for come first, the long path last
+        # The most important columns come first, the long path last
         last = "parameters macs_per_pixel padding_mode interpolation model_path".split()
         rows.append(row | {key: record[key] for key in last})
     return rows
 
 
 def joined_rows(rows: list[dict]) -> list[dict]:
-    """Join the rows of one network that several records have sets of."""
+    """Join the rows of one network, from records of different sets, into one row."""
     keys = "weights upscale_factor protocol padding_mode interpolation model_path".split()
     joined = {}
     for row in rows:

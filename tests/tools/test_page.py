@@ -186,7 +186,7 @@ def test_dropped_pasted_and_refused(page):
     content = list((page.folder / "dropped.png").read_bytes())
     for name, how in (("dropped.png", "drop"), ("pasted.png", "paste")):
         page.driver.execute_script(drop, content, name, "image/png", how)
-        page.wait_for(lambda: name in page.find("facts").text)
+        page.wait_for(lambda: name in page.find("about").text)
         large = page.saved(name.replace(".", "_x2."))
         assert np.abs(large.astype(int) - upscale(image, 2)).max() <= 1
     page.driver.execute_script(drop, [1, 2, 3], "text.txt", "text/plain", "drop")
@@ -194,7 +194,7 @@ def test_dropped_pasted_and_refused(page):
     assert page.find("save").is_displayed()  # what was made before
     gray = cv2.imencode(".png", image[..., 1])[1]
     page.driver.execute_script(drop, gray.tolist(), "unknown kind", "", "drop")
-    page.wait_for(lambda: "unknown kind" in page.find("facts").text)
+    page.wait_for(lambda: "unknown kind" in page.find("about").text)
     large = page.saved("unknown kind_x2.png")
     assert np.abs(large.astype(int) - upscale(image[..., 1], 2)[..., None]).max() <= 1
     page.driver.execute_script(drop, [1, 2, 3], "broken.jpg", "image/jpeg", "drop")
@@ -210,7 +210,7 @@ def test_twelve_megapixels_leave_the_page_alive_and_can_be_cancelled(page):
     cv2.imwrite(str(page.folder / "large.jpg"), image)
     page.find("file").send_keys(str(page.folder / "large.jpg"))
     page.wait_for(lambda: "left" in page.find("status").text)
-    assert "4000 × 3000 to 8000 × 6000; shown here: its middle" in page.find("facts").text
+    assert "4000 × 3000 to 8000 × 6000; shown here: its middle" in page.find("about").text
     page.find("wipe").send_keys(Keys.ARROW_LEFT * 5)
     assert page.find("wipe").get_attribute("value") == "45"
     page.find("cancel").click()
@@ -258,7 +258,7 @@ def test_by_mouse_and_keyboard_at_every_width(page):
 def test_from_disk_it_says_how_to_serve_it(page):
     page.driver.get((ROOT / "docs" / "index.html").as_uri())
     assert "python -m http.server -d docs" in page.find("status").text
-    page.wait_until(lambda: "170 × 100 to 510 × 300" in page.find("facts").text)
+    page.wait_until(lambda: "170 × 100 to 510 × 300" in page.find("about").text)
 
 
 def test_an_error_in_the_worker_leaves_the_next_picture_unharmed(page):
