@@ -124,8 +124,11 @@ def has_float64(device) -> bool:
 
 def synchronize(device: torch.device):
     """Wait until a GPU has finished its work. Do nothing on a CPU."""
-    if device.type in GPUS:
-        getattr(torch, device.type).synchronize()
+    if device.type == "mps":
+        torch.mps.synchronize()
+    elif device.type in GPUS:
+        # Of this device: without an argument it would wait for GPU 0
+        getattr(torch, device.type).synchronize(device)
 
 
 def device_name(device) -> str:
