@@ -12,7 +12,7 @@ python config.py                                           # runs what `mode` be
 upscale_factor: int = 3  # how many times larger the output is: 2, 3, 4, ...
 kernel_sizes: tuple[int, ...] = (9, 1, 5)  # the layers: 9 1 5, 9 3 5, 9 5 5, 9 1 1 5, ...
 widths: tuple[int, ...] = None  # filters of all layers but the last; None: the paper's, 64 32
-channels: int = 1  # 1: luminance (Y), 3: RGB
+channels: str = "y"  # the network's colours: "y" (luminance), "ycbcr" or "rgb"; also 1 and 3
 model_path: str = ""  # weights: file, folder, https:// or hf:// address, "shipped"; "": your run's
 interpolation: str = "auto"  # bicubic of the network's input: "matlab", "torch" or "auto"
 padding_mode: str = "auto"  # at the image's border: "zeros", "replicate", "valid" or "auto"
@@ -29,6 +29,7 @@ exp_name: str = ""  # name of the run, and its folder in results_dir; empty: fro
 # Training
 mode: str = "train"  # `python config.py` runs "train" (train.py) or "valid" (validate.py)
 recipe: str = "fast"  # train: "fast", or "paper" for the authors' own training
+loss_on: str = "all"  # train: the planes of YCbCr in the loss: "all", "y" or "cbcr"
 resume: str = ""  # train: last.pth to continue ("auto": if there is one), or weights to start from
 steps: int = None  # train: optimizer steps
 batch_size: int = None  # train: crops per step, over all processes
@@ -48,7 +49,7 @@ compile: bool = False  # train: torch.compile the network
 max_device_gb: float = None  # train: stream larger sets from disk; None: 40 % of the free memory
 num_workers: int = 2  # train: processes that load batches of a streamed set
 # Measuring, enlarging, converting
-protocol: str = "auto"  # valid: "y" (the paper's), "rgb" (MMagic's) or "auto" (by channels)
+protocol: str = "auto"  # valid: "y" (the paper's), "ycbcr", "rgb" (MMagic's), "auto" (channels)
 ms_ssim: bool = False  # valid: also measure MS-SSIM (images of 176×176 pixels or more)
 outscale: float = None  # upscale: enlarge by any number, such as 2.5, instead of upscale_factor
 outsize: str = ""  # upscale: enlarge to a size in pixels instead: "3840x2160"

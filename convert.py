@@ -34,7 +34,7 @@ from checkpoints.lookup import find_weights
 from checkpoints.writing import to_layout
 from inference.onnx_graphs import export_onnx, export_onnx_image
 from model import SRCNN
-from system.files import UserError, printable, write_file
+from system.files import COLOURS, UserError, printable, write_file
 
 # Endings of the files that convert.py names
 SUFFIXES = {
@@ -85,7 +85,7 @@ def main(settings):
         content.write(to_layout(network.to_checkpoint(checkpoint["facts"]), layout))
     write_file(content.getvalue(), output)
 
-    kind = f"{'-'.join(map(str, network.kernel_sizes))}, {'Y' if network.channels == 1 else 'RGB'}"
+    kind = f"{'-'.join(map(str, network.kernel_sizes))}, {COLOURS[network.colours]}"
     print(f"{printable(output)}: {kind}, from layout {checkpoint['layout']} to {layout}")
     for note in notes(network, checkpoint, layout):
         print(f"note: {note}")
@@ -134,6 +134,10 @@ def notes(network: SRCNN, checkpoint: dict, layout: str) -> list[str]:
         notes.append(
             f"these weights are for input upscaled by {bicubic[network.interpolation]}, "
             f"not {bicubic[INTERPOLATION[layout]].removesuffix(' bicubic')}"
+        )
+    if network.colours == "ycbcr" and layout in ("lornatang", "plain", "mmagic", "onnx"):
+        notes.append(
+            "these weights are for Y, Cb and Cr as MATLAB's rgb2ycbcr has them, not for RGB"
         )
     # Values for their config or source, which a state dict does not state.
     # MMagic names channels from input to output: 1, 64, 32, 1

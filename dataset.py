@@ -356,8 +356,7 @@ def training_set(settings, rank: int, world: int, device):
     """
     lr, scale = settings.train_lr, settings.upscale_factor
     found, notes = _prepared(settings, settings.train_set, "train", lr)
-    protocol = "y" if settings.channels == 1 else "rgb"
-    large = [i for i, im in enumerate(found.images) if measurable(im, scale, protocol)]
+    large = [i for i, im in enumerate(found.images) if measurable(im, scale, settings.channels)]
     kept, held = split_holdout(len(found.images), settings.holdout, large)
     # MMagic's protocol for RGB has small images of 8 bits
     plan = CropPlan(
@@ -365,7 +364,7 @@ def training_set(settings, rank: int, world: int, device):
         batch_size=settings.batch_size,
         crop_size=settings.crop_size,
         stride=recipe_of(settings).stride,
-        quantize=settings.channels == 3,
+        quantize=settings.channels == "rgb",
         seed=settings.seed,
         rank=rank,
         world=world,

@@ -9,7 +9,7 @@ from checkpoints.layouts import PADDING_MODES
 from checkpoints.loading import load_checkpoint
 from checkpoints.lookup import shipped_weights
 from system.convolutions import Convolution, ReLU
-from system.files import default_widths
+from system.files import colours_of, default_widths
 
 # The sides of an image in the order of F.pad: left, right, top, bottom
 ALL_SIDES = (True, True, True, True)
@@ -29,23 +29,24 @@ class SRCNN(nn.Module):
     Args:
         kernel_sizes: odd sizes (f1, f2, f3), at least two. The paper's are 9-1-5, 9-3-5 and 9-5-5,
             and the deeper 9-1-1-5, 9-3-3-5, ... with several mapping layers (section 4.3.3).
-        channels: 1 for luminance (Y), 3 for RGB.
+        channels: "y" or 1 for luminance, "ycbcr", and "rgb" or 3.
         widths: filters (n1, n2, ...) of all layers but the last. None: the paper's, 64 and 32 for
             three layers, see `system.files.default_widths`.
         padding_mode: the pixels beyond the border of every layer's input. "replicate": the edge
             pixel (the authors' test code, our weights). "zeros": most ports. "valid": none, so the
             output is smaller (training). With a mode not their own, weights lose up to 7 dB.
 
-    Attributes: ``upscale_factor`` (0: unknown) and ``interpolation`` ("matlab" or "torch") describe
-    the input of the weights. ``metadata`` describes their training. ``ignored`` lists unused names
-    in their file. `from_pretrained` sets all of them.
+    Attributes: ``channels`` is the number of channels, ``colours`` is "y", "ycbcr" or "rgb".
+    ``upscale_factor`` (0: unknown) and ``interpolation`` ("matlab" or "torch") describe the input
+    of the weights. ``metadata`` describes their training. ``ignored`` lists unused names in their
+    file. `from_pretrained` sets all of them.
     Raises ValueError for arguments that do not make a network.
     """
 
     def __init__(
         self,
         kernel_sizes=(9, 1, 5),
-        channels: int = 1,
+        channels: int | str = 1,
         widths=None,
         padding_mode: str = "replicate",
     ):
@@ -63,12 +64,11 @@ class SRCNN(nn.Module):
                 f"widths={widths}: give {len(kernel_sizes) - 1} positive numbers, one for each "
                 "layer but the last"
             )
-        if channels not in (1, 3):
-            raise ValueError(f"channels={channels}: 1 (Y) or 3 (RGB)")
         if padding_mode not in PADDING_MODES:
             raise ValueError(f"padding_mode={padding_mode!r}: one of {', '.join(PADDING_MODES)}")
-        self.kernel_sizes, self.widths = kernel_sizes, widths
-        self.channels, self.padding_mode = channels, padding_mode
+        self.kernel_sizes, self.widths, self.padding_mode = kernel_sizes, widths, padding_mode
+        self.colours = colours_of(channels)
+        self.channels = channels = 1 if self.colours == "y" else 3
         # `from_checkpoint` sets these
         self.upscale_factor, self.interpolation, self.metadata = 0, "matlab", {}
         self.ignored = []
@@ -123,7 +123,7 @@ class SRCNN(nn.Module):
         cls,
         path_or_scale,
         kernel_sizes=None,
-        channels: int = 1,
+        channels: int | str = 1,
         interpolation: str = "auto",
         padding_mode: str = "auto",
     ) -> "SRCNN":
@@ -145,7 +145,7 @@ class SRCNN(nn.Module):
     @classmethod
     def from_checkpoint(cls, checkpoint: dict) -> "SRCNN":
         """Return the network of a dict from `load_checkpoint` or `to_checkpoint`, in eval mode."""
-        names = "kernel_sizes", "channels", "widths", "padding_mode"
+        names = "kernel_sizes", "colours", "widths", "padding_mode"
         network = cls(*(checkpoint[name] for name in names))
         network.load_state_dict(checkpoint["state_dict"])
         for name in ("upscale_factor", "interpolation"):
@@ -167,6 +167,7 @@ class SRCNN(nn.Module):
             "padding_mode": self.padding_mode,
             "interpolation": self.interpolation,
             "upscale_factor": self.upscale_factor,
+            "colours": self.colours,
         }
 
     def to_checkpoint(self, metadata: dict, training: dict | None = None) -> dict:

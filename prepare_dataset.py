@@ -111,9 +111,8 @@ def remarks(found, part: str, settings) -> list[str]:
             lines.append(f"{len(small)} are smaller than crop_size={side}, so train.py does not")
             lines.append(f"train on them: {few(small)}")
         return lines
-    protocol = "y" if settings.channels == 1 else "rgb"
-    scale = settings.upscale_factor
-    small = [n for n, im in zip(found.names, found.images) if not measurable(im, scale, protocol)]
+    scale, images = settings.upscale_factor, zip(found.names, found.images)
+    small = [name for name, image in images if not measurable(image, scale, settings.channels)]
     if small:
         lines.append(f"{len(small)} are too small to be measured at x{scale}: {few(small)}")
     return lines

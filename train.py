@@ -85,6 +85,8 @@ def train(run, crops, stop, log):
     autocast = torch.autocast(device.type, torch.bfloat16) if run.bf16 else contextlib.nullcontext()
     # Pixels that unpadded convolutions cut off each side: 6 for 9-1-5
     border = run.network.reach
+    # Planes in the loss: pre-training on Y, or on Cb and Cr (section 4.5)
+    planes = {"all": slice(None), "y": slice(0, 1), "cbcr": slice(1, 3)}[settings.loss_on]
     # Reading a loss makes a GPU wait; a CPU can be asked at each step
     look_every = 1 if device.type == "cpu" else settings.print_frequency
     # Losses since the last look, as tensors; since the last validation, as numbers
@@ -104,7 +106,7 @@ def train(run, crops, stop, log):
                 # are the same memory, and the output would have the slower layout
                 sr = model(lr.to(memory_format=torch.channels_last))
             # The loss is taken where the network has an output (section 3.3)
-            loss = recipe.loss(sr.float(), shave(hr, border))
+            loss = recipe.loss(sr.float()[:, planes], shave(hr, border)[:, planes])
             optimizer.zero_grad()
             loss.backward()
             if run.world > 1:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from checkpoints.pickles import Opaque
-from system.files import UserError, printable
+from system.files import COLOURS, UserError, colours_of, printable
 
 PADDING_MODES = ("replicate", "zeros", "valid")
 MAX_VALUES = 2**24  # of one tensor
@@ -32,6 +32,7 @@ CHOICES = {
     "padding_mode": PADDING_MODES,
     "interpolation": ("matlab", "torch"),
     "upscale_factor": tuple(range(100)),
+    "colours": tuple(COLOURS),
 }
 
 
@@ -75,7 +76,7 @@ def recognise(content, ignored: list[str], in_order: bool = True, **chosen) -> d
         metadata = {key: value for key, value in numbers.items() if key not in CHOICES}
     training = stated.get("training")
     return {
-        **_needs(stated, layout, chosen),
+        **_needs(stated, layout, channels, chosen),
         "state_dict": state_dict,
         "kernel_sizes": kernel_sizes,
         "channels": channels,
@@ -299,10 +300,12 @@ def _refuse_residual(kernel_sizes):
         )
 
 
-def _needs(stated: dict, layout: str, chosen: dict) -> dict:
-    """Return padding_mode, interpolation and upscale_factor: what the file states, else the
-    user's choice, else the layout's."""
-    result = {**NEEDS[layout], "upscale_factor": 0}
+def _needs(stated: dict, layout: str, channels: int, chosen: dict) -> dict:
+    """Return padding_mode, interpolation, upscale_factor and colours.
+
+    They are those that the file states, else the user's choice, else the layout's.
+    """
+    result = {**NEEDS[layout], "upscale_factor": 0, "colours": colours_of(channels)}
     for key, values in CHOICES.items():
         if key not in stated:
             continue
@@ -311,6 +314,8 @@ def _needs(stated: dict, layout: str, chosen: dict) -> dict:
         if type(stated[key]) is not type(values[0]) or stated[key] not in values:
             some = ", ".join(map(str, values[:9]))
             raise UserError(f"{key} is {_text(stated[key])}; expected one of {some}")
+    if (result["colours"] == "y") != (channels == 1):
+        raise UserError(f"states colours={result['colours']}, but has {channels} channels")
     for key, value in chosen.items():
         if value == "auto":
             continue

@@ -44,7 +44,7 @@ def load_checkpoint(path, interpolation: str = "auto", padding_mode: str = "auto
             stated to be "valid" can be used with any.
     Returns a dict:
         state_dict (our names, float32), kernel_sizes, channels, widths, padding_mode,
-        interpolation, upscale_factor (0: unknown), layout,
+        interpolation, upscale_factor (0: unknown), colours ("y", "ycbcr", "rgb"), layout,
         facts: the file's metadata about its making,
         training: train.py's state, or None,
         ignored: names in the file of classes and functions, such as "argparse.Namespace".

@@ -72,7 +72,7 @@ def _tensor(entry: dict) -> Tensor:
 
 def write(checkpoint: dict) -> bytes:
     """Return a file with `SRCNN.to_checkpoint`'s weights, and in its metadata padding_mode,
-    interpolation, upscale_factor and (as JSON) facts."""
+    interpolation, upscale_factor, colours and (as JSON) facts."""
     try:
         from safetensors.torch import save
     except ImportError:
@@ -83,6 +83,7 @@ def write(checkpoint: dict) -> bytes:
         "padding_mode": checkpoint["padding_mode"],
         "interpolation": checkpoint["interpolation"],
         "upscale_factor": str(checkpoint["upscale_factor"]),
+        "colours": checkpoint["colours"],
         "facts": json.dumps(checkpoint["facts"], default=str),
     }
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint["state_dict"].items()}

@@ -37,7 +37,7 @@ class Task:
 
     networks: dict[str, torch.nn.Module]  # by the name of their weights
     upscale_factor: int
-    protocol: str  # "y" or "rgb"
+    protocol: str  # "y", "ycbcr" or "rgb"
     options: dict  # self_ensemble and with_ms_ssim of `protocol.evaluate_all`
 
     def record(self, name: str, model_path: str) -> dict:
@@ -65,12 +65,11 @@ def tasks(networks: dict, settings) -> list[Task]:
     """
     groups = {}
     for name, network in networks.items():
-        by_channels = "y" if network.channels == 1 else "rgb"
         # Networks for Y are compared by the paper's protocol, those for RGB by MMagic's
-        chosen = by_channels if settings.protocol == "auto" else settings.protocol
+        chosen = network.colours if settings.protocol == "auto" else settings.protocol
         # A bare state dict states no scale: use the setting
         scale = network.upscale_factor or settings.upscale_factor
-        key = scale, chosen, network.channels, network.interpolation
+        key = scale, chosen, network.colours, network.interpolation
         groups.setdefault(key, []).append(name)
     options = {"self_ensemble": settings.self_ensemble}
     options["with_ms_ssim"] = settings.ms_ssim

@@ -11,6 +11,7 @@ Protocol "y", the paper's, for one image:
 5. As many pixels as the scale are cut off all sides, where every method has to guess.
 6. PSNR and SSIM are taken on Y; those of a set are the means over its images.
 
+Protocol "ycbcr" is that of table 5: the same, and also the PSNR of Cb and of Cr.
 Protocol "rgb" is MMagic's, for networks on all three colours.
 """
 
@@ -51,19 +52,22 @@ def evaluate(
     visit=None,
     self_ensemble: bool = False,
     with_ms_ssim: bool = False,
+    colours: str = "rgb",
 ) -> dict:
     """Score a network and bicubic on images, each of them shrunk and enlarged again.
 
     Args:
         network: an SRCNN in eval mode, on the device to compute on.
-        images: iterable of (name, uint8 tensor C×H×W), C = 1 (Y or gray) or 3 (RGB); of own pairs
+        images: iterable of (name, uint8 tensor C×H×W), C = 1 (Y or gray) or 3; of own pairs
             (name, tensor C×H×W, small image C×h×w), each uint8 or uint16.
-        protocol: "y", the paper's (Y of 8 bits; `upscale_factor` pixels shaved), or "rgb", MMagic's
-            (cropped to multiples of 12, the small image of 8 bits, all channels measured).
+        protocol: "y", the paper's (Y of 8 bits; `upscale_factor` pixels shaved); "ycbcr": the
+            same, and also PSNR of Cb and Cr ("psnr_cb", "psnr_cr"; None without colour); or "rgb",
+            MMagic's (cropped to multiples of 12, the small image of 8 bits, all channels measured).
         with_ssim: False leaves SSIM out (it needs scikit-image).
         visit: called with (name, scores, pictures) after each image; see `measure`.
         self_ensemble: also score the mean over 8 flips and rotations, as "srcnn+".
         with_ms_ssim: also take MS-SSIM, see `imgproc.ms_ssim`.
+        colours: of images with three channels: "rgb", or "ycbcr" if they were converted already.
     Returns:
         {"bicubic": {"psnr", "ssim"}, "srcnn": {…}, "milliseconds", "images": {name: the same},
         "too_small": [names], "excluded": [names]}, and "srcnn+" and "milliseconds+" with
@@ -76,7 +80,7 @@ def evaluate(
         if visit:
             visit(*measured)
 
-    options = with_ssim, visit_one, self_ensemble, with_ms_ssim
+    options = with_ssim, visit_one, self_ensemble, with_ms_ssim, colours
     return evaluate_all({"": network}, images, upscale_factor, protocol, *options)[""]
 
 
@@ -89,6 +93,7 @@ def evaluate_all(
     visit=None,
     self_ensemble: bool = False,
     with_ms_ssim: bool = False,
+    colours: str = "rgb",
 ) -> dict[str, dict]:
     """Score several networks on the same images, see `evaluate`.
 
@@ -107,7 +112,8 @@ def evaluate_all(
         if not measurable(image, upscale_factor, protocol):
             too_small.append(image_name)
             continue
-        pair = prepare(image, upscale_factor, protocol, example, with_ssim, with_ms_ssim, *small)
+        options = upscale_factor, protocol, example, with_ssim, with_ms_ssim
+        pair = prepare(image, *options, *small, colours=colours)
         for name, network in networks.items():
             scores[name][image_name], pictures = measure(network, pair, self_ensemble)
             if visit:
@@ -172,8 +178,10 @@ class Pair:
     measures_y: bool  # take the metrics on Y; else on all channels
     with_ssim: bool
     with_ms_ssim: bool
+    with_chroma: bool  # also take the PSNR of Cb and of Cr
     original: np.ndarray  # uint8 (own pairs also uint16), H×W or H×W×3 (RGB)
     reference: np.ndarray  # the part of the original to compare results with
+    chroma: list  # the same for Cb and Cr; None: an image without colour
     bicubic: np.ndarray  # as the original, in the colours of `space`
     bicubic_scores: dict
 
@@ -185,6 +193,12 @@ class Pair:
             scores["ssim"] = imgproc.ssim(result, reference)
         if self.with_ms_ssim:
             scores["ms_ssim"] = imgproc.ms_ssim(result, reference)
+        if self.with_chroma:
+            planes = zip(("psnr_cb", "psnr_cr"), self.chroma_of(restored), self.chroma)
+            for name, plane, truth in planes:
+                # A plane of one value has nothing to restore
+                measured = truth is not None and truth.min() != truth.max()
+                scores[name] = imgproc.psnr(plane, truth) if measured else None
         return scores
 
     def measured(self, picture: np.ndarray) -> np.ndarray:
@@ -193,6 +207,17 @@ class Pair:
             picture = picture[..., 0]
         elif self.measures_y and self.space == "rgb":
             picture = imgproc.rgb2y(picture)
+        return self._shaved(picture)
+
+    def chroma_of(self, picture: np.ndarray) -> list:
+        """Return the measured parts of Cb and Cr of a picture; None, None if it is gray."""
+        if self.space == "gray":
+            return [None, None]
+        if self.space == "rgb":
+            picture = imgproc.rgb2ycbcr(picture)
+        return [self._shaved(picture[..., plane]) for plane in (1, 2)]
+
+    def _shaved(self, picture: np.ndarray) -> np.ndarray:
         picture = imgproc.shave(picture, self.upscale_factor)
         # The metrics are of 0 .. 255; 16 bits keep their fractions
         return picture / 257 if picture.dtype == np.uint16 else picture
@@ -214,10 +239,11 @@ def prepare(
     with_ssim: bool = True,
     with_ms_ssim: bool = False,
     small: Tensor | None = None,
+    colours: str = "rgb",
 ) -> Pair:
     """Do the part of a measurement before any network.
 
-    Args: those of `evaluate`; image is uint8, C×H×W. Only channels, interpolation and device of
+    Args: those of `evaluate`; image is uint8, C×H×W. Only colours, interpolation and device of
     the network are used.
         small: the low-resolution image of an own pair; None: it is made of the image. Own pairs
             are not cropped, and may have 16 bits.
@@ -229,9 +255,11 @@ def prepare(
         image, small = (each if each is None else each.expand(3, -1, -1) for each in (image, small))
         image = image if own else modcrop(image, rgb_multiple(upscale_factor))
     original = to_array(image if own else modcrop(image, upscale_factor))
-    space = "rgb" if original.ndim == 3 else "gray"
+    space = colours if original.ndim == 3 else "gray"
+    if space == "ycbcr":
+        original = imgproc.ycbcr2rgb(original)
     # Step 1; an RGB network sees all three colours, and gray is Y already
-    if space == "rgb" and protocol == "y" and network.channels == 1:
+    if space == "rgb" and protocol != "rgb" and network.colours != "rgb":
         image, small = (
             each if each is None else to_tensor(imgproc.rgb2ycbcr(to_array(each)))
             for each in (image, small)
@@ -250,14 +278,15 @@ def prepare(
     # Bicubic is always MATLAB's
     x, hr = enlarged("matlab")
     pair = Pair(
-        *(upscale_factor, x, space, protocol == "y", with_ssim, with_ms_ssim),
-        *(original, None, None, {}),
+        *(upscale_factor, x, space, protocol != "rgb", with_ssim, with_ms_ssim),
+        *(protocol == "ycbcr", original, None, None, [], {}),
     )
     pair.bicubic = bicubic = pair.rounded(x)
     # The network gets the same bicubic (MATLAB's or torch's) as in its training
     if network.interpolation != "matlab":
         pair.x, _ = enlarged(network.interpolation)
     pair.reference = pair.measured(to_array(hr))
+    pair.chroma = pair.chroma_of(to_array(hr)) if pair.with_chroma else []
     pair.bicubic_scores = pair.score(bicubic)
     return pair
 
@@ -273,10 +302,10 @@ def measure(network, pair: Pair, self_ensemble: bool = False):
     restored = {}
     scores = {"bicubic": dict(pair.bicubic_scores)}
     for plus in ("", "+") if self_ensemble else ("",):
-        kind, by_luma = f"srcnn{plus}", pair.space == "ycbcr"
+        kind, by_luma = f"srcnn{plus}", pair.space == "ycbcr" and network.colours == "y"
         # Y goes through the network; Cb and Cr stay as bicubic left them
         seen = pair.x[:, :1] if by_luma else pair.x
-        y, scores[f"milliseconds{plus}"] = _timed(network, seen, plus == "+")
+        y, scores[f"milliseconds{plus}"] = _timed(network, seen, plus == "+", pair.space)
         restored[kind] = pair.rounded(torch.cat([y, pair.x[:, 1:]], 1) if by_luma else y)
         scores[kind] = pair.score(restored[kind])
 
@@ -290,14 +319,14 @@ def measure(network, pair: Pair, self_ensemble: bool = False):
     return scores, pictures
 
 
-def _timed(network, x: Tensor, self_ensemble: bool) -> tuple[Tensor, float]:
+def _timed(network, x: Tensor, self_ensemble: bool, colours: str) -> tuple[Tensor, float]:
     """Return the restored image, and the network's time in milliseconds."""
     if x.device.type != "cpu":
         # A GPU's library chooses its kernels at the first call of each shape
-        restore(network, x, self_ensemble)
+        restore(network, x, self_ensemble, colours)
         synchronize(x.device)
     started = time.perf_counter()
-    y = restore(network, x, self_ensemble)
+    y = restore(network, x, self_ensemble, colours)
     synchronize(x.device)
     return y, (time.perf_counter() - started) * 1000
 

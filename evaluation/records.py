@@ -105,6 +105,7 @@ def make_record(
         "kernel_sizes": list(network.kernel_sizes),
         "widths": list(network.widths),
         "channels": network.channels,
+        "colours": network.colours,
         "padding_mode": network.padding_mode,
         "interpolation": network.interpolation,
         "parameters": sum(p.numel() for p in network.parameters()),

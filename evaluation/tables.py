@@ -3,15 +3,22 @@
 import math
 from pathlib import PurePath
 
-from system.files import printable
+from system.files import COLOURS, colours_of, printable
 
-METRICS = {"psnr": "PSNR", "ssim": "SSIM", "ms_ssim": "MS-SSIM"}
+METRICS = {
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "ms_ssim": "MS-SSIM",
+    "psnr_cb": "Cb",
+    "psnr_cr": "Cr",
+}
 
 
 def network_of(record: dict) -> str:
     """Return a network's short name, such as "9-1-5 Y"."""
     sizes = "-".join(map(str, record["kernel_sizes"]))
-    return f"{sizes} {'Y' if record['channels'] == 1 else 'RGB'}"
+    # Records of earlier versions have no colours
+    return f"{sizes} {COLOURS[record.get('colours') or colours_of(record['channels'])]}"
 
 
 def network_line(record: dict) -> str:
@@ -132,14 +139,17 @@ def joined_rows(rows: list[dict]) -> list[dict]:
 
 def readable_row(row: dict, sets) -> list[str]:
     """Return a row of the CSV file for people: weights, scale, network, held out, and for each set
-    PSNR / SSIM (/ MS-SSIM)."""
+    PSNR / SSIM (/ MS-SSIM) (/ PSNR of Cb / of Cr)."""
     # Two digits of PSNR and four of SSIM, as papers print them; the CSV file has all
     cells = [printable(row["weights"]), f"x{row['upscale_factor']}", row["network"]]
     cells.append(f"{row['psnr_holdout']:.2f}" if row["psnr_holdout"] else "")
     for set_name in sets:
-        scores = [row.get(f"{set_name}_{metric}") for metric in METRICS]
-        forms = zip(scores, (".2f", ".4f", ".4f"))
-        words = [format(score, form) for score, form in forms if score is not None]
+        scores = {metric: row.get(f"{set_name}_{metric}") for metric in METRICS}
+        words = [
+            format(score, ".2f" if metric.startswith("psnr") else ".4f")
+            for metric, score in scores.items()
+            if score is not None
+        ]
         cells.append(" / ".join(words))
     return cells
 

@@ -27,8 +27,8 @@ from images.named_sets import image_paths, known_files, set_folder
 from images.pairs import factor_of, pair_files, read_pair
 from images.reading import image_size, read_image
 from images.transparency import drop_alpha
-from imgproc import eight_bits, rgb2y, to_tensor
-from system.files import UserError, printable, save
+from imgproc import eight_bits, rgb2y, rgb2ycbcr, to_tensor
+from system.files import UserError, colours_of, printable, save
 
 SHARD_BYTES = 64 * 2**20  # of pixels in one file of a prepared set
 WORKERS = 2  # threads that decode images
@@ -47,25 +47,31 @@ class PreparedSet:
     small: list[Tensor] = field(default_factory=list)  # empty: no own pairs
 
 
-def training_image(path, channels: int) -> Tensor:
+def training_image(path, channels: int | str) -> Tensor:
     """Return an image file as uint8 tensor C×H×W, without alpha, 16 bits rounded to 8.
 
     Args:
-        channels: 1: Y of MATLAB's rgb2ycbcr, gray as it is; 3: RGB.
+        channels: "y" or 1: Y of MATLAB's rgb2ycbcr, and gray as it is; "ycbcr"; "rgb" or 3.
     """
     return in_channels(eight_bits(drop_alpha(read_image(path))), channels)
 
 
-def in_channels(image: np.ndarray, channels: int) -> Tensor:
-    """Return an array H×W or H×W×3 as tensor C×H×W of its type: Y or gray, or RGB."""
-    if image.ndim == 3 and channels == 1:
-        image = rgb2y(image)
-    elif image.ndim == 2 and channels == 3:
-        image = np.stack([image] * 3, 2)
+def in_channels(image: np.ndarray, channels: int | str) -> Tensor:
+    """Return an array H×W or H×W×3 as tensor C×H×W of its type, see `training_image`."""
+    colours = colours_of(channels)
+    if image.ndim == 3 and colours != "rgb":
+        image = rgb2y(image) if colours == "y" else rgb2ycbcr(image)
+    elif image.ndim == 2 and colours != "y":
+        # Without colour Cb and Cr are 128 of 255
+        gray = np.full_like(image, np.iinfo(image.dtype).max // 255 * 128)
+        chroma = image if colours == "rgb" else gray
+        image = np.stack([image, chroma, chroma], 2)
     return to_tensor(image)
 
 
-def prepared_folder(data_dir, name: str, channels: int, part: str = "train", lr: str = "") -> Path:
+def prepared_folder(
+    data_dir, name: str, channels: int | str, part: str = "train", lr: str = ""
+) -> Path:
     """Return the folder of a set's prepared tensors.
 
     Args:
@@ -75,7 +81,7 @@ def prepared_folder(data_dir, name: str, channels: int, part: str = "train", lr:
     """
     stem = f"sample-{part}" if name == "sample" else Path(name).expanduser().resolve().name
     pairs = "-pairs" if lr else ""
-    return Path(data_dir) / "prepared" / f"{stem}{pairs}-{'y' if channels == 1 else 'rgb'}"
+    return Path(data_dir) / "prepared" / f"{stem}{pairs}-{colours_of(channels)}"
 
 
 def set_files(data_dir, name: str, part: str = "test", lr: str = "") -> list[tuple[Path, ...]]:
@@ -276,13 +282,13 @@ def _digest(path: Path) -> str:
 
 # ---------------------------------------------------------------------------------------- writing
 def prepare(
-    files: list[tuple[Path, ...]], folder: Path, channels: int, origin: list[str]
+    files: list[tuple[Path, ...]], folder: Path, channels: int | str, origin: list[str]
 ) -> list[str]:
     """Write images as the shards of a prepared set.
 
     Args:
         files: of `set_files`.
-        channels: 1 or 3, as for `training_image`.
+        channels: as for `training_image`.
         origin: of `origin_of`.
 
     A shard holds up to SHARD_BYTES of pixels, and memory one shard. Shards of the same contents
@@ -353,7 +359,7 @@ def _record(path: Path) -> list:
     return [*_stat(path), _digest(path)]
 
 
-def _read(paths, channels: int, complaints: dict):
+def _read(paths, channels: int | str, complaints: dict):
     """Return (records, tensors) of an image or of a pair; None, with a complaint, if it is
     unusable."""
     if any(path in complaints for path in paths):
@@ -368,13 +374,13 @@ def _read(paths, channels: int, complaints: dict):
         complaints[paths[0]] = " ".join(str(error).split())
 
 
-def in_shards(files, channels: int, complaints: dict) -> list[list[tuple[Path, ...]]]:
+def in_shards(files, channels: int | str, complaints: dict) -> list[list[tuple[Path, ...]]]:
     """Return the files in groups of up to SHARD_BYTES of pixels, or of one larger image."""
-    groups, room = [], 0
+    groups, room, planes = [], 0, 1 if colours_of(channels) == "y" else 3
     for paths in files:
         # From the file's header: nothing is decoded here
         try:
-            size = math.prod(image_size(paths[0])) * channels
+            size = math.prod(image_size(paths[0])) * planes
         except (UserError, OSError) as error:
             complaints[paths[0]], size = " ".join(str(error).split()), 0
         if size > room or not groups:

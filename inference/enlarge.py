@@ -207,7 +207,7 @@ def _enlarge(planes: np.ndarray, upscale_factor: int, network, self_ensemble: bo
         # With 2 or 4 channels the last is alpha: bicubic enlarges it
         colours = 3 if planes.shape[2] > 2 else 1
         seen = x[:, :colours]
-        if colours == network.channels == 1:
+        if colours == 1 and network.colours != "rgb":
             # Networks are trained on Y between black's and white's. Without this mapping, gray
             # photographs lose 0.3 to 0.9 dB
             y = seen.mul_(WHITE - BLACK).add_(BLACK)  # in place: a strip less in memory
@@ -219,15 +219,24 @@ def _enlarge(planes: np.ndarray, upscale_factor: int, network, self_ensemble: bo
     return x[0]
 
 
-def restore(network: SRCNN, x: Tensor, self_ensemble: bool = False) -> Tensor:
+def restore(network: SRCNN, x: Tensor, self_ensemble: bool = False, colours: str = "rgb") -> Tensor:
     """Apply a network to an image already enlarged by bicubic; both may be gray or RGB.
 
     Args:
         x: 1×1×H×W or 1×3×H×W in [0, 1]. A network for Y sees the luminance of RGB, and chroma
-            stays; an RGB network sees gray as three equal channels.
+            stays; an RGB network sees gray as three equal channels, and a network for YCbCr sees
+            it as Y without colour.
         self_ensemble: see `predict`.
+        colours: of x, if it has three channels: "rgb", or "ycbcr" for a network for YCbCr.
     Returns the same shape, type and device.
     """
+    if network.colours == "ycbcr" and (x.shape[1] == 1 or colours == "rgb"):
+        if x.shape[1] == 3:
+            y = predict(network, imgproc.rgb2ycbcr(x), self_ensemble=self_ensemble)
+            return imgproc.ycbcr2rgb(y)
+        # Without colour Cb and Cr are 128 of 255
+        chroma = torch.full_like(x, 128 / 255).expand(-1, 2, -1, -1)
+        return predict(network, torch.cat([x, chroma], 1), self_ensemble=self_ensemble)[:, :1]
     if x.shape[1] == network.channels:
         return predict(network, x, self_ensemble=self_ensemble)
     if network.channels == 3:

@@ -5,11 +5,12 @@ Both need two more packages: pip install onnx onnxscript.
 
 import importlib.util
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imgproc import BLACK, WHITE, T, upsample
+from imgproc import BLACK, OFFSET, WHITE, T, upsample
 from model import SRCNN
 from system.files import UserError
 
@@ -135,7 +136,7 @@ def _mirror_two(x: Tensor, axis: int) -> Tensor:
 
 
 class WholeOperation(nn.Module):
-    """RGB N×3×h×w in [0, 1] to N×3×sh×sw: bicubic, then the network on Y, or on R, G and B."""
+    """RGB N×3×h×w in [0, 1] to N×3×sh×sw: bicubic, then the network on its colours."""
 
     def __init__(self, network: SRCNN | str, upscale_factor: int):
         super().__init__()
@@ -146,12 +147,22 @@ class WholeOperation(nn.Module):
         # MATLAB's Y is a weighted sum of R, G and B, plus the Y of black
         weights = torch.from_numpy(T[0] / 255)
         self.register_buffer("y_of_rgb", weights.float().view(1, 3, 1, 1))
+        if self.network is None or self.network.colours != "ycbcr":
+            return
+        # RGB to YCbCr and back: 1×1 convolutions
+        there, back = T / 255, 255 * np.linalg.inv(T)
+        for name, matrix in (("ycbcr_of_rgb", there), ("rgb_of_ycbcr", back)):
+            self.register_buffer(name, torch.from_numpy(matrix).float()[..., None, None])
+        self.register_buffer("offset", torch.from_numpy(OFFSET / 255).float().view(1, 3, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
         rgb = self.bicubic(image)
         if self.network is None:
             return rgb.clamp(0, 1)
-        if self.network.channels == 3:
+        if self.network.colours == "ycbcr":
+            restored = self.network(F.conv2d(rgb, self.ycbcr_of_rgb) + self.offset)
+            return F.conv2d(restored - self.offset, self.rgb_of_ycbcr).clamp(0, 1)
+        if self.network.colours == "rgb":
             return self.network(rgb).clamp(0, 1)
         y = F.conv2d(rgb, self.y_of_rgb) + BLACK
         # Cb and Cr stay those of bicubic. YCbCr to RGB is linear, so R, G and B all change by the

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from system.command_line import help_text, read_words
 from system.config_file import ConfigFile, Kind, check_names
-from system.files import UserError, default_widths, network_name
+from system.files import COLOURS, UserError, default_widths, network_name
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "config.py"
@@ -38,9 +38,9 @@ SCRIPTS = {
     "train": Script(
         "best.pth, last.pth and metrics.csv to results_dir/exp_name",
         "upscale_factor kernel_sizes widths channels train_set train_lr test_sets test_lr data_dir "
-        "results_dir exp_name overwrite recipe resume steps batch_size learning_rate crop_size "
-        "shrink jpeg holdout select_by print_frequency valid_frequency seed device precision "
-        "compile max_device_gb num_workers interpolation",
+        "results_dir exp_name overwrite recipe loss_on resume steps batch_size learning_rate "
+        "crop_size shrink jpeg holdout select_by print_frequency valid_frequency seed device "
+        "precision compile max_device_gb num_workers interpolation",
         mode="train",
     ),
     "validate": Script(
@@ -70,8 +70,9 @@ SCRIPTS = {
 }
 CHOICES = {
     "mode": ("train", "valid"),
-    "protocol": ("auto", "y", "rgb"),
-    "channels": (1, 3),
+    "protocol": ("auto", "y", "ycbcr", "rgb"),
+    "channels": tuple(COLOURS),
+    "loss_on": ("all", "y", "cbcr"),
     "precision": ("auto", "fp32", "bf16"),
     "layout": (
         "ours",
@@ -181,7 +182,10 @@ def load(script: str, argv=None, path=CONFIG) -> Settings:
 
 
 def adapt(name: str, kind: Kind, value):
-    """Convert a list to a tuple, and numbers of the other type: 1 for 1.0, 1e4 for 10000."""
+    """Convert a list to a tuple, numbers of the other type (1 for 1.0), and channels 1 to "y"."""
+    if name == "channels" and type(value) in (int, str):
+        # In earlier versions the number of channels was the setting
+        return {"1": "y", "3": "rgb"}.get(str(value), str(value).lower())
     if kind.several and isinstance(value, (list, tuple)):
         return tuple(adapt(name, Kind(kind.item, False), item) for item in value)
     if name in COUNTED_IN_STEPS and type(value) is float and value.is_integer():
@@ -203,6 +207,7 @@ def check_value(name: str, kind: Kind, value, place: str = ""):
         complaint = "\\n and \\t are control characters; write / instead of \\"
     elif value not in CHOICES.get(name, [value]):
         complaint = f"one of {', '.join(map(str, CHOICES[name]))}"
+        complaint += ", 1 (y), 3 (rgb)" if name == "channels" else ""
     elif kind.item is float and not all(map(math.isfinite, items)):
         complaint = "expected a finite number"
     elif kind.item in (int, float) and any(item < AT_LEAST.get(name, -math.inf) for item in items):
@@ -258,6 +263,10 @@ def check_together(settings: Settings, script: str):
             f"crop_size={settings.crop_size}: must be at least {border + 1} for "
             f"kernel_sizes={sizes}, which remove {border} pixels"
         )
+    if settings.loss_on != "all" and settings.channels != "ycbcr":
+        raise UserError(
+            f"loss_on={settings.loss_on!r}: needs channels='ycbcr' (channels={settings.channels!r})"
+        )
     if settings.test_lr and len(settings.test_lr) != len(settings.test_sets):
         raise UserError(
             f"test_lr: {len(settings.test_lr)} folders for {len(settings.test_sets)} test_sets; "
@@ -268,6 +277,8 @@ def check_together(settings: Settings, script: str):
     jpeg = settings.jpeg
     if jpeg and not (len(jpeg) == 2 and 1 <= jpeg[0] <= jpeg[1] <= 100):
         raise UserError(f"jpeg={jpeg}: give the lowest and the highest quality, as in 40 95")
+    if jpeg and script == "train" and settings.channels == "ycbcr":
+        raise UserError("jpeg: cannot be used with channels='ycbcr', use channels='rgb' or 'y'")
     if jpeg and (settings.train_lr or settings.test_lr):
         raise UserError("jpeg: cannot be used with train_lr or test_lr, own pairs stay as they are")
     mode = SCRIPTS[script].mode

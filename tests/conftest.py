@@ -75,7 +75,7 @@ def error_line(process) -> str:
     return line
 
 
-def identity(channels: int = 1, upscale_factor: int = 3):
+def identity(channels: int | str = 1, upscale_factor: int = 3):
     """A 9-1-5 that passes its (non-negative) input through: super-resolution by it is bicubic."""
     import torch
 
@@ -87,7 +87,7 @@ def identity(channels: int = 1, upscale_factor: int = 3):
         for parameter in network.parameters():
             parameter.zero_()
         for layer in (network.features[0], network.map[0], network.reconstruction):
-            for channel in range(channels):
+            for channel in range(network.channels):
                 layer.weight[
                     channel, channel, layer.kernel_size[0] // 2, layer.kernel_size[1] // 2
                 ] = 1

@@ -167,7 +167,7 @@ def build(settings, checkpoint, device):
     average.upscale_factor = settings.upscale_factor
     average.padding_mode, average.interpolation = "replicate", "matlab"
     # Without padding, as in section 3.3: nothing is learned from invented pixels
-    network = SRCNN(average.kernel_sizes, average.channels, average.widths, "valid")
+    network = SRCNN(average.kernel_sizes, average.colours, average.widths, "valid")
     network.load_state_dict(average.state_dict())
     for each in (average, network):
         each.to(device, memory_format=torch.channels_last)
@@ -175,8 +175,9 @@ def build(settings, checkpoint, device):
 
 
 def _check_network(checkpoint, settings):
+    stored = {**checkpoint, "channels": checkpoint["colours"]}
     for name in ("kernel_sizes", "widths", "channels"):
-        found, wanted = checkpoint[name], getattr(settings, name)
+        found, wanted = stored[name], getattr(settings, name)
         if found != wanted:
             raise UserError(
                 f"{settings.resume}: has {name}={found}, config asks for {wanted}; "

@@ -34,7 +34,7 @@ MEASURED = ("validation*.json", "report*.html", "events.out.tfevents.*")
 # Settings that decide the result; a resumed run reports a change of them
 DECISIVE = (
     *("train_set", "train_lr", "jpeg", "batch_size", "steps", "learning_rate", "crop_size"),
-    *("shrink", "holdout", "precision", "seed"),
+    *("shrink", "holdout", "precision", "seed", "loss_on"),
 )
 # Errors that end a run at once: no validation later could write again
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -199,10 +199,11 @@ def _changes(facts: dict, settings) -> list[str]:
 def require_measurable(run):
     """Raise UserError if the set that chooses best.pth has no image that can be measured."""
     settings, name = run.settings, run.settings.select_by
-    protocol = _protocol(settings.channels)
     # As arrays: torch has no minimum of 16 bits
     images = [image.numpy() for _, image, *_ in run.sets.get(name, ())]
-    large = [image for image in images if measurable(image, settings.upscale_factor, protocol)]
+    large = [
+        image for image in images if measurable(image, settings.upscale_factor, settings.channels)
+    ]
     # Bicubic restores an image of one colour exactly, so its PSNR is infinite
     if images and not any(image.min() != image.max() for image in large):
         remedy = "set holdout=0" if name == "holdout" else "choose another set"
@@ -210,11 +211,6 @@ def require_measurable(run):
             f"select_by={name!r}: no image of it can be measured (all are too small or of one "
             f"colour); {remedy}"
         )
-
-
-def _protocol(channels: int) -> str:
-    # MMagic measures a network for three colours on all of them
-    return "y" if channels == 1 else "rgb"
 
 
 def tidy(run):
@@ -317,7 +313,7 @@ def _measure(run, stop):
     # Measure the network as its file will be loaded: another memory format changes the last bits
     network = SRCNN.from_checkpoint(run.average.to_checkpoint({}))
     network.to(run.device)
-    options = {"protocol": _protocol(network.channels), "with_ssim": False}
+    options = {"protocol": network.colours, "with_ssim": False, "colours": network.colours}
     pictures = []
 
     def visit(name, scores, image_pictures):

@@ -38,6 +38,7 @@ NETWORKS = {
     "Y x5": (random_network(5, (3, 1, 3), widths=(8, 4)), 5),
     "Y x3, torch's bicubic": (random_network(3, interpolation="torch"), 3),
     "RGB x3": (random_network(3, channels=3), 3),
+    "YCbCr x3": (random_network(3, channels="ycbcr"), 3),
     "RGB x4, zeros, torch's bicubic": (
         random_network(4, (9, 5, 5), "torch", channels=3, padding_mode="zeros"),
         4,

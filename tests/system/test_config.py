@@ -23,7 +23,7 @@ def test_defaults_and_recipes():
     assert (fast.upscale_factor, fast.kernel_sizes, fast.channels, fast.recipe) == (
         3,
         (9, 1, 5),
-        1,
+        "y",
         "fast",
     )
     recipes = ConfigFile(settings.CONFIG).recipes
@@ -116,8 +116,8 @@ def test_command_line(words, name, value):
         ("--padding_mode reflect", "one of auto, zeros, replicate, valid"),
         ("--optimizer adam", "unknown setting --optimizer: it is part of the recipe"),
         ("--learning_rate nan", "expected a finite number"),
-        ("--channels 2", "channels=2: one of 1, 3"),
-        ("--channels rgb", "channels='rgb': one of 1, 3"),
+        ("--channels 2", "channels='2': one of y, ycbcr, rgb, 1 (y), 3 (rgb)"),
+        ("--channels yuv", "channels='yuv': one of y, ycbcr, rgb, 1 (y), 3 (rgb)"),
         ("--recipe slow", "one of fast, paper"),
         ("--mode test", "one of train, valid"),
         ("--compile perhaps", "compile='perhaps': expected bool"),

@@ -253,7 +253,7 @@ def trained(data, tmp_path_factory):
     "options, complaint",
     [
         ("--kernel_sizes 9 1 5", r"has kernel_sizes=\(5, 1, 3\), config asks for \(9, 1, 5\)"),
-        ("--channels 3", "has channels=1, config asks for 3"),
+        ("--channels 3", "has channels=y, config asks for rgb"),
         ("--upscale_factor 2", "a run at x3, config asks for x2"),
         ("--recipe paper", "does not fit recipe=paper"),
         ("--resume nowhere.pth", "nowhere.pth: no such file"),
