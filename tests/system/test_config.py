@@ -184,7 +184,7 @@ def test_the_shipped_copy_is_config():
         ("kernel_sizes: tuple[int, ...] = (9, 1, 5)", 'kernel_sizes: tuple[int, ...] = "9-1-15"', "write (9, 1, 15)"),
         ("kernel_sizes: tuple[int, ...] = (9, 1, 5)", "kernel_sizes: tuple[int, ...] = (9, 4)", "N: kernel_sizes=(9, 4): give two or more odd sizes"),
         ('test_sets: tuple[str, ...] = ("Set5", "Set14")', 'test_sets: tuple[str, ...] = "Set5"', "N: test_sets='Set5': expected strs; a single one needs a comma: test_sets = ('Set5',)"),
-        ('protocol: str = "auto"', 'protocol: str = "Y"', "N: protocol='Y': one of auto, y, rgb"),
+        ('protocol: str = "auto"', 'protocol: str = "Y"', "N: protocol='Y': one of auto, y, ycbcr, rgb"),
         ("widths: tuple[int, ...] = None", "widths: tuple[int, ...] = (64,)", "N: widths=(64,): 3 layers"),
         ("crop_size: int = None", "crop_size: int = 9", "N: crop_size=9: must be at least 13"),
         ("jpeg: tuple[int, ...] = ()", "jpeg: tuple[int, ...] = (95, 40)", "N: jpeg=(95, 40): give"),
