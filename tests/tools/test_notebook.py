@@ -1,6 +1,8 @@
 """The notebook in assets/ runs as a reader would run it, and its stored outputs are those of the weights that ship."""
 
+import re
 import shutil
+import subprocess
 
 import pytest
 from conftest import ROOT
@@ -11,6 +13,7 @@ import nbformat
 from nbclient import NotebookClient
 
 NOTEBOOK = ROOT / "assets" / "srcnn.ipynb"
+BADGE = re.compile(r"colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/blob/main/([\w./-]+)\)")
 
 
 @pytest.fixture
@@ -22,6 +25,7 @@ def run(tmp_path, monkeypatch):
         shutil.copytree(folder, tmp_path / folder.name)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
     return lambda notebook, folder: NotebookClient(
         notebook, timeout=900, resources={"metadata": {"path": str(tmp_path / folder)}}
     ).execute()
@@ -71,6 +75,36 @@ def test_finds_the_project_from_the_root_too(run):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     notebook.cells = notebook.cells[:4]
     assert "8,129 parameters" in printed(run(notebook, "."))
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_clones_the_project_where_it_is_not(run, tmp_path, tmp_path_factory):
+    """As on Colab: the first cell clones into an empty folder, and not again in a second run."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "a"]):
+        subprocess.run([*git, *command], check=True, capture_output=True)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook.cells = notebook.cells[:4]
+    first = notebook.cells[1]
+    address = re.search(r'^ADDRESS = "(.+)"', first.source)[1]
+    first.source = first.source.replace(address, tmp_path.as_uri())
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    assert "8,129 parameters" in printed(run(notebook, elsewhere))
+    assert (elsewhere / "srcnn" / "model.py").is_file() and not (tmp_path / "srcnn").exists()
+    (elsewhere / "srcnn" / "mine.txt").touch()
+    notebook = run(notebook, elsewhere)
+    assert "Cloning" not in printed(notebook) and "8,129 parameters" in printed(notebook)
+    assert (elsewhere / "srcnn" / "mine.txt").exists()
+
+
+def test_badges_lead_to_the_notebook():
+    """The badges of README and notebook name the address that the first cell clones, and a file of ours."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    badges = BADGE.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    badges += BADGE.findall(notebook.cells[0].source)
+    assert len(badges) == 2 and badges[0] == badges[1]
+    name, path = badges[0]
+    assert ROOT / path == NOTEBOOK and f'"https://github.com/{name}"' in notebook.cells[1].source
 
 
 def test_is_stored_complete_and_small():
