@@ -34,6 +34,7 @@ def imresize(image, scale: float):
     """
     if not (scale > 0 and math.isfinite(scale)):
         raise ValueError(f"scale={scale}: give a positive number")
+    scale = float(scale)  # numpy's integers overflow in Fraction
     if not isinstance(image, Tensor):
         return _on_planes(lambda planes: imresize(planes, scale), np.asarray(image))
     if image.numel() == 0:

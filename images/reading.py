@@ -214,6 +214,10 @@ def _reason(error: Exception, path) -> str:
         return "HEIC files need one package more: pip install pillow-heif"
     if suffix == ".avif" and suffix not in readable_suffixes():
         return "AVIF files need a newer Pillow: pip install --upgrade pillow"
+    if suffix in (".tif", ".tiff"):
+        return (
+            "a TIFF of another kind, such as float, or damaged; save it with 8 or 16 bits a channel"
+        )
     return "not a PNG, JPEG, WebP, TIFF (8 or 16 bits) or other known image; replace or remove it"
 
 

@@ -117,6 +117,12 @@ def test_imresize_keeps_the_type_and_its_accuracy(dtype, tolerance, scale):
     )
 
 
+@pytest.mark.parametrize("number", [np.int64, np.uint8, np.float32])
+def test_imresize_takes_numbers_of_numpy(number):
+    image = RANDOM.integers(0, 256, (9, 8), dtype=np.uint8)
+    assert np.array_equal(imgproc.imresize(image, number(2)), imgproc.imresize(image, 2))
+
+
 def test_imresize_of_integers_rounds_after_each_pass():
     image = RANDOM.integers(0, 256, (20, 23), dtype=np.uint8)
     for scale in (3, 1 / 3, 2, 0.9):
@@ -448,6 +454,9 @@ def test_missing_files_and_odd_kinds(tmp_path):
     with pytest.raises(OSError):
         reading.read_image(tmp_path)
     cv2.imwrite(str(tmp_path / "float.tif"), np.zeros((8, 8), np.float32))
+    cv2.imwrite(str(tmp_path / "colour.tif"), np.full((8, 8, 3), np.nan, np.float32))
+    with pytest.raises(ValueError, match="colour.tif: a TIFF of another kind.*8 or 16 bits"):
+        reading.read_image(tmp_path / "colour.tif")
     with pytest.raises(ValueError, match="float.tif: .*float32"):
         reading.read_image(tmp_path / "float.tif")
     with pytest.raises(ValueError, match="suffix|unknown kind"):
