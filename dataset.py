@@ -41,7 +41,8 @@ def split_holdout(count: int, holdout: int, large=None) -> tuple[list[int], list
     Raises UserError if there are too few images.
     """
     if not 0 <= holdout < count:
-        raise UserError(f"holdout={holdout}: the training set has {count} images; hold out fewer")
+        images = "1 image" if count == 1 else f"{count} images"
+        raise UserError(f"holdout={holdout}: the training set has {images}; hold out fewer")
     large = range(count) if large is None else large
     if holdout > len(large):
         raise UserError(

@@ -63,7 +63,7 @@ def main(settings):
                 f"cannot be used ({complaints[0]})"
             )
             continue
-        print(f"{printable(folder)}: {len(files)} images")
+        print(f"{printable(folder)}: {len(files)} {'image' if len(files) == 1 else 'images'}")
         for line in remarks(load_prepared(folder, mmap=True), part, settings):
             print(f"  {line}")
     if failed:

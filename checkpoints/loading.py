@@ -87,7 +87,13 @@ def _existing(path, name: str):
         if os.path.isfile(path):
             return path
         kind = "a folder, not a file" if os.path.isdir(path) else "not a file"
-        raise UserError(f"{name}: {kind}; give the path of a checkpoint")
+        last = Path(path) / "last.pth"
+        remedy = (
+            f"did you mean {printable(last)}?"
+            if last.is_file()
+            else "give the path of a checkpoint"
+        )
+        raise UserError(f"{name}: {kind}; {remedy}")
     except FileNotFoundError:
         remedy = _similar(Path(path)) or "give the path of a checkpoint"
         raise FileNotFoundError(f"{name}: no such file; {remedy}") from None

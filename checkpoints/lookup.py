@@ -74,13 +74,15 @@ def find_weights(settings) -> Source:
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
     # A user with own runs may not expect the bundled weights: the first line names the other way
-    if best.is_file():
+    if model_path and not best.is_file():
+        hint = ""  # the user asked for them
+    elif best.is_file():
         hint = f"your run {best} is used without --model_path"
     elif (last := best.with_name("last.pth")).is_file():
         hint = f"there is no {best} yet; --model_path {last} for your run's current state"
     else:
         hint = f"no {best} is there; for others give --exp_name or --model_path"
-    message = f"weights: {path}, bundled with the project ({hint})"
+    message = f"weights: {path}, bundled with the project{f' ({hint})' if hint else ''}"
     return Source(str(path), "shipped", f"shipped_{path.stem}", message)
 
 

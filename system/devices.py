@@ -27,6 +27,8 @@ def pick_device(name: str = "auto") -> torch.device:
     if name != "auto":
         device, reason = probe(name)
         if reason:
+            if "device type at start of device string" in reason:  # torch lists 20 more
+                reason = f"one of cpu, {', '.join(GPUS)}; an NVIDIA GPU is cuda"
             raise UserError(f"device={name!r}: does not work here ({reason}); use auto or cpu")
         return device
     for kind in GPUS:

@@ -218,6 +218,8 @@ def check_value(name: str, kind: Kind, value, place: str = ""):
         complaint = f"give two or more odd sizes, for example {' '.join(digits)}"
     elif name == "shrink" and not all(0 < factor < 1 for factor in value):
         complaint = "factors between 0 and 1"
+    elif name == "exp_name" and (".." in Path(value).parts or value in (".", "./")):
+        complaint = "must be a name in results_dir; set results_dir for another folder"
     elif name == "outsize" and not re.fullmatch(r"([1-9]\d*x[1-9]\d*)?", value):
         complaint = "width x height, for example 3840x2160"
     if complaint:
@@ -238,6 +240,10 @@ def remedy(name: str, kind: Kind, value, place: str) -> str:
         return f"; write {tuple(map(int, sizes))}"
     if isinstance(value, str) and kind.several and kind.item is str and "," in value:
         return f"; write {name} = {tuple(part.strip() for part in value.split(','))}"
+    if kind.item is bool and not place:
+        return "; write true or false"
+    if kind.item is float and isinstance(value, str) and re.fullmatch(r"\d*,\d+", value):
+        return f"; write a point: {value.replace(',', '.')}"
     if kind.several and type(value) is kind.item:
         return f"; a single one needs a comma: {name} = ({value!r},)"
     if place and isinstance(value[0] if isinstance(value, tuple) and value else value, str):

@@ -33,7 +33,10 @@ class Stop:
     Attribute number: the last signal; 0: none.
     """
 
-    MESSAGES = ("saving this step, then measuring it; once more: saving alone", "saving alone")
+    MESSAGES = (
+        "saving this step, then measuring it; press Ctrl-C again to save alone",
+        "saving alone",
+    )
 
     def __init__(self, quiet: bool):
         self.quiet, self.number, self.count, self.last = quiet, 0, 0, -math.inf

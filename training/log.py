@@ -76,10 +76,11 @@ class Log:
                     say(f"{name}: {excluded_note(each)}")
             self.bicubic_shown = True
         self._show_psnr(row)
-        best = " (best so far)" if improved else ""
+        best = " (best so far)" if improved and scores else ""
         if is_below_bicubic(run):
             best = " (best so far, below bicubic)" if improved else " (below bicubic)"
-        say(f"step {row['step']:,}, {row['seconds']:,.0f} s: {_listed(scores, 'srcnn')}{best}")
+        psnr = _listed(scores, "srcnn") or "saved"
+        say(f"step {row['step']:,}, {row['seconds']:,.0f} s: {psnr}{best}")
         if self.board:
             self._write_to_board(row, pictures)
 
@@ -117,6 +118,17 @@ def _listed(scores, method) -> str:
     )
 
 
+def name_to_continue(run) -> str:
+    """Return --exp_name and the run of settings.resume, if the user forgot it; else ""."""
+    settings, resumed = run.settings, Path(run.settings.resume)
+    forgotten = run.step and not run.owns_folder and "exp_name" not in settings.user_set
+    if forgotten and resumed.name == "last.pth" and resumed.exists():
+        folder, results = resumed.parent.resolve(), Path(settings.results_dir).resolve()
+        if folder != run.folder.resolve() and folder.parent == results:
+            return f"--exp_name {shlex.quote(folder.name)}"
+    return ""
+
+
 def is_below_bicubic(run) -> bool:
     """Return whether the last row is worse than bicubic on the set that chooses best.pth."""
     name = (
@@ -147,6 +159,8 @@ def describe(run, crops, holdout):
         say(f"note: {note}")
     if run.step:
         say(f"resumes at step {run.step:,} of {settings.steps:,}")
+        if remedy := name_to_continue(run):
+            say(f"note: writes to {run.folder}; to continue in the same folder add {remedy}")
     elif settings.resume:
         say(f"starts at step 0 from the weights of {settings.resume}")
     if run.average.ignored:
@@ -176,7 +190,7 @@ def report_end(run, files):
         return
     folder, last = run.folder, run.folder / "last.pth"
     if run.is_finished:
-        say(f"{run.step:,} steps in {run.seconds:,.0f} s")
+        say(f"{run.step:,} {'step' if run.step == 1 else 'steps'} in {run.seconds:,.0f} s")
         written = [name for name in files if (folder / name).exists()]
         say(f"Written: {folder}/{', '.join(written)}")
         if run.bicubic and is_below_bicubic(run):

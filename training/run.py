@@ -24,7 +24,7 @@ from system.processes import gather
 from training import recipes
 from training.curve import draw_curve
 from training.interrupts import Interrupted
-from training.log import say
+from training.log import name_to_continue, say
 from training.state import all_finite, pack_history, restore
 
 # The files of a run, in its folder
@@ -144,6 +144,8 @@ def claim(run):
         return
     if not run.settings.overwrite:
         resume = f"resume it by --resume {shlex.quote(str(last))}, " if last in found else ""
+        if remedy := name_to_continue(run):
+            resume = f"to continue {Path(run.settings.resume).parent} add {remedy}; or "
         raise UserError(
             f"{folder}: holds a run already; {resume}give this one another name by --exp_name, "
             "or replace it by --overwrite"

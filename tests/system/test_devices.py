@@ -50,6 +50,8 @@ def test_a_device_that_is_not_there(name):
     with pytest.raises(UserError, match=f"device='{name}': .*; use auto or cpu$") as error:
         pick_device(name)
     assert "\n" not in str(error.value)
+    assert ("an NVIDIA GPU is cuda" in str(error.value)) == (name == "gpu")
+    assert "privateuseone" not in str(error.value)
 
 
 def test_a_gpu_without_kernels_is_found_by_computing(monkeypatch):

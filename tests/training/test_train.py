@@ -737,6 +737,27 @@ def test_what_a_resumed_run_says_of_itself(start, tmp_path):
     assert on.wait() == 0 and "resumes at step 8 of 12" in on.output
 
 
+def test_a_forgotten_exp_name_is_named(start, tmp_path):
+    """--resume results/mine/last.pth without --exp_name mine means another folder."""
+    assert start("--steps", 4, "--exp_name", "mine").wait() == 0
+    last = tmp_path / "results" / "mine" / "last.pth"
+    on = start("--steps", 8, "--resume", last)
+    assert on.wait() == 0
+    assert "to continue in the same folder add --exp_name mine\n" in on.output
+    line = start("--steps", 12, "--resume", last).error()
+    assert f"to continue {last.parent} add --exp_name mine; or give this one another name" in line
+    folder = start("--steps", 12, "--resume", last.parent, "--exp_name", "mine").error()
+    assert f"did you mean {last}?" in folder
+    again = start("--steps", 12, "--resume", last, "--exp_name", "mine")
+    assert again.wait() == 0 and "add --exp_name" not in again.output
+
+
+def test_a_run_without_measuring(start):
+    run = start("--steps", 1, "--test_sets", "--holdout", 0)
+    assert run.wait() == 0
+    assert re.search(r"step 1, \d+ s: saved\n1 step in", run.output)
+
+
 def test_a_misspelt_test_set_is_told(start):
     run = start("--test_sets", "tinytest", "tinytes", "--steps", 1)
     assert run.wait() == 0
