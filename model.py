@@ -1,7 +1,9 @@
 """SRCNN (Dong, Loy, He, Tang, arXiv 1501.00092): the network."""
 
 import os
+import warnings
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -160,6 +162,22 @@ class SRCNN(nn.Module):
         state_dict = super().state_dict(*arguments, **options)
         getattr(state_dict, "_metadata", {}).update(self._made_for())
         return state_dict
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Return the module that torch.jit.script(network) compiles: a trace of `forward`.
+
+        No step depends on the values or the size of x, so the trace is right for all images. Its
+        attributes state padding, interpolation and scale, as `load_checkpoint` reads them.
+        """
+        side = 2 * self.reach + 8
+        x = self.layers[0].weight.new_zeros(1, self.channels, side, side)
+        with warnings.catch_warnings():
+            # Sizes are compared in Python; torch.jit is deprecated, as its caller knows
+            warnings.simplefilter("ignore")
+            scripted = nn.Sequential(torch.jit.trace(self, x, check_trace=False))
+        for name, value in self._made_for().items():
+            setattr(scripted, name, value)
+        return scripted
 
     def _made_for(self) -> dict:
         return {

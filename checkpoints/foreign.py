@@ -14,6 +14,7 @@ KERAS = (
     "open it with Keras, and save with torch.save each layer's kernel (transposed by (3, 2, 0, 1)) "
     "and bias"
 )
+PICTURE = "give the weights by --model_path, pictures and films to upscale.py"
 # First bytes (from a position), what they mean, and what helps
 SIGNATURES = [
     (0, b"version https://git-lfs", "a git-lfs pointer, not the file itself", "run git lfs pull"),
@@ -31,8 +32,11 @@ SIGNATURES = [
     (0, b"\x28\xb5\x2f\xfd", "a zstd archive", "unpack it, and give a file of it"),
     (12, b"V 1", "a Torch7 (Lua) file", "convert it to PyTorch with the package torchfile"),
     (0, b"\x12\x01\0\0\0\0\0\0", "an MXNet file", SAVE),
-    (0, b"\x89PNG", "a picture", "give the weights by --model_path, pictures to upscale.py"),
-    (0, b"\xff\xd8\xff", "a picture", "give the weights by --model_path, pictures to upscale.py"),
+    *((0, magic, "a picture", PICTURE) for magic in (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM")),
+    *((0, magic, "a picture", PICTURE) for magic in (b"II*\0", b"MM\0*", b"II+\0")),
+    (8, b"WEBP", "a picture", PICTURE),
+    (4, b"ftyp", "a film or a picture", PICTURE),
+    (0, b"\x1aE\xdf\xa3", "a film", PICTURE),
     (0, b"%PDF", "a PDF document", "give a file of weights"),
 ]
 
@@ -46,6 +50,13 @@ def describe(data: bytes, path: str = "") -> str:
         return _zip(data) if data.startswith(b"PK") else ""
     if not data:
         return "an empty file; copy or download it again"
+    if not data.strip(b"\0"):
+        return "a file of zeros alone, as a failed copy leaves it; copy or download it again"
+    if data.startswith(b"\x93NUMPY") and b"'|O'" in data[:200]:
+        return (
+            "a dict by numpy.save; save it for PyTorch: "
+            "torch.save(numpy.load(FILE, allow_pickle=True).item(), 'new.pth')"
+        )
     for at, magic, kind, remedy in SIGNATURES:
         if data[at : at + len(magic)] == magic:
             return f"{kind}; {remedy}"
@@ -137,6 +148,11 @@ def _text(data: bytes) -> str:
         return "a Caffe network without weights (.prototxt); give weights for PyTorch"
     if head.lstrip()[:1] == b"<" and b"<net" in head:
         return "an OpenVINO network; give the PyTorch weights it was made from"
+    if re.search(rb"<(!DOCTYPE html|html|head|body)", head, re.IGNORECASE):
+        return (
+            "a web page, not the file itself; download the file by its own address (on GitHub "
+            "with raw, on Hugging Face with resolve, in place of blob)"
+        )
     return ""
 
 

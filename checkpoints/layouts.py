@@ -16,7 +16,8 @@ PADDING_MODES = ("replicate", "zeros", "valid")
 MAX_VALUES = 2**24  # of one tensor
 
 # Keys of a state dict within a larger dict; the first that is there counts
-WRAPPERS = "params_ema params state_dict model_state_dict model_state model net".split()
+AVERAGED = "params_ema state_dict_ema ema_state_dict model_ema ema_model ema".split()
+WRAPPERS = "params state_dict model_state_dict model_state model net".split()
 # What weights need, by layout: padding of the convolutions, and the bicubic that enlarges their
 # input. A file can state both, and an upscale_factor, under these names
 NEEDS = {
@@ -92,6 +93,8 @@ def _innermost(content, in_order: bool) -> tuple[dict, dict]:
     """Return everything that a file states, and the dict with its weights."""
     # An outer dict counts more than those within it
     stated = {}
+    if isinstance(content, (list, tuple)) and all(isinstance(item, Tensor) for item in content):
+        content = dict(enumerate(content))
     # Bounded, because a dict can contain itself
     for _ in range(10):
         if not isinstance(content, dict):
@@ -100,17 +103,64 @@ def _innermost(content, in_order: bool) -> tuple[dict, dict]:
         stated = {**getattr(content, "_metadata", {}), **content, **stated}
         # First the usual keys
         inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), dict)]
+        averaged = [content[key] for key in AVERAGED if isinstance(content.get(key), dict)]
+        inner = [found for found in averaged if _reaches_layers(found, in_order)] + inner
         if not inner and not _has_layers(content, in_order):
             # Then any other key ("ema", "netG"), if one dict alone has layers. By id, because a
             # file can contain the same large dict many times
             dicts = {id(value): value for value in content.values() if isinstance(value, dict)}
             found = [value for value in dicts.values() if _has_layers(value, in_order)]
-            inner = found if len(found) == 1 else []
+            # A dict for each layer; or one that holds the dict
+            layers = _joined(content)
+            if len(found) > 1:
+                names = [name for name, value in content.items() if _is_in(value, found)]
+                raise UserError(_several(names))
+            if not found and _has_layers(layers, in_order):
+                return stated, layers
+            inner = found or _within(content, in_order)
         if not inner:
             return stated, content
         content = inner[0]
     found = "an object" if isinstance(content, Opaque) else f"a {type(content).__name__}"
     raise UserError(f"holds {found}; expected an SRCNN's state dict")
+
+
+def _reaches_layers(entries: dict, in_order: bool) -> bool:
+    """Return whether a dict has layers, or holds one of the usual dicts with layers."""
+    inner = [entries.get(key) for key in WRAPPERS]
+    dicts = [d for d in (entries, *inner, _joined(entries)) if isinstance(d, dict)]
+    return any(_has_layers(d, in_order) for d in dicts)
+
+
+def _within(content: dict, in_order: bool) -> list[dict]:
+    """Return the dict with layers in dicts that hold one dict each; [] if there is none."""
+    for _ in range(5):
+        dicts = [value for value in content.values() if isinstance(value, dict)]
+        if len(dicts) != 1:
+            return []
+        content = dicts[0]
+        if _reaches_layers(content, in_order):
+            return [content]
+    return []
+
+
+def _joined(content: dict) -> dict:
+    """Return {"conv1": {"weight": ..., "bias": ...}, ...} as {"conv1.weight": ..., ...}."""
+    layers = {name: value for name, value in content.items() if isinstance(value, dict)}
+    # Bounded, because a file can contain the same large dict many times
+    if len(layers) > 100 or any(len(layer) > 4 for layer in layers.values()):
+        return {}
+    return {f"{_text(a)}.{_text(b)}": t for a, layer in layers.items() for b, t in layer.items()}
+
+
+def _is_in(value, found: list) -> bool:
+    return any(value is other for other in found)
+
+
+def _several(names: list) -> str:
+    """Return the message for a file with several networks."""
+    some = ", ".join(map(_text, names[:4])) + (", ..." if len(names) > 4 else "")
+    return f"{len(names)} networks in one file ({some}); expected one: save it alone"
 
 
 def _not_loaded(ignored: list[str]) -> str:
@@ -153,14 +203,23 @@ def _find_layers(stated: dict, entries: dict, in_order: bool) -> tuple[dict, str
     tensors = [value for value in entries.values() if isinstance(value, Tensor)]
     real = sum(tensor.is_floating_point() for tensor in tensors)
     prefix = _prefix(entries)
-    pairs = _named_pairs(entries, prefix) if prefix is not None else None
+    pairs = named = _named_pairs(entries, prefix) if prefix is not None else None
     if not pairs or real > 2 * len(pairs):
         pairs, prefix = _chain(entries, in_order), None
     if not pairs:
-        some = ", ".join(map(_text, list(entries)[:3]))
+        if not entries:
+            raise UserError("holds no weights; expected an SRCNN's state dict")
+        groups = _groups(entries, in_order)
+        if len(groups) > 1:
+            raise UserError(_several(groups))
+        used = {name for pair in named or () for name in pair}
+        others = [name for name in entries if name not in used]
+        some = ", ".join(map(_text, others[:3])) + (", ..." if len(others) > 3 else "")
+        besides = f" besides {len(named)} layers" if named else ""
+        entry = "entry" if len(others) == 1 else "entries"
         raise UserError(
-            f"another network: {len(entries)} entries ({some}, ...); expected weight and bias of "
-            "each layer, features.0, map.0, ..., reconstruction or conv1, conv2, ..., or six "
+            f"another network: {len(others)} {entry}{besides} ({some}); expected weight and bias "
+            "of each layer, features.0, map.0, ..., reconstruction or conv1, conv2, ..., or six "
             "tensors or more in the order of the layers"
         )
     state_dict = {
@@ -177,6 +236,21 @@ def _find_layers(stated: dict, entries: dict, in_order: bool) -> tuple[dict, str
         return state_dict, "lornatang"
     generator = "meta" in stated or any("generator." in name for pair in pairs for name in pair)
     return state_dict, "mmagic" if generator else "yjn870"
+
+
+def _groups(entries: dict, in_order: bool) -> list[str]:
+    """Return the first parts of names that each belong to a network: model, ema, ..."""
+    parts: dict[str, dict] = {}
+    for name, value in entries.items():
+        if isinstance(name, str) and isinstance(value, Tensor) and "." in name:
+            parts.setdefault(name.partition(".")[0], {})[name] = value
+    found = []
+    for part, group in parts.items():
+        prefix = _prefix(group)
+        named = prefix is not None and _named_pairs(group, prefix)
+        if named or _chain(group, in_order):
+            found.append(part)
+    return found
 
 
 def _named_pairs(entries: dict, prefix: str) -> list[tuple[str, str]] | None:
@@ -208,19 +282,26 @@ def _chain(entries: dict, in_order: bool) -> list[tuple] | None:
             (weights if tensor.dim() == 4 else biases).append(name)
     if not 3 <= len(weights) == len(biases) <= 100:
         return None
-    if not in_order:
-        weights, biases = _ordered(entries, weights, biases)
-        if not weights:
-            return None
+    # Sorted by name, layer 10 comes before layer 2
+    by_name = in_order and list(map(str, weights)) == sorted(map(str, weights))
+    if in_order and not (by_name and _numbered(weights, biases)):
+        if _fits(entries, weights, biases):
+            return list(zip(weights, biases))
+    weights, biases = _ordered(entries, weights, biases)
+    return list(zip(weights, biases)) if _fits(entries, weights, biases) else None
+
+
+def _fits(entries: dict, weights: list, biases: list) -> bool:
+    """Return whether the shapes of layers follow from each other, in this order."""
+    if not weights:
+        return False
     shapes = [tuple(entries[name].shape) for name in weights]
     sizes = [entries[name].shape[0] for name in biases]
     steps = [shapes[0][1], *(shape[0] for shape in shapes)]
     fits = steps[:-1] == [shape[1] for shape in shapes] and steps[1:] == sizes
     # Two networks, one after the other, would fit as well
     two = steps[0] in steps[2:-2]
-    if not fits or two or steps[0] != steps[-1] or steps[0] not in (1, 3):
-        return None
-    return list(zip(weights, biases))
+    return fits and not two and steps[0] == steps[-1] and steps[0] in (1, 3)
 
 
 def _ordered(entries: dict, weights: list, biases: list) -> tuple[list, list]:
@@ -228,8 +309,10 @@ def _ordered(entries: dict, weights: list, biases: list) -> tuple[list, list]:
 
     Numbers in the names decide, or else the shapes; two empty lists if both allow several orders.
     """
-    if all(len({re.sub(r"\d+", "#", name) for name in names}) == 1 for names in (weights, biases)):
+    if _numbered(weights, biases):
         return sorted(weights, key=_numbers), sorted(biases, key=_numbers)
+    if not all(isinstance(name, str) for name in (*weights, *biases)):
+        return [], []
     bias_of = {name.rpartition(".")[0]: name for name in biases}
     if {name.rpartition(".")[0] for name in weights} != bias_of.keys():
         return [], []
@@ -248,6 +331,14 @@ def _ordered(entries: dict, weights: list, biases: list) -> tuple[list, list]:
         left.remove(following[0])
     ordered += last
     return ordered, [bias_of[name.rpartition(".")[0]] for name in ordered]
+
+
+def _numbered(weights: list, biases: list) -> bool:
+    """Return whether names differ in their numbers alone: conv1.weight, conv2.weight, ..."""
+    texts = all(isinstance(name, str) for name in (*weights, *biases))
+    return texts and all(
+        len({re.sub(r"\d+", "#", name) for name in names}) == 1 for names in (weights, biases)
+    )
 
 
 def _numbers(name: str) -> list[int]:

@@ -527,7 +527,7 @@ def _load_legacy(data: bytes):
     # the order in which the storages follow
     machine = Machine(file := Bounded(data), storage)
     mark = machine.load()
-    if isinstance(mark, dict) and machine.arrays and not storages:
+    if isinstance(mark, (dict, list, tuple)) and machine.arrays and not storages:
         return mark, machine.ignored
     if type(mark) is not int or mark != LEGACY_MARK:
         raise UserError(
@@ -555,15 +555,19 @@ def _flat(module: Module) -> dict:
     and texts of the outermost module, or of the one that it only wraps."""
     # DataParallel and the like have one module and no tensors of their own. Ten times at most,
     # because a module may contain itself
+    flat = {}
     for _ in range(10):
         values = module.attributes.values()
         inner = [value for value in values if isinstance(value, (Module, torch.Tensor))]
         if len(inner) == 1 and isinstance(inner[0], Module):
+            stated = {k: v for k, v in module.attributes.items() if type(v) in (int, float, str)}
+            flat = stated | flat if len(stated) < 100 else flat
             module = inner[0]
-    # Breadth first and counted: modules may contain each other in a circle
-    flat, waiting, seen = {}, [("", module)], 0
+    # In the order of a state dict, and counted: modules may contain each other in a circle
+    waiting, seen = [("", module)], 0
     while waiting:
-        prefix, module = waiting.pop(0)
+        prefix, module = waiting.pop()
+        children = []
         seen += len(module.attributes)
         if seen > MAX_ENTRIES:
             raise UserError(TOO_MANY)
@@ -574,5 +578,6 @@ def _flat(module: Module) -> dict:
             if isinstance(value, torch.Tensor) or (not prefix and type(value) in (int, float, str)):
                 flat[name] = value
             elif isinstance(value, Module):
-                waiting.append((f"{name}.", value))
+                children.append((f"{name}.", value))
+        waiting += reversed(children)
     return flat

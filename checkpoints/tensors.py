@@ -3,6 +3,7 @@
 The package `safetensors` checks sizes and offsets; it is needed only for such files.
 """
 
+import contextlib
 import json
 import struct
 
@@ -60,7 +61,8 @@ def read(data: bytes) -> dict:
 def _value(key: str, text: str):
     """Return a text of the metadata as a number or dict, where it is one."""
     if key in ("upscale_factor", "facts"):
-        return json.loads(text)
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(text)
     return text
 
 

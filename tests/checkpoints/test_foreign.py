@@ -89,6 +89,16 @@ FILES = {
         ["torch.export", "save the network's state_dict"],
     ),
     "other zip": (zipped(word__document_dot_xml=b"<x>"), ["a zip archive, but not by torch.save"]),
+    "GIF": (b"GIF89a" + bytes(20), ["a picture", "upscale.py"]),
+    "TIFF": (b"II*\0" + bytes(20), ["a picture", "upscale.py"]),
+    "WebP": (b"RIFF\x82q\0\0WEBPVP8 ", ["a picture", "upscale.py"]),
+    "MP4": (b"\0\0\0\x18ftypmp42" + bytes(20), ["a film or a picture", "upscale.py"]),
+    "a saved page": (b"\n<!doctype html>\n<html>", ["a web page", "with raw"]),
+    "zeros": (bytes(1000), ["a file of zeros alone", "copy or download it again"]),
+    "dict by numpy.save": (
+        b"\x93NUMPY\1\0v\0{'descr': '|O', 'fortran_order': False, 'shape': (), }\n",
+        ["a dict by numpy.save", "allow_pickle=True"],
+    ),
     "empty": (b"", ["an empty file"]),
     "text": (b"hello", ["neither a PyTorch checkpoint", "b'hello'"]),
 }

@@ -36,7 +36,7 @@ def write(tmp_path, content, legacy=False):
 def check(path, layers, padding="zeros"):
     """The file computes what its layers compute."""
     network, x = SRCNN.from_pretrained(path), torch.rand(1, layers[0][0].shape[1], 19, 22)
-    torch.testing.assert_close(network(x), convolve(layers, x, padding), atol=1e-5, rtol=0)
+    torch.testing.assert_close(network(x), convolve(layers, x, padding), atol=1e-5, rtol=1e-5)
     return network
 
 
@@ -127,6 +127,60 @@ def test_a_deep_sequence_with_other_names(tmp_path):
     assert load_checkpoint(path)["kernel_sizes"] == (9, 1, 1, 5)
 
 
+def test_shapes_decide_where_the_order_does_not_fit(tmp_path):
+    """A file sorted by name: body, head, tail; or one written from the last layer on."""
+    named = state_dict(LAYERS, ("head", "body", "tail"))
+    for entries in (sorted(named.items()), reversed(named.items())):
+        check(write(tmp_path, dict(entries)), LAYERS)
+    flat = dict(zip(("w0", "w1", "w2"), [w for w, _ in LAYERS]))
+    flat |= dict(zip(("b2", "b1", "b0"), [b for _, b in LAYERS[::-1]]))
+    check(write(tmp_path, flat), LAYERS)
+
+
+def test_numbers_decide_in_a_file_sorted_by_name(tmp_path):
+    """layers.10 lies before layers.2, and their shapes are equal."""
+    layers = random_any((3, *(1,) * 10, 3), 1, (4,) * 11)
+    entries = state_dict(layers, [f"layers.{i}" for i in range(12)])
+    for content in (dict(sorted(entries.items())), entries):
+        found = load_checkpoint(write(tmp_path, content))["state_dict"].values()
+        assert all(map(torch.equal, found, [t for pair in layers for t in pair]))
+
+
+def test_a_dict_for_each_layer_and_a_list(tmp_path):
+    names = ("weight", "bias")
+    for kind in (lambda t: t, lambda t: t.numpy()):
+        nested = {f"conv{i}": dict(zip(names, map(kind, pair))) for i, pair in enumerate(LAYERS)}
+        for content in (nested, {"epoch": 3, "net": {"weights": nested}}):
+            check(write(tmp_path, content), LAYERS)
+        flat = [kind(tensor) for pair in LAYERS for tensor in pair]
+        check(write(tmp_path, flat), LAYERS)
+    check(write(tmp_path, pickle.dumps(flat)), LAYERS)
+
+
+@pytest.mark.parametrize("key", ["ema", "state_dict_ema", "params_ema", "model_ema"])
+def test_averaged_weights_are_preferred(key, tmp_path):
+    """Next to the last ones, as BasicSR and timm do."""
+    last = state_dict(random_layers((9, 1, 5), 1, (8, 4)), PLAIN)
+    averaged = state_dict(LAYERS, PLAIN)
+    for content in (averaged, {"decay": 0.9, "state_dict": averaged}):
+        check(write(tmp_path, {"state_dict": last, "params": last, key: content}), LAYERS)
+    check(write(tmp_path, {"state_dict": averaged, key: {"decay": 0.999}}), LAYERS)
+
+
+def test_a_sequence_of_sequences_saved_whole(tmp_path):
+    def convolution(weight, bias):
+        layer = nn.Conv2d(weight.shape[1], len(weight), weight.shape[2])
+        layer.weight.data, layer.bias.data = weight, bias
+        return layer
+
+    first, second, last = (convolution(*layer) for layer in LAYERS)
+    network = nn.Sequential(
+        nn.Sequential(first, nn.ReLU()), nn.Sequential(nn.Sequential(second), nn.ReLU()), last
+    )
+    check(write(tmp_path, network), LAYERS)
+
+
+EQUAL = random_any((9, 3, 3, 5), 1, (8, 8, 8))
 AMBIGUOUS = {
     "residual": (state_dict(random_any((3,) * 7, 1, (64,) * 6), map(str, range(7))), "VDSR"),
     "residual, conv1": (
@@ -139,12 +193,25 @@ AMBIGUOUS = {
     ),
     "two in a dict": (
         {"a": state_dict(LAYERS, ("a", "b", "c")), "b": state_dict(LAYERS, ("a", "b", "c"))},
-        "another network: 2 entries",
+        r"2 networks in one file \(a, b\); expected one: save it alone",
     ),
-    "other order": (
-        state_dict([LAYERS[1], LAYERS[0], LAYERS[2]], ("a", "b", "c")),
-        "another network",
+    "two prefixes": (
+        state_dict(LAYERS, PLAIN, "model.") | state_dict(LAYERS, PLAIN, "ema."),
+        r"2 networks in one file \(model, ema\); expected one: save it alone",
     ),
+    "two prefixes, other names": (
+        state_dict(LAYERS, ("a", "b", "c"), "x.") | state_dict(LAYERS, ("a", "b", "c"), "y."),
+        r"2 networks in one file \(x, y\)",
+    ),
+    "other order, equal widths": (
+        state_dict([EQUAL[3], EQUAL[1], EQUAL[2], EQUAL[0]], ("a", "b", "c", "d")),
+        "another network: 8 entries",
+    ),
+    "more than the layers": (
+        state_dict(LAYERS, PLAIN) | {"act.weight": torch.rand(8)},
+        r"another network: 1 entry besides 3 layers \(act.weight\)",
+    ),
+    "nothing": ({}, "holds no weights"),
     "two layers": (state_dict(random_any((9, 5), 1, (8,)), ("a", "b")), "another network"),
     "PReLU": ({**state_dict(LAYERS, ("a", "b", "c")), "act.weight": torch.rand(8)}, "another"),
     "BatchNorm": ({**state_dict(LAYERS, ("a", "b", "c")), "bn.running_mean": torch.rand(8)}, "an"),

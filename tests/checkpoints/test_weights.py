@@ -329,14 +329,14 @@ OTHERS = {
     ),
     "two networks": (
         {**state_dict(Y915), **state_dict(Y915, OURS, "module.")},
-        "another network: 12 entries",
+        "another network: 6 entries besides 3 layers (module.features.0.weight",
     ),
     "both names": ({**state_dict(Y915), **state_dict(Y915, PLAIN)}, "another network"),
     "two under keys of their own": (
         {"raw": state_dict(Y915), "averaged": state_dict(Y955)},
-        "another network: 2 entries (raw, averaged",
+        "2 networks in one file (raw, averaged",
     ),
-    "nothing": ({}, "another network: 0 entries"),
+    "nothing": ({}, "holds no weights; expected"),
     "a list": ([1, 2], "holds a list"),
     "a tensor": (torch.zeros(3), "holds a Tensor"),
     "wrong widths": (
@@ -371,7 +371,7 @@ OTHERS = {
     "negative scale": (layouts.ours(Y915, upscale_factor=-3), "upscale_factor is -3"),
     "names with control characters": (
         {"\x1b[2J\nerror: hello" * 9: 1},
-        "another network: 1 entries (\\x1b[2J\\n",
+        "another network: 1 entry (\\x1b[2J\\n",
     ),
     "names that are none": ({(1, 2): 3, 4.5: 6}, "another network: 2 entries (tuple, float"),
     "far too large by its strides": (
@@ -652,6 +652,22 @@ def test_our_network_as_torchscript_says_what_it_is_for(tmp_path):
         torch.jit.script(network).save(tmp_path / "scripted")
     found = load_checkpoint(tmp_path / "scripted")
     assert (found["padding_mode"], found["upscale_factor"]) == ("replicate", 4)
+    assert all(torch.equal(found["state_dict"][n], t) for n, t in network.state_dict().items())
+
+
+@pytest.mark.parametrize("padding_mode", ["replicate", "zeros", "valid"])
+def test_our_network_can_be_scripted(padding_mode, tmp_path):
+    """torch.jit.script(network), alone or within another module, for images of any size."""
+    network = SRCNN((9, 1, 3, 5), 3, (8, 4, 3), padding_mode)
+    network.upscale_factor = 4
+    x = torch.rand(2, 3, 37, 24)
+    scripted = torch.jit.script(network)
+    torch.testing.assert_close(scripted(x), network(x), atol=1e-5, rtol=0)
+    within = torch.jit.script(nn.Sequential(network, nn.ReLU()))
+    torch.testing.assert_close(within(x), network(x).relu(), atol=1e-5, rtol=0)
+    scripted.save(tmp_path / "file")
+    found = load_checkpoint(tmp_path / "file")
+    assert (found["padding_mode"], found["upscale_factor"]) == (padding_mode, 4)
     assert all(torch.equal(found["state_dict"][n], t) for n, t in network.state_dict().items())
 
 
@@ -1065,8 +1081,8 @@ def test_files_that_are_none(tmp_path):
     refused(tmp_path / "pipe", "not a file")
     refused(
         write(tmp_path, b"<!DOCTYPE html>\n<html>"),
-        "neither a PyTorch checkpoint nor",
-        "(it begins with b'<!DOC",
+        "a web page, not the file itself",
+        "(on GitHub with raw",
     )
     refused(write(tmp_path, b""), "an empty file")
     with pytest.raises(FileNotFoundError, match=r"a\\nb: no such file"):
