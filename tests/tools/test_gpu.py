@@ -194,18 +194,58 @@ def test_a_step_is_timed_and_profiled(speed):
     assert not torch.backends.cudnn.deterministic
 
 
-def test_whole_runs_report_their_curves(speed):
-    rows, measuring = speed.trained("fast", 4, 2, seconds=60)
-    assert [row["step"] for row in rows] == ["2", "4"] and measuring >= 0
-    assert (speed.folder / "metrics_fast.csv").exists()
-    row = {"seconds": "1.5", "step": "500"}
-    assert gpu_speed._when(row) == "after 1.5 s (step 500)"
+# Writes its rows, and goes on until Ctrl-C
+SLOW_TRAINING = """
+import csv, os, signal, time
+signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+os.makedirs("results/paper")
+rows = [{"step": s, "samples": 128 * s, "seconds": s / 1000, "psnr_Set5": 28 + s / 4000} for s in (2000, 4000)]
+with open("results/paper/metrics.csv", "w", newline="") as file:
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+time.sleep(60)
+"""
 
 
-def test_a_run_that_takes_too_long_is_ended(speed):
-    """It is saved and measured as after Ctrl-C; its rows count."""
-    rows, _ = speed.trained("fast", 100_000, 100_000, seconds=0.5)
-    assert 0 < int(rows[-1]["step"]) < 100_000
+def test_a_run_that_takes_too_long_is_ended(speed, monkeypatch):
+    """It is saved and measured as after Ctrl-C, and its rows count."""
+    Path("train.py").write_text(SLOW_TRAINING)
+    monkeypatch.setattr(gpu_speed, "ROOT", Path.cwd())
+    speed.step_ms["paper"] = 0.5
+    rows, values = speed.trained("paper", 100_000, 2000, seconds=3)
+    assert [row["step"] for row in rows] == ["2000", "4000"]
+    assert values.pop("s_with_start") >= 3
+    assert values == {"steps": 4000, "s": 4.0, "measuring_s": 2.0}
+    assert (speed.folder / "metrics_paper.csv").exists()
+
+
+def test_curves_are_compared(speed, monkeypatch):
+    def trained(recipe, *others, **named):
+        psnr = {"fast": (32.2, 32.4), "paper": list(gpu_speed.PAPER_CURVE.values())}[recipe]
+        rows = [
+            {
+                "step": str(2000 * n),
+                "samples": str(256_000 * n),
+                "seconds": str(float(n)),
+                "psnr_holdout": "40",
+                "psnr_Set5": str(db),
+            }
+            for n, db in enumerate(psnr, 1)
+        ]
+        return rows, {"steps": 4000, "s": 2.0, "s_with_start": 9.0}
+
+    monkeypatch.setattr(speed, "trained", trained)
+    speed.quick = False
+    values = speed.fast_run()["values"]
+    assert values["s_to_32.39"] == 2.0 and values["steps_to_32.39"] == 4000
+    assert "s_to_32.6" not in values and values["db"] == 32.4
+    assert speed.paper_run()["values"]["worst_db"] == 0
+    rows, times = trained("paper")
+    rows[0]["psnr_Set5"] = "28.2"
+    monkeypatch.setattr(speed, "trained", lambda *arguments, **named: (rows, times))
+    with pytest.raises(AssertionError, match=r"at most 0\.170 dB"):
+        speed.paper_run()
 
 
 def test_parts_of_a_step(speed):
