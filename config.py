@@ -1,7 +1,7 @@
 """The settings. Edit them here, or set any of them by its name for one run:
 
 python train.py --upscale_factor 2 --kernel_sizes 9 5 5
-python config.py                                           # runs what `mode` below says
+python config.py                                           # runs the script of `mode` below
 
 `python train.py --help` lists the settings of a script, and `system/settings.py` checks them.
 """
@@ -38,7 +38,7 @@ crop_size: int = None  # train: side of the crops in pixels
 shrink: tuple[float, ...] = None  # train: also crops from images shrunk by these factors
 jpeg: tuple[int, ...] = ()  # train, valid: JPEG quality of small images, from to: (40, 95)
 holdout: int = None  # train: training images held out to choose best.pth; 0: best.pth is the last
-select_by: str = "holdout"  # train: images that choose best.pth: "holdout", or one of test_sets
+select_by: str = "holdout"  # train: choose best.pth by "holdout", or by one of test_sets
 print_frequency: int = 100  # train: steps between looks at the loss on a GPU (CPU: every step)
 valid_frequency: int = 1000  # train: steps between validations; each also saves last.pth
 seed: int = 0  # train: decides the initial weights and the batches
@@ -47,7 +47,7 @@ device: str = "auto"  # "auto" (first found of cuda, xpu, mps, cpu), "cpu", "cud
 precision: str = "auto"  # train: "fp32", "bf16" or "auto" (fast recipe: bf16 where it is fast)
 compile: bool = False  # train: torch.compile the network
 max_device_gb: float = None  # train: stream larger sets from disk; None: 40 % of the free memory
-num_workers: int = 2  # train: processes that load batches of a streamed set
+num_workers: int = 2  # train: processes to load batches of a streamed set
 # Measuring, enlarging, converting
 protocol: str = "auto"  # valid: "y" (the paper's), "ycbcr", "rgb" (MMagic's), "auto" (channels)
 ms_ssim: bool = False  # valid: also measure MS-SSIM (images of 176×176 pixels or more)
@@ -64,7 +64,7 @@ overwrite: bool = False  # train, upscale, convert: replace existing files
 layout: str = "ours"  # convert: ours, safetensors, lornatang, plain, mmagic, authors, onnx[-image]
 # fmt: on
 
-# The recipes' values for settings that are None
+# The recipes' values for settings of None
 RECIPES = {
     "fast": dict(
         batch_size=16,

@@ -9,7 +9,7 @@ Layouts:
   safetensors  the same, without pickle
   lornatang    a checkpoint for Lornatang/SRCNN-PyTorch; its train.py can resume
   plain        a state dict (conv1, conv2, conv3) as in yjn870/SRCNN-pytorch
-  mmagic       a checkpoint of MMagic's SRCNNNet, which includes the bicubic
+  mmagic       a checkpoint of MMagic's SRCNNNet (it includes the bicubic)
   authors      a MATLAB file for the authors' SRCNN.m
   onnx         the network alone: from an N×C×H×W image in [0, 1], enlarged by
                bicubic, to the restored one; N, H and W are free
@@ -36,7 +36,7 @@ from inference.onnx_graphs import export_onnx, export_onnx_image
 from model import SRCNN
 from system.files import COLOURS, UserError, printable, write_file
 
-# Endings of the files that convert.py names
+# Endings of output files without a name by the user
 SUFFIXES = {
     "ours": "_ours.pth",
     "safetensors": ".safetensors",
@@ -47,7 +47,7 @@ SUFFIXES = {
     "onnx": ".onnx",
     "onnx-image": "_image.onnx",
 }
-# Endings that belong to certain layouts alone; the first one is the default
+# Layouts of an ending; the first one is the default
 LAYOUTS_OF = {
     ".safetensors": ("safetensors",),
     ".onnx": ("onnx", "onnx-image"),
@@ -55,9 +55,9 @@ LAYOUTS_OF = {
     **dict.fromkeys((".pth", ".pt", ".tar", ".ckpt"), ("ours", "lornatang", "plain", "mmagic")),
 }
 OTHER_TOOLS = ".npz .npy .h5 .hdf5 .keras .pb .tflite .caffemodel .prototxt .gguf .json".split()
-# How other code pads, whatever the weights need; ours does what a file states
+# Fixed padding of other code. Our layouts state the weights' own
 PADDING = {"lornatang": "zeros", "plain": "zeros", "mmagic": "zeros", "authors": "replicate"}
-# Which bicubic it uses. The graph of onnx-image enlarges by the one that the weights need
+# Fixed bicubic of other code. The graph of onnx-image has the weights' own
 INTERPOLATION = dict.fromkeys(("lornatang", "plain", "authors", "onnx"), "matlab")
 INTERPOLATION["mmagic"] = "torch"
 
@@ -75,7 +75,7 @@ def main(settings):
     if output.exists() and not settings.overwrite:
         raise UserError(f"{output}: exists; give another output, or --overwrite")
 
-    # Into memory first, so that a failure leaves no file. The training state is left out
+    # Write to memory first: a failure leaves no file. The training state is left out
     content = io.BytesIO()
     if layout == "onnx":
         export_onnx(network, content)
@@ -85,14 +85,14 @@ def main(settings):
         content.write(to_layout(network.to_checkpoint(checkpoint["facts"]), layout))
     write_file(content.getvalue(), output)
 
-    kind = f"{'-'.join(map(str, network.kernel_sizes))}, {COLOURS[network.colours]}"
-    print(f"{printable(output)}: {kind}, from layout {checkpoint['layout']} to {layout}")
+    name = f"{'-'.join(map(str, network.kernel_sizes))}, {COLOURS[network.colours]}"
+    print(f"{printable(output)}: {name}, from layout {checkpoint['layout']} to {layout}")
     for note in notes(network, checkpoint, layout):
         print(f"note: {note}")
 
 
 def choose_layout(settings) -> str:
-    """Return the layout to write: the user's, else the one that the output's ending names.
+    """Return the layout to write: the user's, else the layout of the output's ending.
 
     Raises UserError if the two contradict each other, or if no layout has such an ending.
     """
@@ -115,8 +115,7 @@ def choose_layout(settings) -> str:
 
 
 def notes(network: SRCNN, checkpoint: dict, layout: str) -> list[str]:
-    """List what other code does differently with these weights, and the values it needs."""
-    # Only differences: where the other code does what the weights need, there is no note
+    """List the differences of other code from these weights' needs, and the values to set in it."""
     notes, f = [], network.kernel_sizes
     if network.ignored:
         notes.append(ignored_note(network.ignored))
@@ -128,7 +127,7 @@ def notes(network: SRCNN, checkpoint: dict, layout: str) -> list[str]:
             f"{network.padding_mode}: its output will be wrong within {border} pixels "
             "of the border, ours will not"
         )
-    # MATLAB's bicubic has a = -0.5, torch's -0.75: another input than that of the training
+    # MATLAB's bicubic has a = -0.5, torch's -0.75: the input would differ from the training's
     if network.interpolation != INTERPOLATION.get(layout, network.interpolation):
         bicubic = {"torch": "torch's bicubic", "matlab": "MATLAB's bicubic"}
         notes.append(
@@ -139,7 +138,7 @@ def notes(network: SRCNN, checkpoint: dict, layout: str) -> list[str]:
         notes.append(
             "these weights are for Y, Cb and Cr as MATLAB's rgb2ycbcr has them, not for RGB"
         )
-    # Values for their config or source, which a state dict does not state.
+    # A state dict lacks some values of their config or source.
     # MMagic names channels from input to output: 1, 64, 32, 1
     architecture = (network.channels, *network.widths, network.channels)
     if layout == "mmagic":

@@ -26,7 +26,6 @@ from images.prepared import (
 from imgproc import downscale, imresize, measurable, mirror, modcrop, modcropped, upsample
 from system.files import UserError
 from system.memory import free_memory
-from training.recipes import recipe_of
 
 __all__ = ["training_image", "training_set", "validation_sets"]  # for notebooks
 SHARE_OF_MEMORY = 0.4  # of a device's free memory, for the training set
@@ -344,12 +343,15 @@ class StreamedCrops(_Crops):
 
 
 # ------------------------------------------------------------------------------- for a training run
-def training_set(settings, rank: int, world: int, device):
+def training_set(settings, stride: int, rank: int, world: int, device):
     """Return this process's crops, and the held-out images to select the weights.
 
     The images lie on the device if there is room: with lr, if five times the memory of hr is free;
     else lr is made for every batch. A larger set is streamed from disk.
 
+    Args:
+        stride: pixels between possible positions of crops, the recipe's.
+        rank, world: this process's number, and the number of processes.
     Returns crops, with ``notes``: lines for the user; and [(name, image)], for own pairs and for
     jpeg [(name, image, small image)], as `evaluation.protocol.evaluate` takes them.
     Raises UserError or FileNotFoundError, one line, if the set is not prepared, if it was prepared
@@ -364,7 +366,7 @@ def training_set(settings, rank: int, world: int, device):
         upscale_factor=pair_factor(found) if lr else scale,
         batch_size=settings.batch_size,
         crop_size=settings.crop_size,
-        stride=recipe_of(settings).stride,
+        stride=stride,
         quantize=settings.channels == "rgb",
         seed=settings.seed,
         rank=rank,

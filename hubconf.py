@@ -1,6 +1,6 @@
 """PyTorch Hub: torch.hub.load("owner/repository", "srcnn", upscale_factor=3).
 
-It works for callers whose own modules are named as ours (model, config, images, ...).
+It also works for callers with own modules of our names (model, config, images, ...).
 """
 
 import contextlib
@@ -9,7 +9,7 @@ import pathlib
 import sys
 import types
 
-# torch.hub checks these packages, and lists the functions without a leading underscore
+# torch.hub checks these packages. It lists all functions without a leading underscore
 dependencies = ["torch", "numpy", "tqdm"]
 
 ROOT = pathlib.Path(__file__).resolve().parent
@@ -19,7 +19,7 @@ KEPT = sys.modules.setdefault(f"modules imported by {__file__}", types.ModuleTyp
 
 
 def _named_as_ours() -> dict:
-    """Return the imported modules with names of ours: ours and the caller's."""
+    """Return the imported modules with our names: ours and the caller's."""
     return {name: m for name, m in sys.modules.items() if name.partition(".")[0] in NAMES}
 
 
@@ -42,7 +42,7 @@ def _own_modules():
     finally:
         sys.path[:] = path
         KEPT.modules = _named_as_ours()
-        # A name stays, because pickle needs it, unless the caller has a module of that name
+        # Our modules keep their names, because pickle needs them, unless the caller has the name
         elsewhere = [place for place in path if pathlib.Path(place).resolve() != ROOT]
         for name in KEPT.modules.keys() - (before.keys() - theirs.keys()):
             top = name.partition(".")[0]
@@ -66,7 +66,7 @@ def srcnn(upscale_factor: int = 3, kernel_sizes=(9, 1, 5), channels: int = 1) ->
 
 
 def upscale(*arguments, **options):
-    """Enlarge an image: see `inference.upscale`. Without arguments return that function."""
+    """Enlarge an image: see `inference.upscale`. Without arguments return this function itself."""
     return _call(inference.upscale, arguments, options)
 
 

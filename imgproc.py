@@ -13,15 +13,16 @@ from torch.nn import functional as F
 
 from system.devices import has_float64
 
-BLOCK = 2**18  # pixels of an array that are converted at a time
+BLOCK = 2**18  # pixels of an array to convert at a time
 
 
 # ------------------------------------------------------------------------------------- resizing
 def imresize(image, scale: float):
-    """MATLAB's ``imresize(image, scale, 'bicubic')``: size ceil(scale × size), borders mirrored.
+    """Resize as MATLAB's ``imresize(image, scale, 'bicubic')``: to ceil(scale × size).
 
-    The kernel is Keys' cubic (a = -0.5). Shrinking widens it by 1 / scale against aliasing. It is
-    differentiable. It runs on the image's device, or on the CPU if that has no float64.
+    Borders are mirrored. The kernel is Keys' cubic (a = -0.5). Shrinking widens it by 1 / scale
+    against aliasing. The result is differentiable. It is computed on the image's device, or on the
+    CPU if the device has no float64.
 
     Args:
         image: array H×W or H×W×C, or tensor …×H×W. float64 and float32 are computed as they are,
@@ -121,9 +122,12 @@ def mirror(index: Tensor, size: int) -> Tensor:
 
 
 def _contributions(size: int, target: int, scale: float, device=None) -> tuple[Tensor, Tensor]:
-    """Return the pixels that each of the ``target`` new pixels of an axis is made of, and their
-    weights in float64; both target × taps. This is ``contributions`` in MATLAB's imresize.m."""
-    # Shrinking widens the kernel, so that every old pixel contributes
+    """Return, for each of ``target`` new pixels of an axis, the indices of its old pixels.
+
+    Also their weights in float64; both target × taps. This is ``contributions`` in MATLAB's
+    imresize.m.
+    """
+    # Shrinking widens the kernel: every old pixel contributes
     widen = max(1, 1 / scale)
     position = torch.arange(target, dtype=torch.float64, device=device)[:, None]
     # The position of the new pixel's centre; the old ones have theirs at 0, 1, 2, ...
@@ -147,7 +151,7 @@ def _weights(size: int, scale: float, like: Tensor) -> Tensor:
 
 
 def resize_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """MATLAB's ``imresize(image, [height width], 'bicubic')`` in bounded memory, for photographs.
+    """Resize as MATLAB's ``imresize(image, [height width], 'bicubic')``, in bounded memory.
 
     Args:
         image: H×W or H×W×C; uint8, uint16 or float. Computed in float32 (uint16 and float64 in
@@ -188,8 +192,8 @@ def _weighted_sum(x: Tensor, axis: int, index: Tensor, weights: Tensor) -> Tenso
 def upsample(x: Tensor, scale: int, interpolation: str = "matlab") -> Tensor:
     """Return the network's input for a small image, float tensor …×h×w to …×sh×sw.
 
-    interpolation: "matlab" for `imresize`; "torch" for torch's bicubic (a = -0.75, edges repeated),
-    with which some projects train.
+    interpolation: "matlab" for `imresize`; "torch" for torch's bicubic (a = -0.75, edges repeated).
+    Some projects train with the latter.
     """
     if interpolation == "matlab":
         return imresize(x, scale)
@@ -209,9 +213,10 @@ BLACK, WHITE = 16 / 255, 235 / 255  # their Y
 
 
 def rgb2ycbcr(rgb):
-    """MATLAB's ``rgb2ycbcr``: H×W×3, uint8 or uint16 to the same (rounded), or float to float.
+    """Convert as MATLAB's ``rgb2ycbcr``: H×W×3, uint8 or uint16 (rounded) or float, to its type.
 
-    Or a float tensor …×3×H×W, converted on its device."""
+    A float tensor …×3×H×W is converted on its device.
+    """
     if isinstance(rgb, Tensor):
         return _mix(rgb, T / 255, OFFSET / 255)
     return _by_rows(lambda pixels: (pixels @ T.T + OFFSET) / 255, rgb)
@@ -223,7 +228,7 @@ def rgb2y(rgb: np.ndarray) -> np.ndarray:
 
 
 def ycbcr2rgb(ycbcr):
-    """MATLAB's ``ycbcr2rgb``, the inverse; clipped to [0, 1] or the integers' range."""
+    """Convert as MATLAB's ``ycbcr2rgb``, the inverse; clip to [0, 1] or the integers' range."""
     inverse = np.linalg.inv(T)
     if isinstance(ycbcr, Tensor):
         return _mix(ycbcr, 255 * inverse, -inverse @ OFFSET).clamp(0, 1)
@@ -280,7 +285,7 @@ def shave(image, border: int):
 
 
 def rgb_multiple(upscale_factor: int) -> int:
-    """Return MMagic's multiple to crop to: 12, so that x2, x3 and x4 have the same truth."""
+    """Return MMagic's multiple to crop to: 12. So x2, x3 and x4 have the same truth."""
     return math.lcm(12, upscale_factor)
 
 
@@ -291,27 +296,32 @@ WINDOW = 11  # pixels, the side of SSIM's window (Wang et al. 2004)
 def measurable(image: Tensor, upscale_factor: int, protocol: str) -> bool:
     """Return True if the image still holds SSIM's window after cropping and shaving."""
     multiple = rgb_multiple(upscale_factor) if protocol == "rgb" else upscale_factor
-    # Cropping takes what is over a multiple, shaving as many pixels as the scale from each side
+    # Crop to a multiple, then shave as many pixels as the scale from each side
     smallest = min(side - side % multiple for side in image.shape[1:])
     return smallest >= WINDOW + 2 * upscale_factor
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of two uint8 images of one shape, over all their values."""
+    """Return the peak signal-to-noise ratio (dB) of two uint8 images of one shape.
+
+    The squared error is averaged over all values of all channels.
+    """
     # In uint8 the difference would wrap around
     error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
     return float(10 * np.log10(255**2 / error)) if error else math.inf
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Structural similarity (Wang et al. 2004: 11×11 Gaussian of sigma 1.5), mean over channels.
+    """Return the structural similarity, mean over channels.
+
+    Source: Wang et al. 2004, with a Gaussian window of 11×11 and sigma 1.5.
 
     Two uint8 images of one shape; ValueError if they have less than 11×11 pixels."""
     from skimage.metrics import structural_similarity
 
     if min(a.shape[:2]) < 11:
         raise ValueError(f"SSIM needs 11 x 11 pixels, the image has {a.shape[0]} x {a.shape[1]}")
-    # By the settings of the authors' ssim_index.m; scikit-image's own give other figures
+    # The settings of the authors' ssim_index.m; scikit-image's defaults give other figures
     score = structural_similarity(
         a,
         b,
@@ -348,7 +358,7 @@ def _planes(image: np.ndarray) -> list[np.ndarray]:
 
 
 def _ms_ssim_of_plane(x: np.ndarray, y: np.ndarray) -> float:
-    """MS-SSIM of two float64 images H×W in 0 .. 255."""
+    """Return the MS-SSIM of two float64 images H×W in 0 .. 255."""
     from scipy.ndimage import gaussian_filter
 
     def mean(plane):
@@ -370,7 +380,7 @@ def _ms_ssim_of_plane(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _halved(plane: np.ndarray) -> np.ndarray:
-    """Means of 2×2 pixels; the last row and column repeated where their number is odd."""
+    """Return means of 2×2 pixels. An odd number of rows or columns repeats the last."""
     height, width = plane.shape
     plane = np.pad(plane, ((0, height % 2), (0, width % 2)), mode="edge")
     return plane.reshape(plane.shape[0] // 2, 2, -1, 2).mean((1, 3))
@@ -383,7 +393,7 @@ def eight_bits(image: np.ndarray) -> np.ndarray:
         return image
     result = np.empty(image.shape, np.uint8)
     for rows in row_blocks(*image.shape[:2], BLOCK):
-        # 32 bits, so that the sum does not overflow
+        # 32 bits: the sum would overflow 16
         result[rows] = (image[rows].astype(np.uint32) + 128) // 257
     return result
 
@@ -415,7 +425,10 @@ def to_uint8(image: Tensor) -> np.ndarray:
 
 
 def to_uint16(image: Tensor) -> np.ndarray:
-    """Tensor 1×C×H×W in [0, 1] to array H×W[×3] of 0 .. 65535; clipped, halves up."""
+    """Convert a tensor 1×C×H×W in [0, 1] to an array H×W[×3] of 0 .. 65535.
+
+    Values are clipped; halves are rounded up.
+    """
     return to_array((image[0].clamp(0, 1) * 65535 + 0.5).floor()).astype(np.uint16)
 
 

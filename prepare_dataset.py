@@ -93,7 +93,7 @@ def wanted_sets(settings) -> dict:
 
 
 def remarks(found, part: str, settings) -> list[str]:
-    """Return lines about a prepared set: its sub-images, and images that are too small."""
+    """Return lines about a prepared set: its sub-images, and its too small images."""
     scale = pair_factor(found) if found.small else settings.upscale_factor
     sizes = [tuple(image.shape[-2:]) for image in found.images]
     lines = []
@@ -101,7 +101,7 @@ def remarks(found, part: str, settings) -> list[str]:
         lines.append(f"of own pairs: {scale} times as large as their small images")
     if part == "train":
         count = int(crop_grid(sizes, scale, 33, 14).prod(1).sum())
-        lines.append(f"which have {count:,} sub-images of 33 x 33 (stride 14) for x{scale}")
+        lines.append(f"with {count:,} sub-images of 33 x 33 (stride 14) for x{scale}")
         if settings.train_set == "T91" and scale == 3:
             lines.append("(24,800 in the paper: no way of counting gives that on these 91 files;")
             lines.append("the authors' generate_train.m cuts this many, 22,092 without modcrop)")

@@ -51,7 +51,7 @@ def main(settings):
             runs.tidy(run)
             return messages.report_finished(run)
         # The data: crops to train on, and images to measure on process 0
-        crops, holdout = training_set(settings, rank, world, device)
+        crops, holdout = training_set(settings, run.recipe.stride, rank, world, device)
         run.sets = validation_sets(settings, holdout) if rank == 0 else {}
         runs.require_measurable(run)
         # With cuDNN's default, gradients are summed in any order; resumed runs need a fixed one

@@ -1,1 +1,1 @@
-"""Files of weights: which one is meant, and how each layout is read and written."""
+"""Find, read and write files of weights, in the layouts of this and other projects."""

@@ -17,9 +17,9 @@ LAYERS = our_names(3)
 
 
 def read(data: bytes) -> dict:
-    """Return the content of a MATLAB file: format, state_dict, and the settings that `write` adds.
+    """Return the content of a MATLAB file: format, state_dict, and the settings added by `write`.
 
-    Raises UserError, in words that follow the file's name; on damaged files nearly anything.
+    Raises UserError; its message follows the file's name. Damaged files raise nearly anything.
     """
     arrays = matlab.read(data, rf"(weights|biases)_conv[123]|{'|'.join(CHOICES)}")
     # The authors' own files have no settings
@@ -28,7 +28,7 @@ def read(data: bytes) -> dict:
         content["upscale_factor"] = int(content["upscale_factor"].sum())
     state_dict = {}
     for i, layer in enumerate(LAYERS):
-        # Layer 1 has one input and layer 3 one output, for which the arrays have no dimension
+        # Layer 1 has one input and layer 3 one output: the arrays have no dimension for them
         weight, bias = (_numbers(arrays, f"{kind}_conv{i + 1}") for kind in ("weights", "biases"))
         if weight is None or bias is None or weight.dim() != (2, 3, 2)[i]:
             size = ("f1·f1, n1", "n1, f2·f2, n2", "n2, f3·f3")[i]
@@ -58,8 +58,8 @@ def _numbers(arrays: dict, name: str) -> Tensor | None:
 def write(checkpoint: dict) -> bytes:
     """Return a MATLAB file for the authors' SRCNN.m from `SRCNN.to_checkpoint`'s dict.
 
-    Padding, interpolation and scale are variables of their own, which SRCNN.m does not use. Raises
-    UserError for a network that SRCNN.m cannot run.
+    Padding, interpolation and scale are variables of their own. SRCNN.m does not use them. Raises
+    UserError if SRCNN.m cannot run the network.
     """
     if checkpoint["channels"] != 1:
         raise UserError("layout authors is for luminance, these weights are for RGB")

@@ -1,4 +1,4 @@
-"""Name the files of other tools, and what helps."""
+"""Recognise the files of other tools, and name a remedy."""
 
 import io
 import re
@@ -7,7 +7,7 @@ import zipfile
 
 from checkpoints.pickles import MAX_ENTRIES
 
-# Endings of files that hold weights
+# Usual endings of files with weights
 WEIGHTS = (".pth", ".pt", ".tar", ".ckpt", ".mat", ".safetensors", ".bin", ".pkl")
 SAVE = "load it with that tool, and save its arrays with torch.save({name: torch.tensor(array)})"
 KERAS = (
@@ -15,14 +15,14 @@ KERAS = (
     "and bias"
 )
 PICTURE = "give the weights by --model_path, pictures and films to upscale.py"
-# First bytes (from a position), what they mean, and what helps
+# Position, first bytes from there, name of the format, remedy
 SIGNATURES = [
     (0, b"version https://git-lfs", "a git-lfs pointer, not the file itself", "run git lfs pull"),
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras, Caffe or MATLAB -v7.3)", KERAS),
     (0, b"\x93NUMPY", "one array by numpy.save, not a network", "save a dict of all arrays"),
     (4, b"TFL3", "a TensorFlow Lite file", "give the Keras or PyTorch weights it was made from"),
-    (0, b"GGUF", "a GGUF file (llama.cpp), which holds no SRCNN", "give PyTorch weights"),
-    (0, b"lmgg", "a GGML file (llama.cpp), which holds no SRCNN", "give PyTorch weights"),
+    (0, b"GGUF", "a GGUF file (llama.cpp), never an SRCNN", "give PyTorch weights"),
+    (0, b"lmgg", "a GGML file (llama.cpp), never an SRCNN", "give PyTorch weights"),
     (0, b"7767517", "an ncnn file", "give the PyTorch weights it was made from"),
     (0, b"\x1f\x8b", "a gzip archive", "unpack it, and give a file of it"),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it, and give a file of it"),
@@ -42,9 +42,9 @@ SIGNATURES = [
 
 
 def describe(data: bytes, path: str = "") -> str:
-    """Return what a file is and what helps, for a file that none of our readers takes; else "".
+    """Return a message for a file of another tool: its format and a remedy; "" for other files.
 
-    In words that follow the file's name.
+    The message follows the file's name.
     """
     if data.startswith((b"PK", b"\x80")):
         return _zip(data) if data.startswith(b"PK") else ""
@@ -66,7 +66,7 @@ def describe(data: bytes, path: str = "") -> str:
 
 
 def _zip(data: bytes) -> str:
-    """Describe a zip archive that torch.save did not write."""
+    """Describe a zip archive by another tool than torch.save."""
     if data.count(b"PK\1\2") > MAX_ENTRIES:  # the reader of torch's files refuses it
         return ""
     try:
@@ -94,7 +94,7 @@ def _zip(data: bytes) -> str:
 
 
 def _members(names: list[str]) -> str:
-    """Name the first file in an archive that may be weights."""
+    """Name the first file of an archive with the ending of weights."""
     inside = [name for name in names if name.lower().endswith(WEIGHTS)]
     return f", with {ascii(inside[0][:60])[1:-1]} in it" if inside else ""
 
@@ -108,7 +108,7 @@ def _tar_names(data: bytes) -> list[str]:
 
 
 def _protobuf(data: bytes) -> str:
-    """Describe the files that consist of protocol buffers: ONNX, SavedModel, Caffe, GraphDef."""
+    """Describe files of protocol buffers: ONNX, SavedModel, Caffe, GraphDef."""
     # Field 1 as a number, then field 2 or 7 (ONNX: version, producer or graph)
     if data[:3] == b"\x08\x01\x12" and b"\x0a" in data[3:10]:
         return f"a TensorFlow SavedModel; {SAVE}"
@@ -140,7 +140,7 @@ def _tensorflow(data: bytes, path: str) -> str:
 
 
 def _text(data: bytes) -> str:
-    """Describe a file that is text."""
+    """Describe a text file."""
     head = data[:4096]
     if re.search(rb"[^\t\n\r\x20-\x7e\x80-\xff]", head):
         return ""

@@ -1,7 +1,7 @@
 """Recognise an SRCNN in a dict of tensors, whatever names its layers have.
 
-The dict comes from a file of this or another project (loading.py). The names of the layers tell
-whose file it is, and so which padding and which bicubic its weights need.
+The dict comes from a file of this or another project (loading.py). The names of the layers show the
+project, and so the padding and the bicubic of its weights.
 """
 
 import re
@@ -15,11 +15,11 @@ from system.files import COLOURS, UserError, colours_of, printable
 PADDING_MODES = ("replicate", "zeros", "valid")
 MAX_VALUES = 2**24  # of one tensor
 
-# Keys of a state dict within a larger dict; the first that is there counts
+# Keys of a state dict within a larger dict; the first one found counts
 AVERAGED = "params_ema state_dict_ema ema_state_dict model_ema ema_model ema".split()
 WRAPPERS = "params state_dict model_state_dict model_state model net".split()
-# What weights need, by layout: padding of the convolutions, and the bicubic that enlarges their
-# input. A file can state both, and an upscale_factor, under these names
+# The needs of weights, by layout: padding of the convolutions, and bicubic for their input. A file
+# can state both, and an upscale_factor, under these names
 NEEDS = {
     "srcnn-pytorch": {"padding_mode": "replicate", "interpolation": "matlab"},
     "authors": {"padding_mode": "replicate", "interpolation": "matlab"},
@@ -28,7 +28,7 @@ NEEDS = {
     "mmagic": {"padding_mode": "zeros", "interpolation": "torch"},
     "sequence": {"padding_mode": "zeros", "interpolation": "matlab"},
 }
-# The values that a file can state; any other is refused
+# Allowed values in a file; any other is refused
 CHOICES = {
     "padding_mode": PADDING_MODES,
     "interpolation": ("matlab", "torch"),
@@ -52,11 +52,11 @@ def recognise(content, ignored: list[str], in_order: bool = True, **chosen) -> d
     """Return `load_checkpoint`'s dict for the content of a file.
 
     Args:
-        content: what the file holds, usually a dict.
-        ignored: names in the file that were not loaded.
-        in_order: whether the order of the entries is that of the layers.
+        content: the file's content, usually a dict.
+        ignored: names of objects in the file, not loaded.
+        in_order: True if the entries have the order of the layers.
         chosen: interpolation and padding_mode by the user, or "auto".
-    Raises UserError, in words that follow the file's name, if the content is no SRCNN.
+    Raises UserError if the content is no SRCNN. The message follows the file's name.
     """
     try:
         stated, entries = _innermost(content, in_order)
@@ -65,7 +65,7 @@ def recognise(content, ignored: list[str], in_order: bool = True, **chosen) -> d
         if stated.get("format") != "srcnn-pytorch" and layout != "lornatang":
             _refuse_residual(kernel_sizes)
     except UserError as refused:
-        # The weights may have been in an object that was not loaded
+        # The weights may be in one of the ignored objects
         raise UserError(f"{refused}{_not_loaded(ignored)}") from None
     # MMagic has one SRCNN; its bare weights have the same names as yjn870's
     if layout == "yjn870" and (kernel_sizes, channels) == ((9, 1, 5), 3):
@@ -90,7 +90,7 @@ def recognise(content, ignored: list[str], in_order: bool = True, **chosen) -> d
 
 
 def _innermost(content, in_order: bool) -> tuple[dict, dict]:
-    """Return everything that a file states, and the dict with its weights."""
+    """Return all entries of a file's dicts as one dict, and the dict with its weights."""
     # An outer dict counts more than those within it
     stated = {}
     if isinstance(content, (list, tuple)) and all(isinstance(item, Tensor) for item in content):
@@ -106,8 +106,8 @@ def _innermost(content, in_order: bool) -> tuple[dict, dict]:
         averaged = [content[key] for key in AVERAGED if isinstance(content.get(key), dict)]
         inner = [found for found in averaged if _reaches_layers(found, in_order)] + inner
         if not inner and not _has_layers(content, in_order):
-            # Then any other key ("ema", "netG"), if one dict alone has layers. By id, because a
-            # file can contain the same large dict many times
+            # Then any other key ("ema", "netG"), if one dict alone has layers. A file can contain
+            # the same large dict many times: visit each id once
             dicts = {id(value): value for value in content.values() if isinstance(value, dict)}
             found = [value for value in dicts.values() if _has_layers(value, in_order)]
             # A dict for each layer; or one that holds the dict
@@ -172,7 +172,7 @@ def _not_loaded(ignored: list[str]) -> str:
 
 
 def ignored_note(ignored: list[str]) -> str:
-    """Return a note about the names that `load_checkpoint` ignored in a file."""
+    """Return a note about the names ignored by `load_checkpoint`."""
     more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
     return f"ignored in the file, and not run: {', '.join(ignored[:3])}{more}"
 
@@ -183,7 +183,7 @@ def _has_layers(entries: dict, in_order: bool) -> bool:
 
 
 def _prefix(entries: dict) -> str | None:
-    """Return what precedes the name of the first layer, for example DataParallel's "module.".
+    """Return the text before the name of the first layer, for example DataParallel's "module.".
 
     None: no layer is called features.0 or conv1.
     """
@@ -227,7 +227,7 @@ def _find_layers(stated: dict, entries: dict, in_order: bool) -> tuple[dict, str
         for layer, pair in zip(our_names(len(pairs)), pairs)
         for kind, name in zip(("weight", "bias"), pair)
     }
-    # The file states whose it is, or its names show it
+    # The file states its project, or its names show it
     if stated.get("format") in ("srcnn-pytorch", "authors"):
         return state_dict, stated["format"]
     if prefix is None:
@@ -272,8 +272,11 @@ def _named_pairs(entries: dict, prefix: str) -> list[tuple[str, str]] | None:
 
 
 def _chain(entries: dict, in_order: bool) -> list[tuple] | None:
-    """Return the names of weight and bias, layer by layer, of three layers or more whose shapes
-    follow from each other, from 1 or 3 channels to the same number; None if there are no such."""
+    """Return the names of weight and bias, layer by layer, of layers found by their shapes.
+
+    Each takes the outputs of the one before, from 1 or 3 channels to the same number. None for less
+    than three layers, or if the shapes do not fit.
+    """
     weights, biases = [], []
     for name, tensor in entries.items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point():
@@ -305,7 +308,7 @@ def _fits(entries: dict, weights: list, biases: list) -> bool:
 
 
 def _ordered(entries: dict, weights: list, biases: list) -> tuple[list, list]:
-    """Return names in the order of the layers, for a file that sorts its entries by name.
+    """Return names in the order of the layers, for a file with entries sorted by name.
 
     Numbers in the names decide, or else the shapes; two empty lists if both allow several orders.
     """
@@ -353,7 +356,7 @@ def _checked(name, tensor) -> Tensor:
             f"{_text(name)} is {_text(getattr(tensor, 'dtype', tensor))}; expected up to "
             f"{MAX_VALUES:,} floating-point numbers"
         )
-    # The clone frees the storage, which may hold much more
+    # The clone frees the storage: it may hold much more
     tensor = tensor.float().contiguous().clone()
     if not tensor.isfinite().all():
         raise UserError(f"{_text(name)} holds NaN or infinite numbers; take an earlier checkpoint")
@@ -369,7 +372,8 @@ def _architecture(state_dict: dict) -> tuple:
         channels = weights[0][1]
         sizes = [channels, *(shape[0] for shape in weights)]
         kernel_sizes = tuple(shape[3] for shape in weights)
-        # Each layer takes what the one before gives, and the last gives as many as the first took
+        # Each layer takes the outputs of the one before. The last has as many outputs as the first
+        # has inputs
         expected = [(n, m, f, f) for m, n, f in zip(sizes, sizes[1:], kernel_sizes)]
         fit = weights == expected and biases == [(n,) for n in sizes[1:]]
         odd = all(f % 2 for f in kernel_sizes)
@@ -383,18 +387,18 @@ def _architecture(state_dict: dict) -> tuple:
 
 
 def _refuse_residual(kernel_sizes):
-    """Raise UserError for layers that residual networks have as well."""
+    """Raise UserError for the layers of residual networks."""
     if len(kernel_sizes) > 3 and set(kernel_sizes) == {3}:
         raise UserError(
-            f"{len(kernel_sizes)} layers of 3×3, as in VDSR, DnCNN and IRCNN, which are no SRCNN "
-            "(they add their input to the output); expected an SRCNN, or one saved by this project"
+            f"{len(kernel_sizes)} layers of 3×3, as in VDSR, DnCNN and IRCNN: they add their input "
+            "to the output, an SRCNN does not; expected an SRCNN, or one saved by this project"
         )
 
 
 def _needs(stated: dict, layout: str, channels: int, chosen: dict) -> dict:
     """Return padding_mode, interpolation, upscale_factor and colours.
 
-    They are those that the file states, else the user's choice, else the layout's.
+    They are the file's values, else the user's, else the layout's.
     """
     result = {**NEEDS[layout], "upscale_factor": 0, "colours": colours_of(channels)}
     for key, values in CHOICES.items():
@@ -410,11 +414,12 @@ def _needs(stated: dict, layout: str, channels: int, chosen: dict) -> dict:
     for key, value in chosen.items():
         if value == "auto":
             continue
-        # A setting left in config.py must not spoil weights that state their need. Those made
-        # without padding have no need of any kind
+        # A setting left in config.py must not spoil weights with a stated need. Weights trained
+        # without padding work with any
         if value != stated.get(key, value) and stated[key] != "valid":
             raise UserError(
-                f"states itself that it is for {key}={stated[key]}; leave out --{key} {value}"
+                f"these weights are for {key}={stated[key]} (stated in the file); leave out "
+                f"--{key} {value}"
             )
         result[key] = value
     return result

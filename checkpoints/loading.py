@@ -23,13 +23,13 @@ def load_checkpoint(path, interpolation: str = "auto", padding_mode: str = "auto
     |---------------|---------------------------------------------------|-----------|-------------|
     | srcnn-pytorch | "format": "srcnn-pytorch" (`SRCNN.to_checkpoint`) | stated    | stated      |
     | lornatang     | features.0, map.0, ..., reconstruction            | zeros     | matlab      |
-    | mmagic        | conv1, conv2, ..., and one of: names that begin   | zeros     | torch       |
+    | mmagic        | conv1, conv2, ..., and one of: names beginning    | zeros     | torch       |
     |               | with "generator."; "meta" next to the state dict; |           |             |
     |               | 9-1-5 on RGB, MMagic's only SRCNN                 |           |             |
     | yjn870        | conv1, conv2, ... otherwise                       | zeros     | matlab      |
     | authors       | MATLAB arrays weights_conv1 to 3, biases_conv1..3 | replicate | matlab      |
-    | sequence      | any other names: six tensors or more, in the      | zeros     | matlab      |
-    |               | order of the layers, whose shapes fit             |           |             |
+    | sequence      | any other names: six tensors or more of fitting   | zeros     | matlab      |
+    |               | shapes, in the order of the layers                |           |             |
 
     Formats: torch.save (also of a whole network, and TorchScript), pickled dicts of numpy arrays,
     safetensors, MATLAB 5. State dicts may be nested in other dicts, and names may share a prefix.
@@ -39,7 +39,7 @@ def load_checkpoint(path, interpolation: str = "auto", padding_mode: str = "auto
     Args:
         path: a file; an https:// address, downloaded once into torch.hub's folder; or
             hf://owner/name/file[@revision], by huggingface_hub.
-        interpolation: "matlab" or "torch", for a file that does not state it; "auto": by the table.
+        interpolation: "matlab" or "torch", if the file does not state it; "auto": by the table.
         padding_mode: "replicate", "zeros" or "valid" (trained without padding), likewise. Weights
             stated to be "valid" can be used with any.
     Returns a dict:
@@ -48,7 +48,7 @@ def load_checkpoint(path, interpolation: str = "auto", padding_mode: str = "auto
         facts: the file's metadata about its making,
         training: train.py's state, or None,
         ignored: names in the file of classes and functions, such as "argparse.Namespace".
-    Raises OSError if the file cannot be read and UserError if it holds no SRCNN, in one line each.
+    Raises OSError if the file cannot be read, UserError if it holds no SRCNN, in one line each.
     """
     name = printable(path)
     address = address_of(path)
@@ -56,7 +56,7 @@ def load_checkpoint(path, interpolation: str = "auto", padding_mode: str = "auto
         path = hub_file(address, MAX_BYTES)
     elif address:
         path = cached(address, MAX_BYTES)
-    # One byte more than allowed shows that there is more
+    # Read one byte more than allowed, to notice a larger file
     with open(_existing(path, name), "rb") as file:
         data = file.read(MAX_BYTES + 1)
     # The file is untrusted from here on
@@ -104,14 +104,14 @@ def _existing(path, name: str):
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        # Permission denied for a folder on the way, a name that is too long, a NUL character
+        # Permission denied for a folder on the way, a too long name, a NUL character
         reason = getattr(error, "strerror", None) or error
         raise type(error)(f"{name}: {reason}; give a path that can be read") from None
 
 
 def _similar(path: Path) -> str:
-    """Return a question with paths that exist and are similar to a missing one; "" if none is."""
-    # The first folder or file on the way that does not exist has the mistake
+    """Return a question with similar paths to a missing one; "" if there are none."""
+    # The first missing folder or file on the way has the mistake
     missing = next((p for p in [*reversed(path.parents), path] if not p.exists()), path)
     try:
         there = os.listdir(missing.parent)
@@ -123,9 +123,9 @@ def _similar(path: Path) -> str:
 
 
 def _read(data: bytes, path: str) -> tuple:
-    """Return the content of a file, ignored names, and whether its entries are in order."""
+    """Return the content of a file, ignored names, and True if its entries are in order."""
     if len(data) > MAX_BYTES:
-        raise UserError(f"larger than {MAX_BYTES >> 20} MiB, which no SRCNN is; give another file")
+        raise UserError(f"larger than {MAX_BYTES >> 20} MiB: no SRCNN is so large; give another")
     if data.startswith(b"MATLAB"):
         return authors.read(data), [], True
     if tensors.is_safetensors(data):

@@ -1,4 +1,4 @@
-"""Find the weights that a script works with."""
+"""Find the weights for a script, by the setting model_path."""
 
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -28,7 +28,7 @@ def shipped_weights(upscale_factor: int, kernel_sizes=(9, 1, 5), channels: int =
 
 @dataclass(frozen=True)
 class Source:
-    """The weights that a script works with.
+    """The weights for a script.
 
     kind: "run" (best.pth of a training run in results_dir), "shipped" (in assets/weights) or
     "file" (any other).
@@ -43,18 +43,18 @@ class Source:
 
 
 def find_weights(settings) -> Source:
-    """Return the weights that validate.py, upscale.py and convert.py work with.
+    """Return the weights for validate.py, upscale.py and convert.py.
 
-    By settings.model_path:
+    settings.model_path selects them:
 
-    - a file or an address: that one
+    - a file or an address: this one
     - a run's folder: its best.pth
-    - "shipped": the bundled weights (./shipped is a file of that name)
+    - "shipped": the bundled weights (./shipped is a file of this name)
     - empty: best.pth of the run in results_dir/exp_name if there is one; else the bundled weights,
       unless the user has set exp_name
 
     upscale_factor, kernel_sizes and channels select the bundled weights. The file is not opened.
-    Raises UserError, with similar names, for a run or bundled weights that do not exist.
+    Raises UserError, with similar names, for a missing run and for missing bundled weights.
     """
     results_dir, model_path = settings.results_dir, settings.model_path
     best = Path(results_dir) / settings.exp_name / "best.pth"
@@ -87,7 +87,7 @@ def find_weights(settings) -> Source:
 
 
 def _missing_run(best: Path) -> str:
-    """Return the message for a run that the user named and that has no best.pth."""
+    """Return the message for a user's exp_name without best.pth."""
     run, results_dir = best.parent.name, best.parent.parent
     if (last := best.with_name("last.pth")).is_file():
         return f"exp_name={run}: {best} does not exist yet; give --model_path {last}"
@@ -102,7 +102,7 @@ def _missing_run(best: Path) -> str:
 
 
 def _named_source(model_path: str, results_dir) -> Source:
-    """Return the source for weights that the user named."""
+    """Return the source for weights named by the user."""
     path = Path(model_path)
     if path.is_dir():
         there = weights_in_folder(path)
@@ -132,8 +132,8 @@ def weights_in_folder(folder) -> dict[str, Path]:
     """List the weights of a folder, as {name: file}, sorted by name.
 
     These are its own files, and best.pth (or else last.pth) of each run in it, under the run's
-    name. Hidden files are ignored, and files that cannot be weights: neither their ending nor their
-    first bytes are those of a format that `load_checkpoint` reads.
+    name. Ignored are hidden files, and files with neither the ending nor the first bytes of a
+    format of `load_checkpoint`.
     """
     own, runs = [], []
     for path in sorted(Path(folder).iterdir()):
@@ -172,7 +172,7 @@ def several_weights(model_path: str):
     elif not path.is_dir() or (path / "best.pth").is_file():
         return None
     found = weights_in_folder(path)
-    # Of a run the folder's name counts: its file is best.pth or last.pth
+    # For a run the folder's name counts: its file is best.pth or last.pth
     files = {
         name: file
         for name, file in found.items()
@@ -188,7 +188,7 @@ def several_weights(model_path: str):
 
 
 def _may_be_weights(path: Path) -> bool:
-    """Return whether a file's ending, or its first bytes, are those of weights."""
+    """Return True if a file has the ending or the first bytes of weights."""
     if path.suffix.lower() in SUFFIXES:
         return True
     try:

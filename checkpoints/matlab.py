@@ -1,6 +1,6 @@
 """Read and write MATLAB files (Level 5, by save with -v7 or -v6): real arrays and texts.
 
-scipy is not used: it trusts the sizes that a file declares.
+scipy is not used: it trusts the sizes in the file.
 """
 
 import itertools
@@ -33,10 +33,12 @@ COMPLEX = 8
 
 
 def read(data: bytes, wanted: str) -> dict[str, Tensor | str]:
-    """Return arrays (float64) and texts by name, for names that match the regular expression
-    ``wanted``.
+    """Return arrays (float64) and texts by name.
 
-    Raises UserError, in words that follow the file's name; on damaged files nearly anything.
+    Args:
+        wanted: regular expression of the names to read.
+
+    Raises UserError; its message follows the file's name. Damaged files raise nearly anything.
     """
     if data[124:128] != HEADER[124:]:
         raise UserError("a MATLAB file of another version; save it again with save(..., '-v7')")
@@ -101,7 +103,7 @@ def _matrix(name: str, value: Tensor | str) -> bytes:
         values = _element(UINT16, value.encode("utf-16-le"))
     else:
         kind, shape = DOUBLE, value.shape
-        # MATLAB's order, in which the first dimension counts fastest
+        # MATLAB's order: the first dimension counts fastest
         columns_first = value.permute(*reversed(range(value.dim()))).flatten().double()
         values = _element(FLOAT64, struct.pack(f"<{value.numel()}d", *columns_first.tolist()))
     flags = _element(UINT32, struct.pack("<2I", kind, 0))

@@ -1,13 +1,13 @@
 """Read torch's files (and pickled numpy arrays) as plain data, without running anything in them.
 
-A pickle is a program for a small stack machine, with instructions that import any name and call
-it. The machine below is Python's own (the module pickle has it in Python as well as in C), with
-only the instructions for numbers, text and tuples. The others are replaced or forbidden. An
-imported name becomes an inert `Opaque`, which is left out of every list and dict. So a checkpoint
-with objects of other classes is read without them, and code does not run. The tensors of a network
-that was saved whole are read: they are plain data.
+A pickle is a program for a small stack machine. Its instructions can import and call any name. The
+machine below is Python's own (the module pickle has it in Python as well as in C), with only the
+instructions for numbers, text and tuples. The others are replaced or forbidden. An imported name
+becomes an inert `Opaque`. Lists and dicts are read without opaque items. So a checkpoint with
+objects of other classes is read without them, and code does not run. If a file holds a complete
+network, its tensors are read: they are plain data.
 
-Time and memory are bounded by the constants below, whatever the file says.
+The constants below bound time and memory for any file.
 """
 
 import io
@@ -32,8 +32,8 @@ MAX_LINE = 2**12  # bytes of a line, in the old text instructions
 MAX_BITS = 128  # of an integer: numpy's random state has as many
 MAX_NAME = 100  # characters of an imported name, and of its module
 MAX_ENTRIES = 10_000  # in an archive
-MAX_MODULES = 20  # saved whole, side by side
-LEGACY_MARK = 0x1950A86A20F9469CFC6C  # with which files by torch before 1.6 begin
+MAX_MODULES = 20  # complete networks in one file
+LEGACY_MARK = 0x1950A86A20F9469CFC6C  # the first number in files by torch before 1.6
 TOO_MANY = "far more entries than an SRCNN has; give another file"
 
 # torch.FloatStorage holds torch.float, and so on; four are called otherwise
@@ -41,7 +41,7 @@ DTYPES = {name: getattr(torch, name.lower()) for name in "Float Double Half BFlo
 DTYPES |= {name: getattr(torch, name.lower()) for name in "Long Int Short Bool".split()}
 DTYPES |= {"Char": torch.int8, "Byte": torch.uint8}
 DTYPES |= {"ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128}
-# numpy's names of its number types, and the letters that the module struct has for them
+# numpy's names of its number types, and their letters in the module struct
 NUMPY_TYPES = dict(zip("f8 f4 f2 i8 i4 i2 i1 u8 u4 u2 u1 b1".split(), "dfeqihbQIHB?"))
 ARRAY_TYPES = {
     **{"d": torch.float64, "f": torch.float32, "e": torch.float16, "B": torch.uint8},
@@ -49,10 +49,10 @@ ARRAY_TYPES = {
 }
 
 
-# Compared by identity, never by what they hold, so that the file has no say in it
+# Compared by identity: a comparison by content would take time chosen by the file
 @dataclass(eq=False)
 class Opaque:
-    """Stands for a class, a function or an object that this reader does not make."""
+    """An inert stand-in for a class, a function or an object of the file."""
 
     name: str
     # The meaning of the name for this reader, in the kinds below
@@ -60,7 +60,7 @@ class Opaque:
 
 
 class Maker(Opaque):
-    """A name that stands for plain data; known: the function of ours that makes it."""
+    """A name for plain data; known: our function to make it."""
 
 
 class StorageType(Opaque):
@@ -68,7 +68,7 @@ class StorageType(Opaque):
 
 
 class Storage(Opaque):
-    """The numbers that tensors are views of; known: a tensor of one dimension."""
+    """The numbers under tensors (their views); known: a tensor of one dimension."""
 
 
 class NumpyType(Opaque):
@@ -76,7 +76,7 @@ class NumpyType(Opaque):
 
 
 class LongText(Opaque):
-    """A text that was not read; known: (position, size, whether it is UTF-8) in the file."""
+    """A skipped text; known: its position and size in the file, and True for UTF-8."""
 
 
 class Array(Opaque):
@@ -93,7 +93,7 @@ class Module:
 
 # ------------------------------------------------------------------------------ plain data
 def _plain(item):
-    """Return the tensor of an array that has been read, anything else unchanged."""
+    """Return the tensor of an array already read, anything else unchanged."""
     return item.known if isinstance(item, Array) and item.known is not None else item
 
 
@@ -106,8 +106,8 @@ def _fill(target, items):
         for key, value in zip(items[::2], items[1::2]):
             if isinstance(key, Opaque) or isinstance(value, Opaque):
                 continue
-            # Others can be made to be slow (huge integers of equal hashes) or to overflow the
-            # stack (tuples within tuples), so that an inert key takes their place
+            # Others may be slow on purpose (huge integers of equal hashes) or overflow the stack
+            # (tuples within tuples): an inert key replaces them
             small = type(key) is int and key.bit_length() < 64
             if not small and type(key) not in (str, float, bool, type(None)):
                 key = Opaque(type(key).__name__)
@@ -117,17 +117,17 @@ def _fill(target, items):
 
 
 def _dict(*items):
-    """collections.OrderedDict and its kin: empty, or (from Python 2) with a list of pairs."""
+    """Make a collections.OrderedDict or similar: empty, or (by Python 2) from a list of pairs."""
     made = OrderedDict()
     for pair in items[0] if items and isinstance(items[0], list) else ():
-        # Not `key, value = pair`: of a tensor that would make one for each of its numbers
+        # `key, value = pair` would make a tensor for each number of a tensor
         if isinstance(pair, (list, tuple)):
             _fill(made, pair[:2])
     return made
 
 
 def _tensor(storage, offset, size, stride, *_):
-    """A view of a storage, checked before torch sees it: the file chooses all the numbers."""
+    """Make a view of a storage. Check it before torch sees it: the file chooses all numbers."""
     if not isinstance(storage, Storage):
         return Opaque("torch.Tensor")
     if len(size) != len(stride) or len(size) > 16:
@@ -135,7 +135,7 @@ def _tensor(storage, offset, size, stride, *_):
     if any(type(n) is not int or not 0 <= n < 2**40 for n in (offset, *size, *stride)):
         raise ValueError("a tensor's size is not a number")
     count = math.prod(size)
-    # With strides of 0 a small storage is a large tensor, which checkpoints/layouts.py refuses
+    # Strides of 0 make a large tensor of a small storage; checkpoints/layouts.py refuses it
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
     if count > 2**40 or (count and last >= len(storage.known)):
         raise ValueError("a tensor reaches beyond its storage")
@@ -164,8 +164,10 @@ def _numpy_number(kind, raw):
 
 
 def _module_parts(state) -> list[dict]:
-    """The attributes, tensors and modules that Python keeps of an nn.Module, whatever its class;
-    none if the state is another object's."""
+    """Return an nn.Module's attributes, tensors and modules, for any class of module.
+
+    Empty if the state belongs to another object.
+    """
     if not isinstance(state, dict):
         return []
     parts = [state, state.get("_parameters"), state.get("_modules")]
@@ -189,7 +191,7 @@ def _same(thing=(), *_):
     return thing
 
 
-# The only functions that a file can call. None of them imports, calls or opens anything
+# A file can call only these functions. None of them imports, calls or opens anything
 MAKERS = {
     "collections.OrderedDict": _dict,
     "typing.OrderedDict": _dict,
@@ -219,7 +221,7 @@ MAKERS = {
 class Bounded(io.BytesIO):
     """A file in memory with a limit on the bytes read."""
 
-    # The machine reads a byte for each step, so this limits the steps as well
+    # The machine reads a byte for each step: this limits the steps as well
     left = MAX_READ
 
     def spend(self, size: int):
@@ -242,9 +244,8 @@ class Bounded(io.BytesIO):
 class Machine(pickle._Unpickler):
     """Python's machine with other instructions for importing, calling and filling.
 
-    ``storage(dtype, key, count)`` returns the numbers that tensors refer to. Attribute
-    ``ignored`` has the imported names that stand for no plain data, each once, and ``arrays`` the
-    number of numpy's arrays.
+    ``storage(dtype, key, count)`` returns the numbers of a storage. Attribute ``ignored`` has the
+    imported names without plain data, each once, and ``arrays`` the number of numpy's arrays.
     """
 
     def __init__(self, file: Bounded, storage):
@@ -252,7 +253,7 @@ class Machine(pickle._Unpickler):
         self.file, self.storage, self.ignored, self.arrays = file, storage, {}, 0
 
     def load(self):
-        """Return the object that the pickle at the file's position describes."""
+        """Return the object of the pickle at the file's position."""
         self.memo = {}  # each pickle in a file numbers its own objects
         return _plain(super().load())
 
@@ -262,7 +263,7 @@ class Machine(pickle._Unpickler):
         name = f"{module[:MAX_NAME]}.{name[:MAX_NAME]}"
         if name in MAKERS:
             return Maker(name, MAKERS[name])
-        # cuda's as well: what was saved on a GPU is read on any machine
+        # cuda's as well: files saved on a GPU are read on any machine
         storage = re.fullmatch(r"torch\.(?:cuda\.)?(\w+)Storage", name)
         if storage and storage[1] in DTYPES:
             return StorageType(name, DTYPES[storage[1]])
@@ -273,7 +274,7 @@ class Machine(pickle._Unpickler):
         return Opaque(name)
 
     def persistent_load(self, reference):
-        """Return the storage that a tensor refers to."""
+        """Return the storage of a tensor, by its reference."""
         if isinstance(reference, tuple) and len(reference) >= 5 and reference[0] == "storage":
             # ("storage", type, its name in the archive, device, how many numbers)
             _, kind, key, _, count, *view = reference
@@ -317,7 +318,7 @@ class Machine(pickle._Unpickler):
                 # They are copied, and the same large ones can be given again and again
                 self.file.spend(len(part) * STEP)
                 module.attributes |= part
-        # numpy's (version, byte order, ...); "|" stands for types of one byte, which have none
+        # numpy's (version, byte order, ...); types of one byte have the order "|"
         elif isinstance(target, NumpyType) and isinstance(state, tuple) and len(state) > 1:
             target.known = (">" if state[1] == ">" else "<") + target.known[1:]
         elif isinstance(target, OrderedDict) and isinstance(state, dict):
@@ -361,8 +362,10 @@ class Machine(pickle._Unpickler):
         return raw.decode().encode("latin1") if is_utf8 else raw
 
     def put(self):
-        """Store an object under a number. Huge numbers can have equal hashes, which would make the
-        memo slow, so only small ones are accepted."""
+        """Store an object under a number.
+
+        Huge numbers can have equal hashes and make the memo slow: only small ones are accepted.
+        """
         number = int(self.readline())
         if not 0 <= number < 2**32:
             raise ValueError("a large number in the memo")
@@ -381,21 +384,23 @@ def _python(name: str):
 
 
 def _bounded(name: str, width: int):
-    """Return Python's function for a text or number whose length precedes it in ``width`` bytes;
-    long ones are skipped."""
+    """Return Python's function for a text or number after its length in ``width`` bytes.
+
+    Long texts are skipped.
+    """
     original = _python(name)
 
     def bounded(machine):
         size = int.from_bytes(machine.file.read(width), "little")
         if size > MAX_TEXT:
-            # Not read here: MMEngine stores a run's losses as texts of megabytes
+            # Skip it: MMEngine stores a run's losses as texts of megabytes
             start = machine.file.tell()
             machine.file.seek(size, 1)
             machine.append(LongText("a long text", (start, size, "UNICODE" in name)))
             return
         machine.file.seek(-width, 1)
         original(machine)
-        # Of huge numbers even printing takes long
+        # Even printing huge numbers takes long
         number = machine.stack[-1]
         if type(number) is int and number.bit_length() > MAX_BITS:
             machine.stack[-1] = Opaque("a large number")
@@ -404,14 +409,14 @@ def _bounded(name: str, width: int):
 
 
 # Python's, unchanged: they only put plain data on the stack and move it about.
-# GLOBAL, STACK_GLOBAL and INST ask find_class, BINPERSID asks persistent_load, which are ours
+# GLOBAL, STACK_GLOBAL and INST call our find_class, BINPERSID our persistent_load
 PLAIN = """
     PROTO STOP MARK POP POP_MARK DUP TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_TUPLE EMPTY_LIST EMPTY_DICT
     NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 FLOAT BINFLOAT STRING SHORT_BINSTRING UNICODE
     SHORT_BINUNICODE SHORT_BINBYTES GET BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE
     GLOBAL STACK_GLOBAL INST OBJ BINPERSID
 """.split()
-# Python's, bounded; the number of bytes of the length that precedes them (0: none)
+# Python's, bounded; the number of bytes of the length before them (0: none)
 LONG = {"INT": 0, "LONG": 0, "LONG1": 0, "LONG4": 4, "BINSTRING": 4, "BINUNICODE": 4}
 LONG |= {"BINBYTES": 4, "BINUNICODE8": 8, "BINBYTES8": 8}
 # All instructions of the machine, by their names in the module pickle; any other is an error
@@ -419,7 +424,7 @@ INSTRUCTIONS = {
     **{name: _python(name) for name in PLAIN},
     **{name: _bounded(name, width) for name, width in LONG.items()},
     "BYTEARRAY8": _bounded("BINBYTES8", 8),
-    # A length for reading ahead, which would bypass Bounded
+    # A length for reading ahead. Python's function would bypass Bounded
     "FRAME": lambda machine: machine.file.read(8),
     "PUT": Machine.put,
     # A function and its arguments lie on the stack
@@ -427,14 +432,14 @@ INSTRUCTIONS = {
     "NEWOBJ": lambda machine: machine.call(machine.stack.pop(-2), machine.stack.pop()),
     "NEWOBJ_EX": lambda machine: machine.call(*(machine.stack.pop(-n) for n in (3, 2, 1))),
     "BUILD": Machine.build,
-    # The list or dict lies below the items, which begin at a mark if there are many
+    # The list or dict lies below the items. Several items begin at a mark
     "APPEND": lambda machine: machine.fill([machine.stack.pop()]),
     "SETITEM": lambda machine: machine.fill([machine.stack.pop(-2), machine.stack.pop()]),
     "APPENDS": lambda machine: machine.fill(machine.pop_mark()),
     "SETITEMS": lambda machine: machine.fill(machine.pop_mark()),
     "DICT": lambda machine: machine.fill(machine.pop_mark(), {}),
     "LIST": lambda machine: machine.fill(machine.pop_mark(), []),
-    # A set becomes a list, so that nothing in it is hashed
+    # A set becomes a list: nothing in it is hashed
     "EMPTY_SET": _python("EMPTY_LIST"),
     "ADDITEMS": lambda machine: machine.fill(machine.pop_mark()),
     "FROZENSET": lambda machine: machine.fill(machine.pop_mark(), []),
@@ -444,12 +449,12 @@ Machine.dispatch = {getattr(pickle, name)[0]: load for name, load in INSTRUCTION
 
 # ------------------------------------------------------------------------------- the formats
 def load(data: bytes) -> tuple[object, list[str]]:
-    """Return the content of a file by torch.save, torch.jit.save or pickle.dump (of a dict of numpy
-    arrays), and the names of classes and functions in it, which are ignored.
+    """Return the content of a file, and the names of ignored classes and functions in it.
 
-    A module, saved by itself or in a dict, becomes a flat dict of its tensors and of its own
-    numbers and texts.
-    Raises UserError, in words that follow the file's name; on damaged files nearly anything.
+    It reads files by torch.save, torch.jit.save and pickle.dump (of a dict of numpy arrays). A
+    module, saved by itself or in a dict, becomes a flat dict of its tensors and of its own numbers
+    and texts.
+    Raises UserError; its message follows the file's name. Damaged files raise nearly anything.
     """
     read = _load_zip if data.startswith(b"PK") else _load_legacy
     content, ignored = read(data)
@@ -461,7 +466,7 @@ def load(data: bytes) -> tuple[object, list[str]]:
                 "save the network's state_dict with torch.save instead"
             )
     elif isinstance(content, dict):
-        # By id, because the same one can be there very often
+        # Flatten each module once: a file can contain the same one very often
         modules = {id(value): value for value in content.values() if isinstance(value, Module)}
         if len(modules) > MAX_MODULES:
             raise UserError(TOO_MANY)
@@ -487,9 +492,7 @@ def _load_zip(data: bytes):
     entries = [entry for entry in archive.infolist() if entry.filename.startswith(wanted)]
     size = sum(entry.file_size for entry in entries)
     if size > len(data) or any(entry.compress_type for entry in entries):
-        raise UserError(
-            "a compressed archive, which torch.save does not write; give the file as it was saved"
-        )
+        raise UserError("a compressed archive, never by torch.save; give the file as it was saved")
     # Some machines write the bytes of a number in the other order
     order = root + "byteorder"
     swapped = order in archive.namelist() and archive.read(order) != sys.byteorder.encode()
@@ -515,7 +518,7 @@ def _load_legacy(data: bytes):
     storages = {}
 
     def storage(dtype, key, count):
-        """Return space for the numbers, which come later; never more than the file is long."""
+        """Return space for the numbers at the file's end; never more than the file is long."""
         if key not in storages:
             taken = sum(values.nbytes for values in storages.values())
             if not 0 <= count * dtype.itemsize <= len(data) - taken or len(storages) > 1000:
@@ -523,8 +526,8 @@ def _load_legacy(data: bytes):
             storages[key] = torch.zeros(count, dtype=dtype)
         return storages[key]
 
-    # A number that marks the format, its version, the machine it came from, what was saved, and
-    # the order in which the storages follow
+    # Five pickles: the format's number, its version, the machine, the content, and the order of the
+    # storages after them
     machine = Machine(file := Bounded(data), storage)
     mark = machine.load()
     if isinstance(mark, (dict, list, tuple)) and machine.arrays and not storages:
@@ -551,8 +554,10 @@ def _load_legacy(data: bytes):
 
 
 def _flat(module: Module) -> dict:
-    """Return the tensors of a module by their dotted names, as in a state dict, and the numbers
-    and texts of the outermost module, or of the one that it only wraps."""
+    """Return the tensors of a module by their dotted names, as in a state dict.
+
+    Also the numbers and texts of the outermost module, or of the one inside a mere wrapper.
+    """
     # DataParallel and the like have one module and no tensors of their own. Ten times at most,
     # because a module may contain itself
     flat = {}

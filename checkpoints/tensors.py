@@ -25,19 +25,19 @@ LACKING = "needs the package safetensors: pip install safetensors"
 
 
 def is_safetensors(data: bytes) -> bool:
-    """Return whether a file begins as safetensors do: the header's length, then JSON."""
+    """Return True for the beginning of safetensors files: the header's length, then JSON."""
     return data[8:9] == b"{" and data[5:8] == b"\0\0\0"
 
 
 def read(data: bytes) -> dict:
     """Return the content of a file: its metadata, and its tensors under "state_dict".
 
-    Raises UserError, in words that follow the file's name; on damaged files nearly anything.
+    Raises UserError; its message follows the file's name. Damaged files raise nearly anything.
     """
     try:
         from safetensors import SafetensorError, deserialize
     except ImportError:
-        raise UserError(f"a safetensors file, which {LACKING}") from None
+        raise UserError(f"a safetensors file: {LACKING}") from None
     (size,) = struct.unpack_from("<Q", data)
     if size > MAX_HEADER:
         raise UserError("a header far larger than an SRCNN has; give another file")
@@ -59,7 +59,7 @@ def read(data: bytes) -> dict:
 
 
 def _value(key: str, text: str):
-    """Return a text of the metadata as a number or dict, where it is one."""
+    """Return a text of the metadata, or its number or dict."""
     if key in ("upscale_factor", "facts"):
         with contextlib.suppress(ValueError, RecursionError):
             return json.loads(text)
@@ -78,7 +78,7 @@ def write(checkpoint: dict) -> bytes:
     try:
         from safetensors.torch import save
     except ImportError:
-        raise UserError(f"layout safetensors {LACKING}") from None
+        raise UserError(f"layout=safetensors: {LACKING}") from None
     metadata = {
         "format": "pt",
         "layout": "srcnn-pytorch",

@@ -25,7 +25,7 @@ def to_layout(checkpoint: dict, layout: str) -> bytes:
     if layout == "ours":
         content = checkpoint
     elif layout == "lornatang":
-        # Entries that their train.py reads when it resumes
+        # Their train.py reads these entries when it resumes
         content = {"epoch": 0, "best_psnr": 0.0, "best_ssim": 0.0, "state_dict": state_dict}
         content |= {"optimizer": _lornatangs_optimizer(state_dict)} | needs
     elif layout == "mmagic":
@@ -33,7 +33,7 @@ def to_layout(checkpoint: dict, layout: str) -> bytes:
         weights = _renamed(state_dict, "generator.")
         content = {"meta": {"epoch": 0, "iter": 0}, "state_dict": weights} | needs
     else:
-        # yjn870's code takes every entry for a weight: so ours go where torch keeps versions
+        # yjn870's code takes every entry for a weight. torch's place for versions takes our entries
         content = _renamed(state_dict, "")
         content._metadata.update(needs)
     buffer = io.BytesIO()

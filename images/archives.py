@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from system.files import UserError
 
-# The folders that a set may have in a --source, below any other folders: its own name, and the
-# one in the public repository
+# Possible folders of a set in a --source, below any other folders: its own name, and the one in the
+# public repository
 PLACES = {
     "T91": ("T91", "Train"),
     "Set5": ("Set5",),
@@ -28,7 +28,7 @@ MAX_ARCHIVE_BYTES = 256 * 2**20
 
 
 def is_whole(content: bytes, digest: str) -> bool:
-    """Return whether the content has this SHA-256."""
+    """Return True if the content has this SHA-256."""
     return hashlib.sha256(content).hexdigest() == digest
 
 
@@ -45,7 +45,7 @@ def read_source(source: Path, missing: dict) -> dict:
     """
     images, damaged = {}, set()
     for key, content in _candidates(source, missing):
-        # An archive may have a file twice, and only one of them whole
+        # An archive may have a file twice, one of them damaged
         if is_whole(content, missing[key]):
             images[key] = content
         else:
@@ -66,7 +66,7 @@ def read_source(source: Path, missing: dict) -> dict:
 
 
 def _candidates(source: Path, missing: dict):
-    """Yield ((set, file name), content) for the files of a source that may be missing ones."""
+    """Yield ((set, file name), content) for the files of a source with names of missing ones."""
     if not source.exists():
         raise UserError("no such file or folder")
     if source.is_dir():
@@ -89,7 +89,7 @@ def _candidates(source: Path, missing: dict):
 
 
 def _of_folder(source: Path):
-    """Yield (name with its folders, function that opens the file).
+    """Yield (name with its folders, function to open the file).
 
     `_of_zip` and `_of_tar` yield the same.
     """
@@ -113,7 +113,7 @@ def _of_zip(source: Path):
 def _of_tar(source: Path):
     with source.open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
-    # Unpacked as a whole first, so that a small file cannot become a huge one
+    # Unpack all first, up to a limit: a small file could become a huge one
     with gzip.open(source) if zipped else source.open("rb") as file:
         content = file.read(MAX_ARCHIVE_BYTES + 1)
     if len(content) > MAX_ARCHIVE_BYTES:
@@ -125,12 +125,12 @@ def _of_tar(source: Path):
 
 
 def _wanted(member: str, missing: dict):
-    """Return the (set, file) that a file is by its name and folders; None if none is missing."""
+    """Return the (set, file) of a member by its name and folders; None if it is not missing."""
     path = PurePosixPath(member)
     if path.is_absolute() or ".." in path.parts:
         return None
     for name, places in PLACES.items():
-        # With the slash, so that MySet5/ does not count as Set5/
+        # With the slash: MySet5/ does not count as Set5/
         ends = tuple(f"/{place}" for place in places)
         if (name, path.name) in missing and f"/{path.parent}".endswith(ends):
             return name, path.name

@@ -1,4 +1,4 @@
-"""Colour tags of PNG files as an ICC profile, for formats that hold profiles only.
+"""Convert colour tags of PNG files to an ICC profile, for formats without tags.
 
 cICP: https://www.w3.org/TR/png-3/#cICP-chunk, its numbers: ITU-T H.273. ICC: ICC.1:2001-04.
 """
@@ -33,10 +33,10 @@ class NoProfile(ValueError):
 
 
 def profile_of_tags(tags: dict[str, bytes], gray: bool) -> bytes | None:
-    """Return an ICC profile with the meaning of PNG colour tags; None where they mean sRGB.
+    """Return an ICC profile with the meaning of PNG colour tags; None if they mean sRGB.
 
     Args:
-        tags: {"cICP", "sRGB", "gAMA", "cHRM": content of that chunk}, as far as a file has them.
+        tags: {"cICP", "sRGB", "gAMA", "cHRM": content of the chunk}; a file may lack some.
         gray: for an image of one channel.
     Raises NoProfile.
     """
@@ -50,7 +50,7 @@ def profile_of_tags(tags: dict[str, bytes], gray: bool) -> bytes | None:
         if "gAMA" in tags:
             (gamma,) = struct.unpack(">I", tags["gAMA"])
             curve = 100_000 / max(gamma, 1)
-            # Of sRGB's primaries 1 / 2.2 stands for sRGB's curve
+            # With sRGB's primaries, 1 / 2.2 means sRGB's curve
             if 45_000 <= gamma <= 46_000 and np.allclose(primaries, REC709, atol=2e-3):
                 curve = _srgb_curve()
     is_srgb = not np.isscalar(curve) and np.allclose(curve, _srgb_curve(), atol=1e-3)

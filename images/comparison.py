@@ -1,4 +1,4 @@
-"""Draw pictures side by side, with the detail in which they differ most."""
+"""Draw pictures next to each other, with the detail of the largest difference."""
 
 import numpy as np
 
@@ -6,13 +6,13 @@ from imgproc import eight_bits
 
 REPORT_SIDE = 1024  # pixels; the report crops larger pictures around their detail
 
-# Of a comparison, in pixels: width of a column, gap, height of the line of text
+# Pixels of a comparison: width of a column, gap, height of the line of text
 COLUMN, MARGIN, LINE = 400, 12, 26
 INK, PAPER, MARK = (30, 30, 30), (255, 255, 255), (255, 200, 0)
 
 
 def detail(a: np.ndarray, b: np.ndarray, side: int = 0) -> tuple[slice, slice]:
-    """Return rows and columns of the square in which two pictures differ most.
+    """Return rows and columns of the square with the largest difference of two pictures.
 
     Args:
         a, b: H×W or H×W×3, uint8 or uint16, of one size.
@@ -22,7 +22,7 @@ def detail(a: np.ndarray, b: np.ndarray, side: int = 0) -> tuple[slice, slice]:
     side = side or max(16, min(200, min(height, width) // 4))
     side = min(side, height, width)
 
-    # Differences are summed over blocks, which is cheap for 100 megapixels. A window holds at least
+    # Differences are summed over blocks: this is cheap for 100 megapixels. A window holds at least
     # 32 × 32 blocks; in a smaller window a block is one pixel
     block = max(1, side // 32)
     columns = np.arange(0, width, block)
@@ -46,7 +46,7 @@ def detail(a: np.ndarray, b: np.ndarray, side: int = 0) -> tuple[slice, slice]:
 
 
 def comparison(columns: list[tuple[str, np.ndarray]], window: tuple[slice, slice]) -> np.ndarray:
-    """Draw pictures of one size side by side, as one uint8 RGB picture.
+    """Draw pictures of one size next to each other, as one uint8 RGB picture.
 
     A column shows the whole picture with the window marked, then the window enlarged pixel by
     pixel, then its text.

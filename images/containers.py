@@ -1,4 +1,4 @@
-"""Read those parts of image files that Pillow does not report, before Pillow opens them.
+"""Read parts of image files missing in Pillow's reports, before Pillow opens the files.
 
 PNG: https://www.w3.org/TR/png-3/, section 5 (chunks). AVIF and HEIC: ISO/IEC 23008-12 and 14496-12
 (boxes). JPEG: ITU-T T.81, annex B (segments). WebP: RFC 9649. BMP: BITMAPV5HEADER.
@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from system.files import UserError
 
 PNG = b"\x89PNG\r\n\x1a\n"
-# PNG chunks that say how numbers are shown as colours, and their lengths; the last two: HDR
+# PNG chunks about the colours of the numbers, and their lengths; the last two: HDR
 COLOUR_TAGS = {"cICP": 4, "sRGB": 1, "gAMA": 4, "cHRM": 32, "mDCV": 24, "cLLI": 8}
 LENGTHS = {**COLOUR_TAGS, "pHYs": 9}
 TEXTS = ("tEXt", "zTXt", "iTXt")
-MOST_TEXT = 2**20  # bytes of text for which Pillow takes a PNG file
+MOST_TEXT = 2**20  # bytes of text; Pillow refuses PNG files of more
 MOST_PROFILE = 2**24  # bytes of a colour profile: the limit of JPEG
-PIECE = 2**20  # bytes that are read at a time
+PIECE = 2**20  # bytes to read at a time
 EXIF = b"Exif\0\0"  # how the segment begins
 MOST_EXIF = 100  # EXIF segments of a JPEG file; Pillow needs minutes for more than a thousand
 MOST_META = 2**23  # bytes of a box with metadata
@@ -26,7 +26,7 @@ MOST_META = 2**23  # bytes of a box with metadata
 
 @dataclass
 class Inspected:
-    """An image file that Pillow can open, and what Pillow would not report of it."""
+    """An image file for Pillow, and its parts missing in Pillow's report."""
 
     file: object  # the file itself, or a repaired copy in memory
     # As `read_photo` returns it: "icc_profile", "colour_tags", "lossless"
@@ -66,7 +66,8 @@ def inspect(file) -> Inspected:
 def _inspect_png(file, found: Inspected):
     """Check the chunks of a PNG file; read colour tags and profile.
 
-    Ancillary chunks that Pillow would refuse are left out of a copy in memory, as browsers do it.
+    Pillow would refuse some ancillary chunks. They are left out of a copy in memory. Browsers
+    ignore them too.
     """
     file.seek(len(PNG))
     spans, dropped, tags = [[0, len(PNG)]], False, {}
@@ -108,7 +109,7 @@ def _inspect_png(file, found: Inspected):
 
 
 def _next_chunk(file) -> tuple[str, bytes, bool]:
-    """Read a chunk: its name, its content where that is needed, whether its checksum is right."""
+    """Read a chunk: its name, its content if needed, True if its checksum is right."""
     head = file.read(8)
     if len(head) < 8:
         raise UserError("damaged (it ends too early); replace or remove it")
@@ -129,7 +130,7 @@ def _next_chunk(file) -> tuple[str, bytes, bool]:
 
 
 def _read_profile(body: bytes, found: Inspected) -> bool:
-    """Read the profile of an iCCP chunk; return whether Pillow can read it too."""
+    """Read the profile of an iCCP chunk; return True if Pillow can read it too."""
     name, _, packed = body.partition(b"\0")
     try:
         # The first byte is the method: 0, zlib
@@ -190,7 +191,7 @@ def _webp_is_lossless(file) -> bool:
 
 
 def _inspect_bmp(file, found: Inspected):
-    """Read the colour profile that a BMP file of version 5 can hold."""
+    """Read the colour profile of a BMP file of version 5."""
     file.seek(14)
     header = file.read(124)
     if len(header) == 124 and header[:4] == struct.pack("<I", 124) and header[56:60] == b"DEBM":

@@ -38,7 +38,7 @@ def fetch(names, data_dir: Path, source: str = ""):
     """Bring the images of these sets into data_dir, if they are missing or damaged there.
 
     Args:
-        names: sets; names that are not known sets (folders, "sample") are ignored.
+        names: sets; other names (folders, "sample") are ignored.
         source: folder or archive (.zip, .tar, .tar.gz) to take them from; empty: download them.
 
     Every image is checked by its SHA-256 before it is written. Raises UserError or OSError, one
@@ -74,7 +74,7 @@ def fetch_from_source(source: str, missing: dict, data_dir: Path):
 
 
 def fetch_archive(missing: dict, data_dir: Path):
-    """Take {(set, file): SHA-256} from one download, and delete that afterwards."""
+    """Take {(set, file): SHA-256} from one download, and delete the download afterwards."""
     # An earlier run may have ended before it wrote the images
     archive = data_dir / "SRCNN-Tensorflow.zip"
     if not archive.exists():
@@ -103,7 +103,7 @@ def fetch_archive(missing: dict, data_dir: Path):
 def fetch_files(missing: dict, data_dir: Path):
     """Download {(set, file): SHA-256} one by one, over several connections.
 
-    Complete files stay, so that a second run fetches only the others.
+    Complete files stay: a second run fetches only the others.
     """
     names = ", ".join(dict.fromkeys(name for name, _ in missing))
     pool, stop = ThreadPoolExecutor(CONNECTIONS), threading.Event()
@@ -123,7 +123,7 @@ def fetch_files(missing: dict, data_dir: Path):
             "and give --source FOLDER"
         ) from None
     finally:
-        # After an error or Ctrl-C, downloads that have begun end, and no others begin
+        # After an error or Ctrl-C, finish running downloads, and begin no others
         stop.set()
         pool.shutdown(cancel_futures=True)
 

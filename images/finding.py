@@ -1,4 +1,4 @@
-"""Find the images that files, folders and patterns name, without a list of all of them."""
+"""Find images by files, folders and patterns, without a list of all of them."""
 
 import functools
 import glob
@@ -21,10 +21,9 @@ class Image(NamedTuple):
     """A file to enlarge.
 
     inside: its folder relative to the folder of all outputs.
-    number: a fixed number, by which processes divide the images among them.
-    others: a function that lists the images before it that have the same name but for the suffix,
-        in its own folder or, for folders of one name, in an earlier one. Their outputs may have
-        the same name.
+    number: a fixed number; processes divide the images by it.
+    others: a function; it lists earlier images of the same name with another suffix, in this folder
+        or, for folders of one name, in an earlier one. Their outputs may have the same name.
     """
 
     path: Path
@@ -34,17 +33,17 @@ class Image(NamedTuple):
 
 
 class Finder:
-    """Iterate over `Image`s, and count what is left out.
+    """Iterate over `Image`s, and count skipped files.
 
     Args:
         inputs: paths of files and folders, and patterns (`glob`).
         recursive: also search the subfolders of folders.
         output: folder or file of the outputs: it is not searched. None: next to the inputs.
-        ending: what the outputs' names have after the inputs': outputs of an earlier run are no
+        ending: text after the input's name in an output's: outputs of an earlier run are no
             inputs.
-        more_suffixes: of other files that are accepted if they are named, for example ".mp4".
+        more_suffixes: of other accepted files if the user names them, for example ".mp4".
     Attributes:
-        failures: (path, reason) of folders that cannot be read or have no images.
+        failures: (path, reason) of folders without images or permission.
     """
 
     def __init__(self, inputs, recursive: bool, output: Path | None, ending: str, more_suffixes=()):
@@ -59,7 +58,7 @@ class Finder:
         self.failures: list[tuple[str, str]] = []
         self.other_kinds, self.subfolders, self.earlier, self.special = Counter(), 0, 0, 0
         self._count = 0  # of the images with consecutive numbers
-        self._tops: dict[str, list[Path]] = {}  # folders that were searched, by name
+        self._tops: dict[str, list[Path]] = {}  # folders already searched, by name
 
     def __iter__(self):
         named = [(path, exact) for item in self.inputs for path, exact in self._expand(item)]
@@ -70,13 +69,13 @@ class Finder:
             elif self._is_made(path.stem, lambda stem, path=path: path.parent / stem in stems):
                 self.earlier += 1
             elif exact or self._is_image(path.name, self.more_suffixes):
-                # A file that the user named is tried whatever its suffix
+                # A file named by the user is tried with any suffix
                 yield self._image(path, Path(), list)
             else:
                 self._count_other(path.name)
 
     def skipped(self) -> str:
-        """Return one line on what was left out; "" for nothing."""
+        """Return one line on skipped files; "" for none."""
         parts = []
         if self.other_kinds:
             kinds = (kind.removeprefix(".").upper() or "no suffix" for kind in self.other_kinds)
@@ -96,8 +95,8 @@ class Finder:
         return f"skipped {'; '.join(parts)}" if parts else ""
 
     def _expand(self, item: str) -> list[tuple[Path, bool]]:
-        """Return the paths of a pattern, and whether the user has named them exactly."""
-        # A file that exists is meant itself, though its name reads as a pattern: photo[1].jpg
+        """Return the paths of a pattern, each with True if the user has named it exactly."""
+        # An existing file comes before the pattern of its name: photo[1].jpg
         names = [] if os.path.lexists(item) else sorted(glob.glob(item, recursive=True))
         return [(Path(name), False) for name in names] or [(Path(item), True)]
 
@@ -117,8 +116,8 @@ class Finder:
             rivals = [folder, *(earlier / relative for earlier in earlier_tops)]
             origins = [folder, *self._source_of(resolved, folder)]
             names = self._names(folder, subfolders, origins)
-            # Sorted and numbered if they are few. Names of a large folder come as the system lists
-            # them, which may differ among machines: there the name itself gives the number
+            # Few names are sorted and numbered. Names of a large folder keep the system's order. It
+            # may differ among machines: there the name itself gives the number
             some = list(itertools.islice(names, SORTED + 1))
             few = len(some) <= SORTED
             for name in itertools.chain(sorted(some) if few else some, names):
@@ -173,12 +172,12 @@ class Finder:
         return entry.name == self.output.name and Path(folder, entry.name).resolve() == self.output
 
     def _is_made(self, stem: str, is_there) -> bool:
-        """Return True for the stem of an output whose input is there."""
+        """Return True for the stem of an output if its input exists."""
         match = self.made.fullmatch(stem)
         return bool(match) and is_there(match[1])
 
     def _source_of(self, top: Path, folder: Path) -> list[Path]:
-        """Return the folder whose outputs are written to this one, if it is such a folder."""
+        """Return the source folder of this folder's images, if this is a folder of outputs."""
         folder = folder.resolve()
         if not self.output or not folder.is_relative_to(self.output):
             return []
@@ -189,10 +188,10 @@ class Finder:
         return any(_versions(folder, stem, self.suffixes) for folder in folders)
 
     def _others(self, folders, name: str) -> list[Path]:
-        """Return images of one stem in these folders, in an order in which `name` comes last."""
+        """Return images of one stem in these folders: in the first those before `name`."""
         own, *earlier = folders
         stem = Path(name).stem
-        # Of the own folder those before it in the order of the alphabet
+        # In the image's own folder: those earlier in the alphabet
         others = [path for path in _versions(own, stem, self.suffixes) if path.name < name]
         for folder in earlier:
             others += _versions(folder, stem, self.suffixes)
@@ -200,8 +199,8 @@ class Finder:
 
 
 def _versions(folder: Path, stem: str, suffixes) -> list[Path]:
-    """Return the files in a folder that are called stem plus one of the suffixes, in any case."""
-    # By asking for each name, because the folder's list may have a million of them
+    """Return the files in a folder with the name stem plus one of the suffixes, in any case."""
+    # Ask for each name: the folder's list may have a million of them
     found = {}
     for suffix in suffixes:
         for spelt in (suffix, suffix.upper(), suffix.title()):
@@ -210,6 +209,6 @@ def _versions(folder: Path, stem: str, suffixes) -> list[Path]:
                 there = os.stat(path)
             except (OSError, ValueError):
                 continue
-            # Where names differ by case alone they may be one file
+            # If names differ by case alone, they may be one file
             found.setdefault((there.st_dev, there.st_ino, spelt.lower()), Path(path))
     return list(found.values())

@@ -1,14 +1,14 @@
-"""Name the formats of image files; load the libraries that read them."""
+"""Name the formats of image files; load the libraries for reading them."""
 
 import importlib.util
 import logging
 import os
 
-BLOCK = 2**19  # pixels that are converted or compressed at a time
+BLOCK = 2**19  # pixels to convert or compress at a time
 
 # Larger images are refused before they are decoded
 MAX_PIXELS = 2**28
-# Formats that are always read and written
+# Formats to read and write on every machine
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 # Pillow knows more formats. Some of their readers start other programs: those stay closed.
 FORMATS = ("PNG", "BMP", "JPEG", "TIFF", "WEBP", "GIF", "AVIF", "HEIF")
@@ -38,7 +38,7 @@ def load_opencv():
 
 
 def readable_suffixes() -> tuple[str, ...]:
-    """Return the suffixes of all files that `read_image` can read.
+    """Return the suffixes of all formats of `read_image`.
 
     These are SUFFIXES, GIF, and AVIF and HEIC if Pillow and pillow-heif can decode them.
     """
@@ -50,5 +50,5 @@ def readable_suffixes() -> tuple[str, ...]:
 
 
 def known_suffixes() -> set[str]:
-    """Return the suffixes of all image formats that Pillow knows, and of JPEG XL."""
+    """Return the suffixes of all image formats of Pillow, and of JPEG XL."""
     return {".heic", ".heif", ".avif", ".jxl", *load_pillow().registered_extensions()}

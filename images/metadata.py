@@ -1,12 +1,12 @@
 """Metadata of image files: colour profile, colour tags, EXIF and resolution.
 
-A dict holds them, with those keys that a file has:
+A dict holds them. Absent entries of a file have no key:
     "icc_profile": bytes.
     "colour_tags": {"cICP", "sRGB", "gAMA", "cHRM", ...: content of that PNG chunk}.
     "exif": bytes, without orientation and size.
     "dpi": two numbers.
-    "lossless": True for a WebP file that is.
-    "notes": lines that say what was ignored or changed.
+    "lossless": True for a lossless WebP file.
+    "notes": lines about ignored or changed parts.
 """
 
 import math
@@ -21,9 +21,9 @@ from system.files import Note
 # EXIF tags by number. Two of them lead to further groups of tags.
 ORIENTATION, EXIF_PART, GPS_PART, BITS_PER_SAMPLE = 0x0112, 0x8769, 0x8825, 258
 INTEROPERABILITY = 0xA005  # a group within the EXIF part; cameras name AdobeRGB there
-# These do not hold any more once an image is upright and larger: turn, width and height, twice
+# Wrong for an upright, larger image: turn, width and height, twice
 STALE = {ORIENTATION, 256, 257, 0xA002, 0xA003}
-# TIFF tags beside the structure: title, camera, software, date, author, rights
+# TIFF tags of the content, not of the structure: title, camera, software, date, author, rights
 DESCRIBING = {270, 271, 272, 305, 306, 315, 33432, EXIF_PART, GPS_PART}
 # TIFF tags of colours: transfer function, white point, primaries
 TIFF_COLOURS = {301, 318, 319}
@@ -67,10 +67,10 @@ def read_metadata(picture) -> tuple[int, dict]:
 
 
 def current_exif(exif, only_describing: bool):
-    """Return Pillow's Exif without entries that are wrong for the upright, larger image.
+    """Return Pillow's Exif without wrong entries for the upright, larger image.
 
     Args:
-        only_describing: keep only those that say nothing about the structure of a TIFF file.
+        only_describing: keep only the entries of the content, not of a TIFF file's structure.
     """
     # A copy, because Pillow gives out the picture's own
     kept = load_pillow().Exif()
@@ -103,7 +103,7 @@ def encoded_text(value):
 
 
 def fitting_metadata(metadata: dict, image: np.ndarray) -> dict:
-    """Return the metadata that fit an image and have the right types; others become notes."""
+    """Return the metadata of right types and for this image; others become notes."""
     notes, result = list(metadata.get("notes", ())), {}
     if profile := metadata.get("icc_profile"):
         fault = _fault_of_profile(profile, image)
@@ -120,7 +120,7 @@ def fitting_metadata(metadata: dict, image: np.ndarray) -> dict:
     if dpi := metadata.get("dpi"):
         try:
             x, y = (round(float(dots), 2) for dots in dpi)
-            # Pillow gives 1 dot an inch to a TIFF file that has none
+            # Pillow reports 1 dot an inch for a TIFF file without resolution
             if 1 < min(x, y) and max(x, y) < MOST_DOTS:
                 result["dpi"] = (x, y)
             elif not (math.isfinite(x) and math.isfinite(y) and max(x, y) < MOST_DOTS):
@@ -147,7 +147,7 @@ def _is_valid_tag(name: str, tags: dict) -> bool:
 
 
 def _fault_of_profile(profile, image: np.ndarray) -> str:
-    """Say why an ICC profile cannot be used for an image; empty if it can."""
+    """Return the fault of an ICC profile for an image; empty if it can be used."""
     if not isinstance(profile, bytes) or len(profile) < 132:
         return "it is no ICC profile"
     if profile[36:40] != b"acsp" or int.from_bytes(profile[:4], "big") > len(profile):

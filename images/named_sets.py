@@ -14,7 +14,7 @@ SAMPLE = {
     "moon.png motorcycle_left.png retina.jpg".split(),
     "test": "astronaut.png camera.png chelsea.png coffee.png rocket.jpg".split(),
 }
-# Sets that consist of sets of the manifest. Papers after SRCNN train on these 291 images
+# Sets of several sets of the manifest. Papers after SRCNN train on these 291 images
 COMPOSED = {"T291": ("T91", "BSDS500-train")}
 
 
@@ -30,7 +30,7 @@ def list_images(folder) -> list[Path]:
 
 
 def ignored_files(folder) -> list[Path]:
-    """Return the files of a folder that `list_images` leaves out, without hidden ones.
+    """Return the files of a folder left out by `list_images`, without hidden ones.
 
     These are other kinds of files (GIF, text), and pipes and sockets of any name.
     """
@@ -76,7 +76,7 @@ def sample_images(part: str) -> list[Path]:
 
 
 def manifest() -> dict[str, dict[str, str]]:
-    """Return the sets that prepare_dataset.py can fetch, as {set: {file name: SHA-256}}.
+    """Return the sets of prepare_dataset.py's downloads, as {set: {file name: SHA-256}}.
 
     They are T91, Set5, Set14, BSD100, Urban100, BSD200 (the test images of BSDS500) and
     BSDS500-train.
@@ -122,11 +122,11 @@ def image_paths(data_dir, name: str, part: str = "test") -> list[Path]:
 
 
 def set_folder(data_dir, name: str) -> Path:
-    """Return the folder that a name means: a path, or a folder in data_dir.
+    """Return the folder of a name: a path, or a folder in data_dir.
 
     Raises FileNotFoundError, one line, if there is neither.
     """
-    # A path comes before a folder of that name in data_dir
+    # A path comes before a folder of the same name in data_dir
     for folder in (Path(name).expanduser(), Path(data_dir) / name):
         if folder.is_dir():
             return folder
@@ -134,7 +134,7 @@ def set_folder(data_dir, name: str) -> Path:
 
 
 def unknown_set(name: str) -> str:
-    """Return the message about a name that is neither a set nor a folder."""
+    """Return the message about a name of neither a set nor a folder."""
     sets = [*manifest(), *COMPOSED, "sample"]
     # As for set5 and Set-5: only letters and digits count
     plain = {"".join(filter(str.isalnum, known)).lower(): known for known in sets}

@@ -46,8 +46,8 @@ def _by_stem(folder) -> dict[str, Path]:
 def read_pair(hr, lr) -> tuple[np.ndarray, np.ndarray]:
     """Return the images of two files, H×W or H×W×3 without alpha, uint8 or uint16 as they are.
 
-    Raises UserError, one line that names the pair, if the sizes do not differ by a whole factor,
-    or if only one of the images has colours.
+    Raises UserError, one line with the names, if the sizes do not differ by a whole factor, or if
+    only one of the images has colours.
     """
     high, low = (
         image if image.ndim == 2 else image[..., :3] for image in map(read_image, (hr, lr))
@@ -62,7 +62,7 @@ def read_pair(hr, lr) -> tuple[np.ndarray, np.ndarray]:
 
 
 def factor_of(size, small_size) -> int:
-    """Return how many times (height, width) is small_size; 0 if that is no whole number."""
+    """Return the factor from small_size to (height, width); 0 if it is no whole number."""
     factor = size[0] // small_size[0]
     return factor if tuple(size[:2]) == tuple(factor * side for side in small_size[:2]) else 0
 

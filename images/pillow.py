@@ -15,14 +15,14 @@ from system.files import UserError
 
 
 def is_pillow(image) -> bool:
-    """Return whether image is a Pillow image. Pillow is imported only if it may be one."""
+    """Return True for a Pillow image. Pillow is imported only if it may be one."""
     return hasattr(image, "getbands") and isinstance(image, load_pillow().Image)
 
 
 def from_pillow(picture) -> tuple[np.ndarray, dict]:
-    """Return what `read_photo` returns, of a Pillow image.
+    """Return image and metadata of a Pillow image, as `read_photo` does for a file.
 
-    Warns of pixels and metadata that are ignored. Raises UserError for an unsupported mode.
+    Warns of ignored pixels and metadata. Raises UserError for an unsupported mode.
     """
     if picture.mode in ("F", "I"):
         raise UserError(f"a Pillow image of mode {picture.mode}: convert it to L, RGB or RGBA")
@@ -63,11 +63,11 @@ def to_pillow(image: np.ndarray, metadata: dict):
 
 
 def _metadata_of_file(picture) -> dict:
-    """Return metadata that Pillow does not report: colour tags, and whether WebP is lossless."""
+    """Return metadata missing in Pillow's: colour tags, and True for lossless WebP."""
     info, tags = picture.info, {}
     if "colour_tags" in info:
         return {"colour_tags": info["colour_tags"], "lossless": info.get("lossless")}
-    # An image that is no file any more (converted, cropped) has these numbers at least
+    # An image without its file (converted, cropped) has at least these numbers
     with contextlib.suppress(TypeError, ValueError, struct.error, OverflowError):
         if "gamma" in info:
             tags["gAMA"] = struct.pack(">I", round(info["gamma"] * 100_000))

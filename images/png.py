@@ -1,6 +1,6 @@
 """Write PNG files of 8 or 16 bits: https://www.w3.org/TR/png-3/, sections 5, 9, 10 and 11.
 
-This is our own code because Pillow has no 16 bits, and OpenCV has no profiles and copies the whole.
+This is our own code: Pillow has no 16 bits, OpenCV has no profiles and copies the whole image.
 """
 
 import os
@@ -17,7 +17,7 @@ from images.formats import BLOCK
 def write_png(path, image: np.ndarray, metadata: dict):
     """Write an image H×W[×C] of uint8 or uint16, with metadata as in images/metadata.py.
 
-    Each thread compresses a block of rows, a piece of one zlib stream, so that memory stays small.
+    Each thread compresses a block of rows, a piece of one zlib stream: memory stays small.
     The faster settings of zlib cost 2 % more bytes than its default on photographs.
     """
     height, width = image.shape[:2]
@@ -49,7 +49,7 @@ def write_png(path, image: np.ndarray, metadata: dict):
             for lines, data in pool.map(lambda top: compressed_rows(rows, top, top + step), tops):
                 checksum = zlib.adler32(lines, checksum)
                 file.write(_chunk(b"IDAT", data))
-        # An empty last block, and the checksum that ends a zlib stream
+        # An empty last block, and the checksum at the end of a zlib stream
         file.write(_chunk(b"IDAT", b"\x03\0" + struct.pack(">I", checksum)))
         file.write(_chunk(b"IEND", b""))
 
@@ -61,7 +61,7 @@ def _chunk(name: bytes, body: bytes) -> bytes:
 
 
 def compressed_rows(rows: np.ndarray, top: int, bottom: int) -> tuple[np.ndarray, bytes]:
-    """Return some rows as the bytes that PNG compresses, and these bytes compressed."""
+    """Return some rows as filtered bytes, and these bytes compressed."""
     # The filter needs the row above, too
     above = max(0, top - 1)
     block = rows[above:bottom].astype(rows.dtype.newbyteorder(">")).view(np.uint8)
@@ -71,6 +71,6 @@ def compressed_rows(rows: np.ndarray, top: int, bottom: int) -> tuple[np.ndarray
     np.subtract(block[1:], block[:-1], out=lines[len(lines) - len(block) + 1 :, 1:])
     # 16 bits are mostly noise: a search for long repetitions takes twice the time for nothing
     strategy = zlib.Z_DEFAULT_STRATEGY if rows.itemsize == 1 else zlib.Z_RLE
-    # "Full flush" ends a piece on a whole byte, so that pieces can follow one another
+    # "Full flush" ends a piece on a whole byte: pieces can follow one another
     piece = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
     return lines, piece.compress(lines) + piece.flush(zlib.Z_FULL_FLUSH)

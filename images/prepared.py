@@ -1,4 +1,4 @@
-"""Prepared sets: write the images of a set as tensors, read them, and check what they are of.
+"""Prepared sets: write the images of a set as tensors, read them, and check their origin.
 
 A set lies in a folder of files (shards), each written by torch.save:
 
@@ -31,7 +31,7 @@ from imgproc import eight_bits, rgb2y, rgb2ycbcr, to_tensor
 from system.files import UserError, colours_of, printable, save
 
 SHARD_BYTES = 64 * 2**20  # of pixels in one file of a prepared set
-WORKERS = 2  # threads that decode images
+WORKERS = 2  # threads for decoding images
 AGAIN = "run prepare_dataset.py with the same settings"
 
 
@@ -87,7 +87,7 @@ def prepared_folder(
 def set_files(data_dir, name: str, part: str = "test", lr: str = "") -> list[tuple[Path, ...]]:
     """Return the files of each image of a set: (image,), or of own pairs (high, low resolution).
 
-    Raises what `image_paths` and `pair_files` raise.
+    Raises the errors of `image_paths` and `pair_files`.
     """
     if lr:
         return pair_files(set_folder(data_dir, name), set_folder(data_dir, lr))
@@ -102,12 +102,6 @@ def origin_of(data_dir, name: str, lr: str = "") -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------- reading
-def load_images(folder, mmap: bool = False) -> tuple[list[str], list[Tensor]]:
-    """Return names and images (uint8, C×H×W) of a prepared set. See `load_prepared`."""
-    found = load_prepared(folder, mmap)
-    return found.names, found.images
-
-
 def load_prepared(folder, mmap: bool = False) -> PreparedSet:
     """Read a prepared set.
 
@@ -166,7 +160,7 @@ def _load_shard(path: Path, mmap: bool) -> dict:
 
 
 def _is_intact(path: Path) -> bool:
-    """Return whether a file is a zip archive with the right checksums, as torch.save writes it."""
+    """Return True for a zip archive with the right checksums, as torch.save writes it."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -179,7 +173,7 @@ def _is_intact(path: Path) -> bool:
 def pair_factor(found: PreparedSet) -> int:
     """Return how many times the images of a set are larger than their small images.
 
-    Raises UserError, one line that names two pairs, if it is not the same for all of them.
+    Raises UserError, one line with the names of two pairs, if their factors differ.
     """
     sizes = [
         (image.shape[-2:], small.shape[-2:]) for image, small in zip(found.images, found.small)
@@ -194,12 +188,12 @@ def pair_factor(found: PreparedSet) -> int:
     return factors[0]
 
 
-# -------------------------------------------------------------------------------- what a set is of
+# ------------------------------------------------------------------------------ origin of a set
 def check_origin(found: PreparedSet, data_dir, name: str, part: str = "train", lr: str = "") -> str:
-    """Check that a prepared set was made of the images that the settings name now.
+    """Check a prepared set against the images named in the settings now.
 
-    The files count if they are there: names, sizes, and SHA-256 where times differ. If they are
-    not there (a machine for training alone), the path counts from which the set was prepared.
+    If the files exist, they are compared: names, sizes, and for other times SHA-256. If they are
+    missing (a machine for training alone), their former path is compared.
 
     Args: those of `set_files`.
     Returns a line for the user if only the end of the path could be compared; otherwise "".
@@ -216,7 +210,7 @@ def check_origin(found: PreparedSet, data_dir, name: str, part: str = "train", l
         return ""
     known = {} if lr else known_files(name)
     if known:
-        # By content: it does not matter where the set was when it was prepared
+        # Compare the contents: the set may have moved since it was prepared
         wanted = sorted((file, digest) for (_, file), digest in known.items())
         if wanted != sorted((record[0], record[-1]) for (record, *_) in found.sources):
             raise other
@@ -236,7 +230,7 @@ def check_origin(found: PreparedSet, data_dir, name: str, part: str = "train", l
 
 
 def _check_path(found: PreparedSet, folders: list[str], other: UserError) -> str:
-    """`check_origin` for a set without its images here: by the end of the paths."""
+    """Check the origin of a set without its images here: compare the ends of the paths."""
     if len(folders) != len(found.origin):
         raise other
     for folder, origin in zip(folders, found.origin):
@@ -254,7 +248,7 @@ def _check_path(found: PreparedSet, folders: list[str], other: UserError) -> str
 
 
 def _changed(files: list[tuple[Path, ...]], sources: list) -> str:
-    """Return the first file that differs from its record; "" if all are the same."""
+    """Return the first file with another record than before; "" if all are the same."""
     here = {paths[0].name: paths for paths in files}
     recorded = {records[0][0]: records for records in sources}
     for name in [*here, *recorded]:
@@ -292,11 +286,10 @@ def prepare(
         origin: of `origin_of`.
 
     A shard holds up to SHARD_BYTES of pixels, and memory one shard. Shards of the same contents
-    are kept; the others are removed before new ones are written, so that a folder is never a
-    mixture.
+    are kept. The others are removed before new ones are written: a folder is never a mixture.
 
-    Returns the complaints about files that cannot be used, one line each. Their shards are not
-    written, so that the set stays unprepared until they are replaced or removed.
+    Returns the complaints about unusable files, one line each. Their shards are not written: the
+    set stays unprepared until the files are replaced or removed.
     """
     complaints: dict[Path, str] = {}
     groups = in_shards(files, channels, complaints)
@@ -331,7 +324,7 @@ def prepare(
 
 
 def _is_kept(path: Path, group: list[tuple[Path, ...]], origin: list[str], pool) -> bool:
-    """Return whether a shard is of these files; record their new times or place if they moved."""
+    """Return True if a shard is of these files; record their new times or place if they moved."""
     try:
         # mmap: the list is read, the pixels stay on disk
         sources = _load_shard(path, mmap=True)["sources"]
@@ -339,7 +332,7 @@ def _is_kept(path: Path, group: list[tuple[Path, ...]], origin: list[str], pool)
             [_stat(file)[:2] for file in files] for files in group
         ]:
             return False
-        # By content: files of other images may have the same names, sizes and times
+        # Compare the contents: other images may have the same names, sizes and times
         records = list(pool.map(lambda files: [_record(file) for file in files], group))
         if [[r[4] for r in image] for image in sources] != [
             [r[4] for r in image] for image in records
@@ -350,7 +343,7 @@ def _is_kept(path: Path, group: list[tuple[Path, ...]], origin: list[str], pool)
             shard = _load_shard(path, mmap=False)
             save({**shard, "sources": records, "origin": origin}, path)
         return True
-    # Damaged, of an older version, or an image that cannot be read: that is reported later
+    # Damaged, of an older version, or an unreadable image: reported later
     except (UserError, OSError, KeyError, TypeError, IndexError):
         return False
 
@@ -360,12 +353,11 @@ def _record(path: Path) -> list:
 
 
 def _read(paths, channels: int | str, complaints: dict):
-    """Return (records, tensors) of an image or of a pair; None, with a complaint, if it is
-    unusable."""
+    """Return (records, tensors) of an image or of a pair; None and a complaint if unusable."""
     if any(path in complaints for path in paths):
         return None
     try:
-        # Before the image is read, because a file may change afterwards
+        # Make the record before reading the image: the file may change afterwards
         records = [_record(path) for path in paths]
         if len(paths) == 1:
             return records, [training_image(paths[0], channels)]

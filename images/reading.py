@@ -25,7 +25,7 @@ from system.files import UserError
 PHOTOMETRIC, PLANAR = 262, 284  # TIFF tags: 0 if 0 is white; 2 if channels are stored apart
 NO_MEMORY = -4  # OpenCV: Error::StsNoMem
 MOVING = ("GIF", "PNG", "WEBP", "AVIF")  # formats of animations
-STDERR = threading.Lock()  # held by the thread that redirects the process's stderr
+STDERR = threading.Lock()  # held by a thread while it redirects the process's stderr
 SET_UP, _users, _before = threading.Lock(), 0, None  # see _pillow_set_up
 # Errors of the operating system. Damaged files cause EINVAL: Pillow seeks to impossible places
 DISK_ERRORS = set(errno.errorcode) - {errno.EINVAL, errno.EOVERFLOW}
@@ -43,7 +43,7 @@ def image_size(path) -> tuple[int, int]:
 def declared_size(path) -> tuple[int, int]:
     """Return height and width as `image_size` does, but quickly and without any check.
 
-    (0, 0) for a file that is no image.
+    (0, 0) for other files.
     """
     Image = load_pillow()
     with _pillow_set_up(Image), _open_file(path) as file:
@@ -58,8 +58,8 @@ def declared_size(path) -> tuple[int, int]:
 def read_image(path) -> np.ndarray:
     """Read an image file: H×W (gray), H×W×3 (RGB) or H×W×4 (RGB and alpha), uint8 or uint16.
 
-    The image is upright. Palettes are looked up, CMYK becomes RGB. Pixels that are left out, such
-    as further pages, are an ImageWarning. Raises UserError, one line with the file's name, if the
+    The image is upright. Palettes are looked up, CMYK becomes RGB. Left-out pixels, such as further
+    pages, are an ImageWarning. Raises UserError, one line with the file's name, if the
     file is damaged, no image, an animation or larger than MAX_PIXELS; OSError if it cannot be read.
     """
     image, turn, _, notes = _decoded(path)
@@ -70,7 +70,7 @@ def read_image(path) -> np.ndarray:
 def read_photo(path) -> tuple[np.ndarray, dict]:
     """Read an image file and its metadata: see `read_image` and images/metadata.py.
 
-    There are no warnings: the metadata's "notes" say what was ignored or changed.
+    There are no warnings: the metadata's "notes" list ignored and changed parts.
     """
     image, turn, metadata, notes = _decoded(path)
     image = upright(image, turn)
@@ -107,10 +107,10 @@ def _decoded(path) -> tuple[np.ndarray, int, dict, list[str]]:
         image = _read_deep(path, data)
         # OpenCV applies the orientation of TIFF files itself
         turn = 1 if tiff else turn
-        # In some scans 0 is white; OpenCV ignores that
+        # In some scans 0 is white; OpenCV ignores this tag
         if tags.get(PHOTOMETRIC) == 0:
             np.invert(image, out=image)
-        # Photoshop saves a selection as a fourth channel, which is no alpha
+        # Photoshop saves a selection as a fourth channel: it is no alpha
         if tiff and mode == "RGB" and image.shape[2:] == (4,):
             image = image[..., :3]
             notes.append("left out its fourth channel: it is no transparency")
@@ -118,7 +118,7 @@ def _decoded(path) -> tuple[np.ndarray, int, dict, list[str]]:
 
 
 def notes_on_pixels(picture) -> list[str]:
-    """Say which pixels of a Pillow image are left out or changed."""
+    """Return notes about left-out and changed pixels of a Pillow image."""
     notes = []
     # Animations are refused. Other formats hold still pictures: a phone's JPEG its preview or
     # depth, a TIFF file pages
@@ -182,7 +182,7 @@ def _pillow_set_up(Image):
 def _open_checked(Image, found: Inspected):
     """Return the Pillow image of an inspected file. Raises UserError for animations."""
     Image.init()
-    # Image.open raises KeyError for a format that is not installed
+    # Image.open raises KeyError for a missing format
     known = [name for name in FORMATS if name in Image.OPEN]
     picture = Image.open(found.file, formats=known)
     if min(picture.size) < 1:
@@ -194,7 +194,7 @@ def _open_checked(Image, found: Inspected):
     if picture.format in MOVING and getattr(picture, "is_animated", False):
         raise UserError(
             f"an animation ({picture.format}, {picture.n_frames} pictures); "
-            "save the picture that you want as PNG"
+            "save the picture you want as PNG"
         )
     return picture
 
@@ -222,7 +222,7 @@ def _reason(error: Exception, path) -> str:
 
 
 def _more_than_8_bits(picture) -> bool:
-    """Return whether Pillow would lose bits of this image, or its numbers are no bytes."""
+    """Return True if Pillow would lose bits of this image, or its numbers are no bytes."""
     # One channel of integers or floats
     if picture.mode.startswith(("I", "F")):
         return True
@@ -290,7 +290,7 @@ def _read_deep(path, data=None) -> np.ndarray:
         raise UserError(f"{path}: damaged; replace or remove it")
     if image.dtype not in (np.uint8, np.uint16) or image.shape[2:] not in ((), (3,), (4,)):
         raise UserError(
-            f"{path}: of a kind ({image.dtype}, shape {image.shape}) that is not supported; "
+            f"{path}: unsupported ({image.dtype}, shape {image.shape}); "
             "replace it by an image of 8 or 16 bits"
         )
     # BGR to RGB in place, some rows at a time: a second copy may be 2 GB

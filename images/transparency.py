@@ -1,11 +1,11 @@
-"""Colours of transparent pixels: nobody sees them, and they must not spread into visible ones."""
+"""Fill transparent pixels with nearby colours: their own must not spread into visible pixels."""
 
 import numpy as np
 
 from images.formats import BLOCK
 from imgproc import row_blocks
 
-# Rows and columns over which colours spread pixel by pixel: more than bicubic and the networks see
+# Colours spread pixel by pixel over so many rows and columns: more than bicubic and networks see
 REACH = 16
 COARSE = 8  # farther away, a block of 8 × 8 pixels takes one colour
 NEIGHBOURS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
@@ -20,7 +20,7 @@ def bleed(image: np.ndarray) -> np.ndarray:
     """Replace the colours of fully transparent pixels by those of the nearest visible ones.
 
     Files store any colour there: black, white, or another picture. Bicubic and the network would
-    mix it into the pixels at the border of what is visible.
+    mix it into visible pixels at the border.
 
     Args:
         image: H×W×2 or H×W×4, integer or float; alpha is the last channel, 0 is transparent.
@@ -31,7 +31,7 @@ def bleed(image: np.ndarray) -> np.ndarray:
         return image
     result = image
     height, width = image.shape[:2]
-    # In blocks of rows, for little memory; each with the rows around it that colours come from
+    # Blocks of rows need little memory. Each has the rows around it, as the source of colours
     for rows in row_blocks(height, width, BLOCK):
         if (image[rows, :, -1] > 0).all():
             continue
@@ -51,7 +51,7 @@ def bleed(image: np.ndarray) -> np.ndarray:
 def drop_alpha(image: np.ndarray) -> np.ndarray:
     """Return the colours H×W×3 or H×W of an image, after `bleed`: for training and measuring.
 
-    Two files that look the same give the same colours.
+    Two files of the same appearance give the same colours.
     """
     if not has_alpha(image):
         return image
@@ -74,21 +74,21 @@ def on_white(image: np.ndarray) -> np.ndarray:
 
 
 def _fill(colours: np.ndarray, visible: np.ndarray):
-    """Give every pixel that is not visible a colour from around it, in place.
+    """Give every hidden pixel a colour from around it, in place.
 
     Args:
         colours: H×W×C, float32.
         visible: H×W, bool; True everywhere afterwards, if any was.
     """
-    # A frame of one hidden pixel, so that every pixel has eight neighbours
+    # A frame of one hidden pixel: every pixel has eight neighbours
     height, width = visible.shape
     framed, known = np.pad(colours, ((1, 1), (1, 1), (0, 0))), np.pad(visible, 1)
     free = np.pad(~visible, 1)
     around = np.array([dy * (width + 2) + dx for dy, dx in NEIGHBOURS])
-    near = known[:, :-2] | known[:, 1:-1] | known[:, 2:]
-    near = np.pad(near[:-2] | near[1:-1] | near[2:], 1) & free
+    border = known[:, :-2] | known[:, 1:-1] | known[:, 2:]
+    border = np.pad(border[:-2] | border[1:-1] | border[2:], 1) & free
     # Pixels by their position in one long row
-    places, colours_at = np.flatnonzero(near), framed.reshape(-1, colours.shape[2])
+    places, colours_at = np.flatnonzero(border), framed.reshape(-1, colours.shape[2])
     known_at, free_at = known.ravel(), free.ravel()
     for _ in range(REACH):
         if len(places) == 0:
@@ -107,7 +107,7 @@ def _fill(colours: np.ndarray, visible: np.ndarray):
     if not visible.any():
         colours[...] = 0
     elif not visible.all():
-        # What is left lies far away: a coarse copy of the image is filled, and gives its colours
+        # The rest lies far away: fill a coarse copy of the image, and take its colours
         blocks = -(-height // COARSE), -(-width // COARSE)
         padded = np.zeros(
             (blocks[0] * COARSE, blocks[1] * COARSE, colours.shape[2] + 1), np.float32

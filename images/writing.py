@@ -33,7 +33,7 @@ MOST_JPEG_EXIF = 65_000  # bytes: a JPEG file holds EXIF data in a segment of 64
 def write_image(
     path, image: np.ndarray, metadata: dict | None = None, durable: bool = False
 ) -> list[str]:
-    """Write an image in the format of its suffix. The file appears complete or not at all.
+    """Write an image atomically, in the format of its suffix.
 
     Args:
         image: as `read_image` returns them. PNG and TIFF keep 16 bits, others get 8. JPEG has no
@@ -41,8 +41,8 @@ def write_image(
             without loss if the metadata say "lossless".
         metadata: as `read_photo` returns it. Colour tags become a profile in formats without them.
         durable: see `replace_file`.
-    Returns notes: what the format cannot hold, and was left out or changed.
-    Raises UserError for another suffix and for an image that the format cannot hold; OSError.
+    Returns notes about parts left out or changed, because the format cannot hold them.
+    Raises UserError for another suffix, and if the format cannot hold the image; OSError.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -96,9 +96,9 @@ def check_format(path, shape: tuple[int, ...]):
 
 
 def _tags_to_profile(metadata: dict, image: np.ndarray, name: str) -> list[str]:
-    """Replace PNG's colour tags by a profile; return a note if that is impossible."""
+    """Replace PNG's colour tags by a profile; return a note if none is equivalent."""
     tags = metadata.pop("colour_tags", None)
-    # A profile comes before all tags but cICP, and no simple profile says the same as HDR's cICP
+    # A profile comes before all tags but cICP, and no simple profile is equivalent to HDR's cICP
     if not tags or ("icc_profile" in metadata and "cICP" not in tags):
         return []
     try:
@@ -111,7 +111,7 @@ def _tags_to_profile(metadata: dict, image: np.ndarray, name: str) -> list[str]:
 
 
 def _leave_out(metadata: dict, suffix: str, image: np.ndarray, name: str) -> list[str]:
-    """Remove metadata that a format has no place for; return notes."""
+    """Remove metadata without a place in the format; return notes."""
     texts_only = suffix in TIFF and image.dtype == np.uint16
     lost = []
     if suffix == ".bmp" and metadata.pop("icc_profile", None):
@@ -125,15 +125,15 @@ def _leave_out(metadata: dict, suffix: str, image: np.ndarray, name: str) -> lis
     bmp_with_alpha = suffix == ".bmp" and has_alpha(image)
     if (suffix == ".webp" or bmp_with_alpha) and metadata.pop("dpi", None):
         lost.append("resolution")
-    kind = f"{name} of 16 bits" if texts_only else name
-    return [f"{kind} cannot hold its {', '.join(lost)}"] if lost else []
+    form = f"{name} of 16 bits" if texts_only else name
+    return [f"{form} cannot hold its {', '.join(lost)}"] if lost else []
 
 
 def _write_by_pillow(path, suffix: str, image: np.ndarray, metadata: dict) -> list[str]:
     """Write 8 bits in any format but PNG; return notes."""
     picture, options = load_pillow().fromarray(image), {}
     if suffix == ".bmp" and picture.mode in ("LA", "RGBA"):
-        # Pillow would write alpha in a way that it cannot read
+        # Pillow cannot read its own way of writing alpha
         cv2, image = load_opencv(), np.asarray(picture.convert("RGBA"))
         cv2.imencode(".bmp", cv2.cvtColor(image, cv2.COLOR_RGBA2BGRA))[1].tofile(path)
         return []
@@ -146,7 +146,7 @@ def _write_by_pillow(path, suffix: str, image: np.ndarray, metadata: dict) -> li
         from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
         exif = _exif_of(metadata)
-        # libtiff, which compresses for Pillow, cannot write such parts
+        # Pillow compresses by libtiff, and it cannot write such parts
         parts = EXIF_PART in exif or GPS_PART in exif
         options["compression"] = None if parts else "tiff_lzw"
         # Given as "exif", texts would be decoded, and written in ASCII
@@ -174,7 +174,7 @@ def _exif_of(metadata: dict):
 
 
 def _write_deep_tiff(path, image: np.ndarray, metadata: dict):
-    """Write 16 bits a channel, which Pillow cannot."""
+    """Write 16 bits a channel. Pillow cannot."""
     import tifffile
 
     channels = image.shape[2] if image.ndim == 3 else 1

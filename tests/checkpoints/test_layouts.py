@@ -33,8 +33,8 @@ def write(tmp_path, content, legacy=False):
     return path
 
 
-def check(path, layers, padding="zeros"):
-    """The file computes what its layers compute."""
+def assert_computes(path, layers, padding="zeros"):
+    """Check the network of a file against its layers, computed by torch."""
     network, x = SRCNN.from_pretrained(path), torch.rand(1, layers[0][0].shape[1], 19, 22)
     torch.testing.assert_close(network(x), convolve(layers, x, padding), atol=1e-5, rtol=1e-5)
     return network
@@ -50,15 +50,15 @@ def test_names_do_not_matter(names, layers, legacy, tmp_path):
         {"state_dict": state_dict(layers, names, "module."), "counter": torch.tensor(3)},
     ):
         path = write(tmp_path, content, legacy)
-        check(path, layers)
+        assert_computes(path, layers)
         assert load_checkpoint(path)["layout"] == "sequence"
 
 
 def test_names_of_no_system(tmp_path):
     """w1, b1, ...; or all weights first, as some numpy code has them."""
     flat = dict(zip(("w1", "b1", "w2", "b2", "w3", "b3"), [t for pair in LAYERS for t in pair]))
-    check(write(tmp_path, flat), LAYERS)
-    check(write(tmp_path, dict(sorted(flat.items()))), LAYERS)
+    assert_computes(write(tmp_path, flat), LAYERS)
+    assert_computes(write(tmp_path, dict(sorted(flat.items()))), LAYERS)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -77,7 +77,7 @@ def test_a_dict_of_numpy_arrays(by, protocol, tmp_path):
     else:
         data = torch_bytes(content, "legacy" in by, protocol)
     path = write(tmp_path, data)
-    check(path, layers)
+    assert_computes(path, layers)
     assert load_checkpoint(path)["ignored"] == []
 
 
@@ -88,7 +88,7 @@ def test_the_same_array_twice_is_there_twice(tmp_path):
     layers.append((torch.rand(1, 8, 5, 5) / 200, torch.zeros(1)))
     content = {name: tensor.numpy() for name, tensor in state_dict(layers).items()}
     content["features.0.bias"] = content["map.0.bias"] = bias
-    check(write(tmp_path, pickle.dumps(content)), layers)
+    assert_computes(write(tmp_path, pickle.dumps(content)), layers)
 
 
 @pytest.mark.parametrize(

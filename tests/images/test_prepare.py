@@ -101,8 +101,9 @@ def test_the_real_sets(shared, tmp_path, run_script):
     assert "T91-y: 91 images" in process.stdout and "21,884 sub-images" in process.stdout
     assert "Set5-y: 5 images" in process.stdout and "Set14-y: 14 images" in process.stdout
     code = (
-        "import sys; sys.modules.update(cv2=None, skimage=None)\nfrom images.prepared import load_images\n"
-        "names, images = load_images('data/prepared/T91-y', mmap=True)\n"
+        "import sys; sys.modules.update(cv2=None, skimage=None)\nfrom images.prepared import load_prepared\n"
+        "found = load_prepared('data/prepared/T91-y', mmap=True)\n"
+        "names, images = found.names, found.images\n"
         "print(len(names), images[0].dtype, images[0].shape[0], sum(i.numel() for i in images))"
     )
     process = subprocess.run(
@@ -140,7 +141,8 @@ def test_sources(tiny, tmp_path, kind, layout):
         )
     main(tmp_path, "--source", str(source))
     assert fetched(tmp_path) == tiny
-    names, images = prepared.load_images(tmp_path / "data" / "prepared" / "T91-y")
+    found = prepared.load_prepared(tmp_path / "data" / "prepared" / "T91-y")
+    names, images = found.names, found.images
     assert names == [f"t{i}" for i in range(6)]
     assert (
         images[3][0].numpy()
@@ -305,7 +307,8 @@ def test_file_by_file(single, tmp_path, server, capsys):
         server.answers[address(key)].insert(0, fault)
     fetch_single(tmp_path)
     assert fetched(tmp_path) == single and server.asked == len(single) + 4
-    names, images = prepared.load_images(tmp_path / "data" / "prepared" / "Urban100-y")
+    found = prepared.load_prepared(tmp_path / "data" / "prepared" / "Urban100-y")
+    names, images = found.names, found.images
     assert len(names) == 5 and images[0].shape == (1, 12, 10)
     assert "BSD100, Urban100" in capsys.readouterr().err  # the bar
     (tmp_path / "data" / path[0] / path[1]).write_bytes(b"damaged")
@@ -410,9 +413,9 @@ def test_t291_is_t91_and_the_training_images_of_bsds500(tiny, tmp_path, server, 
     main(tmp_path, *words)
     t91 = {key: content for key, content in tiny.items() if key[0] == "T91"}
     assert fetched(tmp_path) == {**t91, **files}
-    names, _ = prepared.load_images(tmp_path / "data/prepared/T291-y")
+    names = prepared.load_prepared(tmp_path / "data/prepared/T291-y").names
     assert names == [f"t{i}" for i in range(6)] + ["12003", "13"]
-    names, _ = prepared.load_images(tmp_path / "data/prepared/BSD200-y")
+    names = prepared.load_prepared(tmp_path / "data/prepared/BSD200-y").names
     assert names == ["12003", "6"]
     (tmp_path / "data" / "BSDS500-train" / "13.jpg").unlink()
     with pytest.raises(FileNotFoundError, match="BSDS500-train: 1 of the 8 images of T291 are not"):
@@ -582,7 +585,8 @@ def test_shards_hold_what_fits_and_only_changed_ones_are_made_anew(tmp_path, mon
     assert [p.stat().st_mtime_ns == t for p, t in zip(shards, before)] == [True, True, False, True]
     shards[0].write_bytes(shards[0].read_bytes()[:-500])
     write(paths[:6], folder)  # a smaller set: other names, none of the old left
-    names, images = prepared.load_images(folder)
+    found = prepared.load_prepared(folder)
+    names, images = found.names, found.images
     assert names == [f"{i:02d}" for i in range(6)] and (images[5] == 235).all()
 
 
@@ -612,11 +616,12 @@ def test_a_run_that_ended_early_is_completed(tmp_path, monkeypatch):
     finished = {p: p.stat().st_mtime_ns for p in (tmp_path / "prepared").glob("*.pth")}
     assert len(finished) == 4
     with pytest.raises(FileNotFoundError, match="not prepared"):
-        prepared.load_images(tmp_path / "prepared")
+        prepared.load_prepared(tmp_path / "prepared")
     monkeypatch.setattr(prepared, "SHARD_BYTES", 25_000)
     write(paths, tmp_path / "prepared")
     assert all(p.stat().st_mtime_ns == t for p, t in finished.items())
-    names, images = prepared.load_images(tmp_path / "prepared", mmap=True)
+    found = prepared.load_prepared(tmp_path / "prepared", mmap=True)
+    names, images = found.names, found.images
     assert len(names) == 12
     assert all(
         torch.equal(image, prepared.training_image(path, 1)) for path, image in zip(paths, images)
@@ -642,7 +647,7 @@ def opened(name, *words):
     """The crops and held-out images as train.py would have them."""
     argv = ["--train_set", str(name), "--test_sets", "--holdout", "1", "--crop_size", "33", *words]
     settings = load("train", argv)
-    return dataset.training_set(settings, 0, 1, torch.device("cpu"))
+    return dataset.training_set(settings, 1, 0, 1, torch.device("cpu"))
 
 
 def test_a_set_of_another_folder_is_refused(tmp_path, monkeypatch):
@@ -661,7 +666,7 @@ def test_a_set_of_another_folder_is_refused(tmp_path, monkeypatch):
     prepare_set("A/train")
     opened("A/train")
     # Not one of the other folder's images is kept, although names, sizes and times are the same
-    _, images = prepared.load_images("data/prepared/train-y")
+    images = prepared.load_prepared("data/prepared/train-y").images
     path = tmp_path / "A" / "train" / "2.bmp"
     assert torch.equal(images[2], prepared.training_image(path, 1))
 
@@ -748,7 +753,7 @@ def test_all_files_that_cannot_be_used_are_named(tmp_path, run_script):
     for name in ("1.bmp", "4.bmp", "5.bmp"):
         assert re.search(rf"^cannot be used: .*{name}", process.stderr, re.MULTILINE)
     with pytest.raises(FileNotFoundError, match="not prepared"):
-        prepared.load_images(tmp_path / "data/prepared/train-y")
+        prepared.load_prepared(tmp_path / "data/prepared/train-y")
 
 
 def test_what_is_not_read_is_named(tmp_path, monkeypatch, capsys):
@@ -802,22 +807,22 @@ def test_damaged_is_said_of_damage_alone(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(type(shard), "open", refuse)
         with pytest.raises(PermissionError, match="Permission denied.*00000-of-00001.pth"):
-            prepared.load_images(tmp_path / "set")
+            prepared.load_prepared(tmp_path / "set")
     with monkeypatch.context() as patch:
         patch.setattr(torch, "load", lambda *_, **__: 1 / 0)
         with pytest.raises(ValueError, match="torch .* cannot read it .division by zero.; prepare"):
-            prepared.load_images(tmp_path / "set")
+            prepared.load_prepared(tmp_path / "set")
         shard.write_bytes(whole[: len(whole) // 2])
         with pytest.raises(ValueError, match="damaged .*; delete it and run prepare_dataset.py"):
-            prepared.load_images(tmp_path / "set")
+            prepared.load_prepared(tmp_path / "set")
     torch.save([1], shard)
     with pytest.raises(ValueError, match="not a prepared set"):
-        prepared.load_images(tmp_path / "set")
+        prepared.load_prepared(tmp_path / "set")
 
 
 def test_a_name_that_the_locale_cannot_pass_to_torch(tmp_path):
     write(folder_of_images(tmp_path / "photos", 2), tmp_path / "für-y")
-    code = "import os; from images.prepared import load_images; load_images(os.fsdecode(b'f\\xc3\\xbcr-y'), True)"
+    code = "import os; from images.prepared import load_prepared; load_prepared(os.fsdecode(b'f\\xc3\\xbcr-y'), True)"
     plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     process = subprocess.run(
         [sys.executable, "-c", code],

@@ -12,7 +12,7 @@ import imgproc
 from dataset import CropPlan, DeviceCrops, StreamedCrops, split_holdout
 from evaluation import protocol
 from images import reading
-from images.prepared import load_images, prepared_folder
+from images.prepared import load_prepared, prepared_folder
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 
 def make_crops(kind, folder, **options):
     """The set on the device with lr kept ("device") or made per batch ("lean"), or streamed."""
-    images = load_images(folder)[1]
+    images = load_prepared(folder).images
     if kind == "stream":
         return StreamedCrops(folder, range(len(images)), CropPlan(**options))
     return DeviceCrops(images, CropPlan(**options), keep_lr=kind == "device")
@@ -65,7 +65,7 @@ def test_lr_per_batch_and_streamed_are_the_same_as_kept(
 @pytest.mark.parametrize("kind", ["device", "lean", "stream"])
 def test_crops_come_in_all_8_ways(folder, kind):
     """Each crop is a part of an image, flipped and turned as its transform says, and lr is hr's own."""
-    images = load_images(folder)[1]
+    images = load_prepared(folder).images
     options = dict(upscale_factor=2, batch_size=64, crop_size=24, seed=1)
     crops = make_crops(kind, folder, **options)
     lr, hr = crops[3]
@@ -99,7 +99,7 @@ def test_positions_are_uniform():
 
 
 def test_batches_follow_from_seed_and_step(folder):
-    images = load_images(folder)[1]
+    images = load_prepared(folder).images
     a, b, other = (DeviceCrops(images, CropPlan(3, 8, 24, seed=seed)) for seed in (0, 0, 1))
     b[0], b[1]
     assert torch.equal(a[5][0], b[5][0]) and torch.equal(a[5][0], a[5][0])
@@ -150,7 +150,7 @@ def test_t91_has_21884_sub_images(shared):
 
 
 def test_shrunk_copies(folder):
-    images = load_images(folder)[1][:1]
+    images = load_prepared(folder).images[:1]
     crops = DeviceCrops(
         images, CropPlan(2, 64, 24), shrink=(0.75, 0.3)
     )  # 0.3 leaves less than a crop
@@ -173,17 +173,17 @@ def test_worker_processes(folder, context):
 
 
 def test_sets_that_cannot_be_used(folder, tmp_path):
-    images = load_images(folder)[1]
+    images = load_prepared(folder).images
     with pytest.raises(ValueError, match="crop_size=61: no training image is that large"):
         DeviceCrops(images, CropPlan(3, 4, 61))
     with pytest.raises(ValueError, match="crop_size=61: no training image is that large"):
         StreamedCrops(folder, range(6), CropPlan(3, 4, 61))
     with pytest.raises(FileNotFoundError, match="not prepared; run prepare_dataset.py"):
-        load_images(tmp_path)
+        load_prepared(tmp_path)
     prepared(tmp_path / "set", images)
     (tmp_path / "set/00000-of-00001.pth").rename(tmp_path / "set/00000-of-00002.pth")
     with pytest.raises(FileNotFoundError, match="not prepared"):
-        load_images(tmp_path / "set")
+        load_prepared(tmp_path / "set")
     for content in (b"", b"nonsense", (folder / "00000-of-00001.pth").read_bytes()[:-2000]):
         (tmp_path / "set/00000-of-00002.pth").write_bytes(content)
         (tmp_path / "set/00001-of-00002.pth").write_bytes(content)
@@ -191,7 +191,7 @@ def test_sets_that_cannot_be_used(folder, tmp_path):
             with pytest.raises(
                 ValueError, match="00000-of-00002.pth: damaged .*; delete it and run"
             ):
-                load_images(tmp_path / "set", mmap)
+                load_prepared(tmp_path / "set", mmap)
 
 
 def test_split_holdout():

@@ -38,7 +38,7 @@ def make_pairs(tmp_path, factor=3, dtype=np.uint16, shape=(60, 66), count=4, suf
 def opened(tmp_path, *words):
     argv = ["--data_dir", tmp_path / "data", "--test_sets", "--holdout", "1", *words]
     settings = load("train", list(map(str, argv)))
-    return dataset.training_set(settings, 0, 1, torch.device("cpu"))
+    return dataset.training_set(settings, 1, 0, 1, torch.device("cpu"))
 
 
 KINDS = [
@@ -212,7 +212,7 @@ def test_crops_are_compressed(photographs, channels):
 
 def _photos(folder, channels):
     name = f"data/prepared/photos-{'y' if channels == 1 else 'rgb'}"
-    return prepared.load_images(folder / name)[1]
+    return prepared.load_prepared(folder / name).images
 
 
 def test_processes_share_the_compressed_batch(photographs):

@@ -210,7 +210,7 @@ def test_a_batch_of_memory_that_is_not_pinned_is_waited_for(data, monkeypatch, k
 
     settings = ["--data_dir", str(data), *TINY, "--max_device_gb", "0", "--num_workers", "0"]
     settings = load("train", [*settings, "--steps", "1"])
-    crops, _ = dataset.training_set(settings, 0, 1, torch.device("cpu"))
+    crops, _ = dataset.training_set(settings, 1, 0, 1, torch.device("cpu"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is no GPU to pin memory for
         monkeypatch.setattr(torch.Tensor, "to", look)
@@ -303,7 +303,7 @@ def test_memory_decides_where_a_training_set_lies(data):
     pixels = 5 * 63 * 60  # cropped to multiples of 3
     for free, place in ((16 * pixels, "with lr"), (6 * pixels, "without"), (2 * pixels, "disk")):
         with pretended("cuda", free_bytes=free):
-            crops, _ = dataset.training_set(settings, 0, 1, torch.device("cuda", 0))
+            crops, _ = dataset.training_set(settings, 1, 0, 1, torch.device("cuda", 0))
         streamed = isinstance(crops, dataset.StreamedCrops)
         assert place == ("disk" if streamed else "without" if crops.lr is None else "with lr")
 

@@ -669,7 +669,8 @@ def test_rgb(data, start, tmp_path):
     assert run.wait() == 0, run.output
     network = SRCNN.from_pretrained(last.with_name("best.pth"))
     assert (network.channels, network.upscale_factor) == (3, 2)
-    images = list(zip(*prepared.load_images(data / "prepared/tinytest-rgb")))
+    found = prepared.load_prepared(data / "prepared/tinytest-rgb")
+    images = list(zip(found.names, found.images))
     score = protocol.evaluate(SRCNN.from_pretrained(last), images, 2, "rgb", with_ssim=False)[
         "srcnn"
     ]["psnr"]
