@@ -417,10 +417,7 @@ def _needs(stated: dict, layout: str, channels: int, chosen: dict) -> dict:
         # A setting left in config.py must not spoil weights with a stated need. Weights trained
         # without padding work with any
         if value != stated.get(key, value) and stated[key] != "valid":
-            raise UserError(
-                f"these weights are for {key}={stated[key]} (stated in the file); leave out "
-                f"--{key} {value}"
-            )
+            raise UserError(f"its weights are for {key}={stated[key]}; leave out --{key} {value}")
         result[key] = value
     return result
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from checkpoints import authors, foreign, pickles, tensors
 from checkpoints.layouts import recognise
-from system.download import address_of, cached
+from system.download import address_of, cached, hub_file
 from system.files import UserError, printable
-from system.hub import hub_file
 
 MAX_BYTES = 2**28  # of a file: room for the training state of a wide network
 

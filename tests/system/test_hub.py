@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from sample_layouts import random_layers, state_dict, torch_bytes
 
-from system import hub
+from system.download import hub_file
 
 LAYERS = random_layers((9, 1, 5), 1, (8, 4))
 COMMITS = {"main": "a" * 40, "v1": "b" * 40, "a" * 40: "a" * 40, "b" * 40: "b" * 40}
@@ -154,4 +154,4 @@ def test_as_a_script(server, run_script, tmp_path):
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ValueError, match="needs the package huggingface_hub: pip install"):
-        hub.hub_file("hf://owner/name/x3.pth", 1000)
+        hub_file("hf://owner/name/x3.pth", 1000)
