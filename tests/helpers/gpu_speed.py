@@ -426,7 +426,7 @@ class Speed:
         options += ["--device", self.device]
         settings = load("train", [str(a) for a in options])
         run = runs.begin(settings, self.device)
-        crops, _ = training_set(settings, 0, 1, self.device)
+        crops, _ = training_set(settings, run.recipe.stride, 0, 1, self.device)
         model, border, recipe = run.model(), run.network.reach, run.recipe
         weights, averaged = list(run.network.parameters()), list(run.average.parameters())
         numbers = itertools.count()

@@ -33,7 +33,8 @@ def data(tmp_path):
 
 
 def test_prepared_images_are_matlabs_ycbcr(data):
-    names, images = prepared.load_images(data / "prepared/tiny-ycbcr")
+    found = prepared.load_prepared(data / "prepared/tiny-ycbcr")
+    names, images = found.names, found.images
     for name, image in zip(names, images):
         expected = rgb2ycbcr(read_image(data / f"tiny/{name}.png"))
         assert torch.equal(image, to_tensor(expected))
