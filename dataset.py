@@ -24,7 +24,7 @@ from images.prepared import (
     training_image,
 )
 from imgproc import downscale, imresize, measurable, mirror, modcrop, modcropped, upsample
-from system.files import UserError
+from system.files import UserError, printable
 from system.memory import free_memory
 
 __all__ = ["training_image", "training_set", "validation_sets"]  # for notebooks
@@ -447,13 +447,18 @@ def validation_sets(settings, holdout) -> dict:
     prepared from other images.
     """
     sets = {"holdout": holdout}
+    if any(Path(name).name == "holdout" for name in settings.test_sets):
+        raise UserError(
+            "test_sets: holdout is also the name of the held-out images; rename that folder"
+        )
     pairs = settings.test_lr or [""] * len(settings.test_sets)
     for name, lr in zip(settings.test_sets, pairs, strict=True):
         try:
             found, _ = _prepared(settings, name, "test", lr)
         except FileNotFoundError:
             continue
-        sets[Path(name).name] = _measured(found, range(len(found.names)), settings)
+        # A column of metrics.csv, and last.pth holds printable names alone
+        sets[printable(Path(name).name)] = _measured(found, range(len(found.names)), settings)
     if settings.select_by not in sets:
         raise UserError(
             f"select_by={settings.select_by!r}: no prepared test set; prepare it or use holdout"

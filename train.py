@@ -54,6 +54,7 @@ def main(settings):
         crops, holdout = training_set(settings, run.recipe.stride, rank, world, device)
         run.sets = validation_sets(settings, holdout) if rank == 0 else {}
         runs.require_measurable(run)
+        runs.compare_choice(run)
         # With cuDNN's default, gradients are summed in any order; resumed runs need a fixed one
         torch.backends.cudnn.deterministic = True
         if device.type == "cpu":

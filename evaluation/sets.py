@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from images.jpeg import jpeg_small, spread_qualities
-from images.named_sets import image_paths, set_folder, unread_note
+from images.named_sets import distinct_names, image_paths, set_folder, unread_note
 from images.pairs import factor_of, pair_files, read_pair
 from images.reading import read_image
 from images.transparency import drop_alpha
@@ -80,13 +80,7 @@ def files_of(entry) -> list[Path]:
 
 def image_names(entries: list) -> dict:
     """Return {name: entry}: names without their endings, unless two are equal."""
-    # Results are written under these names: a.png must not replace a.bmp.
-    # Control characters are escaped: the names also go to terminals and tables
-    stems = [printable(files_of(entry)[0].stem) for entry in entries]
-    return {
-        stem if stems.count(stem) == 1 else printable(files_of(entry)[0].name): entry
-        for stem, entry in zip(stems, entries)
-    }
+    return dict(zip(distinct_names([files_of(entry)[0] for entry in entries]), entries))
 
 
 def folder_of(images: dict) -> str:

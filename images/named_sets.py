@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import json
+from collections import Counter
 from pathlib import Path
 
 from images.formats import SUFFIXES
@@ -53,6 +54,22 @@ def few(names) -> str:
     names = list(names)
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more
+
+
+def distinct_names(paths: list[Path]) -> list[str]:
+    """Return the names of image files without their endings; with them where two are equal.
+
+    Results are kept by these names: those of a.png must not replace those of a.bmp.
+    """
+    # Control characters are escaped: the names also go to terminals and tables
+    stems, files = (
+        [printable(text) for text in texts]
+        for texts in ([path.stem for path in paths], [path.name for path in paths])
+    )
+    count = Counter(stems)
+    names = [stem if count[stem] == 1 else file for stem, file in zip(stems, files)]
+    # a.png, a.bmp and a.png.png
+    return names if len(set(names)) == len(names) else files
 
 
 def _visible(folder) -> list[Path]:

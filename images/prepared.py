@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from images.named_sets import image_paths, known_files, set_folder
+from images.named_sets import distinct_names, image_paths, known_files, set_folder
 from images.pairs import factor_of, pair_files, read_pair
 from images.reading import image_size, read_image
 from images.transparency import drop_alpha
@@ -127,6 +127,9 @@ def load_prepared(folder, mmap: bool = False) -> PreparedSet:
             found.origin = shard.get("origin")
         except Exception as error:
             raise UserError(f"{path}: not a prepared set ({error!r}); delete it, {AGAIN}") from None
+    # Names of files without their endings
+    if len(set(found.names)) < len(found.names) == len(found.sources):
+        found.names = distinct_names([Path(records[0][0]) for records in found.sources])
     return found
 
 

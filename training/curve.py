@@ -9,18 +9,14 @@ LEFT, RIGHT, TOP, BOTTOM = 70, 20, 40, 50  # margins in pixels
 COLOURS = ("#0b5fa5", "#c8401a", "#2a7d2a", "#7a3fa0", "#8a6d1a")
 
 
-def draw_curve(history: list[dict], bicubic: dict, title: str, path) -> bool:
+def draw_curve(history: list[dict], bicubic: dict, title: str, path):
     """Write a PNG of the PSNR on each set over the steps; bicubic as dashed lines.
 
     Args:
         history: rows of metrics.csv, with "step" and "psnr_<set>" in dB.
         bicubic: {set: dB}; may be empty.
-    Returns False if Pillow is not installed or if there is nothing to draw. Raises OSError.
+    Writes nothing if there is nothing to draw. Raises ImportError without Pillow; OSError.
     """
-    try:
-        from PIL import Image, ImageDraw
-    except ImportError:
-        return False
     names = dict.fromkeys(key for row in history for key in row if key.startswith("psnr_"))
     lines = {
         name.removeprefix("psnr_"): [
@@ -30,7 +26,9 @@ def draw_curve(history: list[dict], bicubic: dict, title: str, path) -> bool:
     }
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
-        return False
+        return
+    from PIL import Image, ImageDraw
+
     values = [value for points in lines.values() for _, value in points]
     values += [value for name, value in bicubic.items() if name in lines and value is not None]
     low, high = math.floor(min(values)), math.ceil(max(values) + 1e-9)
@@ -66,4 +64,3 @@ def draw_curve(history: list[dict], bicubic: dict, title: str, path) -> bool:
         draw.text((LEFT + 10, TOP + 16 * number), label, fill=colour)
     with replace_file(path) as temporary, temporary.open("wb") as file:
         image.save(file, "PNG")
-    return True

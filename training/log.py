@@ -169,7 +169,7 @@ def describe(run, crops, holdout):
         say("changed since it began: " + "; ".join(run.changed))
     if run.replaces:
         say(f"replaces the run in {run.folder} when it first saves")
-    missing = [name for name in settings.test_sets if Path(name).name not in run.sets]
+    missing = [name for name in settings.test_sets if printable(Path(name).name) not in run.sets]
     if missing and "test_sets" in settings.user_set:
         say(f"not prepared, so not measured: {', '.join(missing)}")
 

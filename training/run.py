@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import math
 import os
 import shlex
@@ -57,6 +58,7 @@ class Run:
     seconds: float = 0.0
     loss: float = math.nan  # mean since the last row of history
     history: list = field(default_factory=list)  # the rows of metrics.csv
+    chosen_on: str = ""  # digest of the images that `best` is a score on
     # Not saved
     sets: dict = field(default_factory=dict)  # {name: [(image's name, image)]} to measure
     bicubic: dict = field(default_factory=dict)  # {name: dB of bicubic}, after a validation
@@ -215,6 +217,28 @@ def require_measurable(run):
         )
 
 
+def compare_choice(run):
+    """Forget the score of best.pth if other images choose it from now on, on process 0."""
+    if run.rank > 0:
+        return
+    digest = _digest(run.sets.get(run.settings.select_by, ()))
+    if run.chosen_on not in ("", digest):
+        # A score on easier images would never be reached again
+        run.best = -math.inf
+        run.changed.append("other images choose best.pth, from the next validation on")
+    run.chosen_on = digest
+
+
+def _digest(images) -> str:
+    """Return a SHA-256 over the pixels of a set, as in `Run.sets`."""
+    total = hashlib.sha256()
+    for _, *tensors in images:
+        for tensor in tensors:
+            total.update(str(tuple(tensor.shape)).encode())
+            total.update(tensor.contiguous().numpy())
+    return total.hexdigest()
+
+
 def tidy(run):
     """Complete the files of a killed run and remove its temporary files, on process 0."""
     if run.rank > 0:
@@ -282,7 +306,7 @@ def save_last(run):
         )
     # The checkpoint's weights are the average. Resuming also needs the trained weights
     state = {
-        **{name: getattr(run, name) for name in ("step", "best", "seconds", "loss")},
+        **{name: getattr(run, name) for name in ("step", "best", "seconds", "loss", "chosen_on")},
         "history": pack_history(run.history),
         "network": run.network.state_dict(),
         "optimizer": run.optimizer.state_dict(),
@@ -376,7 +400,9 @@ def write_curve(run):
     """Draw the history to curve.png. Only process 0 does this."""
     if run.rank > 0 or len(run.history) < 2:
         return
-    if not draw_curve(run.history, run.bicubic, run.settings.exp_name, run.folder / CURVE):
+    try:
+        draw_curve(run.history, run.bicubic, run.settings.exp_name, run.folder / CURVE)
+    except ImportError:
         say(f"note: {CURVE} needs Pillow, which is not installed; {METRICS} has its numbers")
 
 

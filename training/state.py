@@ -76,7 +76,7 @@ def restore(training: dict, network, optimizer, settings) -> dict:
     Args:
         training: of `load_checkpoint`, untrusted. Only entries whose structure, types and shapes
             match a run of these settings after one step are accepted; others are ignored.
-    Returns step, best, seconds, loss and history of the run.
+    Returns step, best, seconds, loss, history and chosen_on of the run.
     Raises UserError, one line, if anything does not fit; then nothing has changed.
     """
     example = {
@@ -105,7 +105,12 @@ def restore(training: dict, network, optimizer, settings) -> dict:
     # Earlier versions counted an infinite PSNR (a blank image), which no later one could exceed
     if run["best"] == math.inf:
         run["best"] = -math.inf
-    return {name: run[name] for name in _NUMBERS} | {"history": rows}
+    # Older files do not say which images have chosen
+    chosen_on = run.get("chosen_on")
+    return {name: run[name] for name in _NUMBERS} | {
+        "history": rows,
+        "chosen_on": chosen_on if isinstance(chosen_on, str) else "",
+    }
 
 
 def _state_after_a_step(network, settings) -> dict:

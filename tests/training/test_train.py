@@ -29,10 +29,12 @@ import dataset
 import train
 from checkpoints.loading import load_checkpoint
 from evaluation import protocol
-from images import prepared
+from images import named_sets, prepared
 from model import SRCNN
+from system.files import UserError
 from system.settings import load
 from training import batches, curve, recipes, soap, state
+from training import run as runs
 from training.run import begin
 
 
@@ -1054,10 +1056,10 @@ def test_ctrl_c_at_the_beginning(start, tmp_path):
 def test_curve(tmp_path):
     """The points of a run as coloured lines; nothing is drawn of nothing."""
     history = [{"step": step, "psnr_a": 25 + step / 10, "loss": 1.0} for step in (10, 20, 30)]
-    assert curve.draw_curve(history, {"a": 26.0}, "title", tmp_path / "curve.png")
+    curve.draw_curve(history, {"a": 26.0}, "title", tmp_path / "curve.png")
     image = np.asarray(Image.open(tmp_path / "curve.png"))
     assert image.shape == (500, 800, 3) and (image == (0x0B, 0x5F, 0xA5)).all(2).sum() > 700
-    assert not curve.draw_curve([{"step": 1}], {}, "title", tmp_path / "none.png")
+    curve.draw_curve([{"step": 1}], {}, "title", tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
 
 
@@ -1088,3 +1090,58 @@ def test_tensorboard_shows_an_image(data, tmp_path, monkeypatch):
     images = [entry for entry in shown if entry[0] == "bicubic, SRCNN, original"]
     assert images == [("bicubic, SRCNN, original", step, (63, 180), "HW") for step in (4, 8)]
     assert ("psnr_holdout", 8) in shown
+
+
+def test_score_on_other_images_is_forgotten(data, tmp_path):
+    """A run resumed with other held-out images chooses best.pth anew; with the same it does not."""
+    arguments = ("--data_dir", data, *TINY, "--steps", 1, "--results_dir", tmp_path)
+    a, b = ([(str(i), torch.full((1, 40, 40), i, dtype=torch.uint8))] for i in range(2))
+
+    def resumed(images, best):
+        run = begin(settings(*arguments, "--resume", "auto"), torch.device("cpu"))
+        run.sets = {"holdout": images}
+        runs.compare_choice(run)
+        forgotten = math.isinf(run.best)
+        run.best = best
+        run.optimizer.zero_grad()
+        if not run.step:
+            run.network(torch.rand(1, 1, 40, 40)).sum().backward()
+            run.optimizer.step()
+        run.step = 1
+        run.owns_folder = True
+        run.folder.mkdir(exist_ok=True)
+        runs.save_last(run)
+        return forgotten, bool(run.changed)
+
+    assert resumed(a, 30.0) == (True, False)  # a new run
+    assert resumed(a, 30.0) == (False, False)
+    assert resumed(b, 20.0) == (True, True)
+    assert resumed(b, 20.0) == (False, False)
+    assert resumed([], 1000) == (True, True)
+    assert resumed(a, 30.0) == (True, True)
+
+
+def test_test_sets_names(data, tmp_path):
+    """A test set cannot be taken for the held-out images, and any other name can be resumed."""
+    with pytest.raises(UserError, match="holdout is also the name of the held-out images"):
+        dataset.validation_sets(settings("--data_dir", data, "--test_sets", "x/holdout"), [])
+    name = "wide\u3000space"
+    write_images(tmp_path / name, 2, 40, 40)
+    prepare(tmp_path, "--train_set", tmp_path / name, "--test_sets", tmp_path / name)
+    options = settings("--data_dir", tmp_path, "--test_sets", str(tmp_path / name))
+    sets = dataset.validation_sets(options, [])
+    assert list(sets) == ["wide\\u3000space"]
+    assert state.unpack_history(state.pack_history([{"step": 1, **dict.fromkeys(sets, 30.0)}]))
+
+
+def test_images_of_one_name_both_count(tmp_path):
+    """a.png and a.bmp: the mean is over both."""
+    write_images(tmp_path / "set", 3, 40, 40)
+    (tmp_path / "set" / "image0.png").rename(tmp_path / "set" / "a.png")
+    Image.open(tmp_path / "set" / "image1.png").save(tmp_path / "set" / "a.bmp")
+    prepare(tmp_path, "--train_set", tmp_path / "set", "--test_sets", tmp_path / "set")
+    options = settings("--data_dir", tmp_path, "--test_sets", str(tmp_path / "set"))
+    (images,) = dataset.validation_sets(options, []).values()
+    assert [name for name, _ in images] == ["a.bmp", "a.png", "image1", "image2"]
+    files = [Path(name) for name in ("a.png", "a.bmp", "a.png.png")]
+    assert named_sets.distinct_names(files) == ["a.png", "a.bmp", "a.png.png"]
