@@ -59,7 +59,8 @@ def replace_file(path, durable: bool = False):
             _flush(path.parent)
     except OSError as error:
         # write() on a full disk gives no name, and the temporary name means nothing to a user
-        if error.errno and str(error.filename or temporary) == str(temporary):
+        name = str(error.filename or temporary)
+        if error.errno and (name == str(temporary) or TEMPORARY.fullmatch(Path(name).name)):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:

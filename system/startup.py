@@ -3,8 +3,11 @@
 --help and mistakes in the settings are thus answered at once, instead of after some seconds.
 """
 
+import errno
+import io
 import os
 import signal
+import stat
 import sys
 import time
 import warnings
@@ -29,10 +32,6 @@ def settings(script: str):
     limit_spinning()
     try:
         return load(script)
-    except BrokenPipeError:
-        # `--help | head`: the rest goes nowhere, also at the end of the process
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(0)
     except (UserError, OSError) as error:
         message = str(error)
     fail(message)
@@ -51,7 +50,8 @@ def open_streams():
     """Make stdout and stderr safe to write to.
 
     Characters outside the encoding, as in pipes on Windows, become escapes. Without a stream
-    (services, pythonw, `2>&-`) the output is discarded.
+    (services, pythonw, `2>&-`) the output is discarded, and so is the output to a pipe whose reader
+    has ended (`| head`): hours of work do not end because nobody reads the rest.
     """
     # A later file must not get the number of a closed stream: C code writes there
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -67,6 +67,34 @@ def open_streams():
                 stream.reconfigure(errors="backslashreplace")
             except OSError:
                 pass
+            buffer = stream.buffer
+            raw = getattr(buffer, "raw", buffer)
+            if type(raw) is io.FileIO and _is_pipe(raw.fileno()):
+                pipe = io.BufferedWriter(_Pipe(raw.fileno(), "w", closefd=False))
+                at_once = name == "stderr" or buffer is raw  # python -u
+                stream = io.TextIOWrapper(
+                    pipe, stream.encoding, stream.errors, line_buffering=at_once
+                )
+                setattr(sys, name, stream)
+
+
+def _is_pipe(descriptor: int) -> bool:
+    mode = os.fstat(descriptor).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+class _Pipe(io.FileIO):
+    """A pipe to write to. After its reader has ended, the output is discarded."""
+
+    def write(self, data):
+        try:
+            return super().write(data)
+        except OSError as error:
+            # Windows has EINVAL for it
+            if error.errno not in (errno.EPIPE, errno.EINVAL):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return len(data)
 
 
 def show_notes_as_lines():
@@ -111,12 +139,15 @@ def run(main, settings, handles_ctrl_c: bool = False):
     try:
         if not handles_ctrl_c and signal.getsignal(signal.SIGINT) is end_at_once:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        return main(settings)
+        try:
+            return main(settings)
+        finally:
+            # torch takes a while to end. Ctrl-C would print tracebacks then
+            if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
     except (UserError, OSError) as error:
         message = str(error)
     except KeyboardInterrupt:
-        # torch takes a while to end. A second Ctrl-C would print tracebacks
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     # Here main's progress bars and worker processes are closed

@@ -44,13 +44,14 @@ def test_names_as_long_as_the_disk_allows(tmp_path, name):
     assert (tmp_path / name).read_text() == "content"
 
 
-def test_the_first_error_is_reported(tmp_path, monkeypatch):
+@pytest.mark.parametrize("call", ["replace", "open"])
+def test_the_first_error_is_reported(tmp_path, monkeypatch, call):
     """On a read-only disk, removing the temporary file fails as well."""
 
     def read_only(*arguments, **options):
         raise OSError(30, "Read-only file system", str(arguments[0]))
 
-    monkeypatch.setattr(os, "replace", read_only)
+    monkeypatch.setattr(os, call, read_only)
     monkeypatch.setattr(files.Path, "unlink", read_only)
     with pytest.raises(OSError) as raised:
         files.write_file("content", tmp_path / "last.pth")

@@ -37,6 +37,39 @@ def run(code, shell="", **environment):
 
 
 # ------------------------------------------------------------------------ output streams
+@pytest.mark.parametrize("shell", ["| true", "2>&1 | head -1"])
+def test_a_pipe_whose_reader_has_ended(shell, tmp_path):
+    """`train.py | head -1` trains on; it used to end with "Broken pipe" and nothing written."""
+    code = f"""
+import time
+def main(settings):
+    for _ in range(20):
+        print("text " * 1000, flush=True)
+        print("text", file=sys.stderr)
+        time.sleep(0.02)
+    open({str(tmp_path / "done")!r}, "w").close()
+startup.run(main, settings)
+"""
+    process = run(code, f"{shell}; exit ${{PIPESTATUS[0]}}")
+    assert process.returncode == 0 and (tmp_path / "done").exists()
+    assert b"Broken" not in process.stderr and b"Traceback" not in process.stderr
+
+
+def test_ctrl_c_after_the_end_prints_no_traceback():
+    code = """
+import atexit
+@atexit.register
+def last():
+    os.kill(os.getpid(), signal.SIGINT)
+    import time
+    time.sleep(5)
+startup.run(lambda settings: print("done", flush=True), settings)
+"""
+    process = run(code)
+    assert process.stdout == b"done\n" and process.stderr == b""
+    assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "gbk"])
 def test_characters_outside_the_encoding_are_escaped(encoding):
     """Pipes on Windows are not UTF-8."""
