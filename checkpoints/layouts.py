@@ -110,7 +110,7 @@ def _innermost(content, in_order: bool) -> tuple[dict, dict]:
             # the same large dict many times: visit each id once
             dicts = {id(value): value for value in content.values() if isinstance(value, dict)}
             found = [value for value in dicts.values() if _has_layers(value, in_order)]
-            # A dict for each layer; or one that holds the dict
+            # A dict for each layer; or one around the dict
             layers = _joined(content)
             if len(found) > 1:
                 names = [name for name, value in content.items() if _is_in(value, found)]

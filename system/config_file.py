@@ -8,7 +8,7 @@ from pathlib import Path
 from system.command_line import unknown
 from system.files import UserError
 
-# Parts of Python's messages that do not say what to write
+# Parts of Python's messages, and their remedies
 SYNTAX_HINTS = {
     "unicodeescape": "; write / instead of \\ in paths",
     "invalid character '“'": '; write "',

@@ -129,7 +129,7 @@ def synchronize(device: torch.device):
     if device.type == "mps":
         torch.mps.synchronize()
     elif device.type in GPUS:
-        # Of this device: without an argument it would wait for GPU 0
+        # Without an argument it would wait for GPU 0
         getattr(torch, device.type).synchronize(device)
 
 

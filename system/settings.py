@@ -229,7 +229,7 @@ def check_value(name: str, kind: Kind, value, place: str = ""):
 def remedy(name: str, kind: Kind, value, place: str) -> str:
     """Return how to write a value of the wrong type, as "; write (9, 5, 5)"; "" if unknown.
 
-    place: of the value in config.py; "" for the command line, which needs no quotes.
+    place: of the value in config.py; "" for the command line (without quotes).
     """
     digits = re.findall(r"\d+", str(value))
     if name == "upscale_factor" and type(value) is float:
@@ -267,7 +267,7 @@ def check_together(settings: Settings, script: str):
     if script == "train" and settings.crop_size <= border:
         raise UserError(
             f"crop_size={settings.crop_size}: must be at least {border + 1} for "
-            f"kernel_sizes={sizes}, which remove {border} pixels"
+            f"kernel_sizes={sizes} (they remove {border} pixels)"
         )
     if settings.loss_on != "all" and settings.channels != "ycbcr":
         raise UserError(

@@ -13,7 +13,7 @@ NO_MEMORY = (
     *("cublas_status_alloc_failed", "cudnn_status_alloc_failed", "cuda error: out of memory"),
 )
 MEMORY_LINE = (
-    "out of memory on {device}; end what else uses it, set device=cpu, or in training lower "
+    "out of memory on {device}; close other programs on it, set device=cpu, or in training lower "
     "batch_size, crop_size or max_device_gb"
 )
 # Words in torch's message, in lower case, and the line for the user
@@ -60,7 +60,7 @@ def message_for_user(error: Exception, rank: int = 0, device="") -> str | None:
     if not isinstance(error, distributed_error) and "gloo" not in message.lower():
         return None
     if any(word in message.lower() for word in LOST):
-        return f"process {rank} lost the others, which ended or cannot be reached"
+        return f"process {rank} lost the others: they ended or cannot be reached"
     return f"process {rank} cannot work with the others: {message[:300]}"
 
 

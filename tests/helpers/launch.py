@@ -109,8 +109,8 @@ def finished(script, *arguments, cwd, timeout=120, before=None, **environment):
         streams = {"log": out, "errors": errors}
         run = Run(script, *arguments, cwd=cwd, before=before, **streams, **environment)
         status = run.wait(timeout)
-        said = [path.read_text() if path.exists() else "" for path in (out, errors)]
-    return subprocess.CompletedProcess([script, *arguments], status, *said)
+        outputs = [path.read_text() if path.exists() else "" for path in (out, errors)]
+    return subprocess.CompletedProcess([script, *arguments], status, *outputs)
 
 
 def ranks(count: int, *arguments, cwd, first=None) -> list[Run]:

@@ -356,8 +356,8 @@ def test_mode_of_another_script(capsys):
     assert load("train", []).mode == "train" and load("validate", []).mode == "valid"
     assert capsys.readouterr().out == ""
     assert load("validate", ["--mode", "train"]).mode == "valid"
-    said = capsys.readouterr().out
-    assert said == 'mode="train" is ignored: validate.py always has mode="valid"\n'
+    output = capsys.readouterr().out
+    assert output == 'mode="train" is ignored: validate.py always has mode="valid"\n'
     assert load("upscale", []).mode == "train" and capsys.readouterr().out == ""
 
 

@@ -39,8 +39,8 @@ def offer(monkeypatch, **works):
 def test_auto_takes_the_first_gpu_that_computes(monkeypatch, capfd, works, taken):
     offer(monkeypatch, **works)
     assert pick_device("auto").type == taken
-    said = capfd.readouterr().err.splitlines()
-    assert said == ["cuda is there, but does not work (no kernels)"] * (
+    lines = capfd.readouterr().err.splitlines()
+    assert lines == ["cuda is there, but does not work (no kernels)"] * (
         "no kernels" in works.values()
     )
 
@@ -121,16 +121,20 @@ def test_each_process_has_its_own_gpu(monkeypatch, world, local, visible, name, 
         (RuntimeError, "a message that only quotes 'out of memory'", None),
     ],
 )  # fmt: skip
-def test_what_is_said_of_errors(monkeypatch, kind, message, line):
+def test_messages_about_errors(monkeypatch, kind, message, line):
     """Each in one line, "lost the others" of those alone that are that, and a traceback for everything else."""
     monkeypatch.setenv("MASTER_PORT", "29500")
-    said = message_for_user(kind(message) if message else kind(), 1, "cuda:0")
+    message_line = message_for_user(kind(message) if message else kind(), 1, "cuda:0")
     if line is None:
-        assert said is None
+        assert message_line is None
     elif line == "LOST":
-        assert said == "process 1 lost the others, which ended or cannot be reached"
+        assert message_line == "process 1 lost the others: they ended or cannot be reached"
     else:
-        assert said.startswith(line) and "lost" not in said and "\n" not in said
+        assert (
+            message_line.startswith(line)
+            and "lost" not in message_line
+            and "\n" not in message_line
+        )
 
 
 def test_errors_in_the_middle_of_the_work(monkeypatch):
@@ -247,10 +251,10 @@ def test_no_warning_of_an_older_interface(monkeypatch):
 
     monkeypatch.setattr(torch.backends.cuda, "matmul", Flag())
     devices._hush.cache_clear()
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as warned:
         with exact_float32():
             pass
-    assert not said
+    assert not warned
 
 
 def test_tf32_for_those_who_ask(flags):

@@ -172,7 +172,7 @@ def test_a_process_that_dies_ends_the_others(start, tmp_path, victim):
     runs[0].wait_for(lambda: (tmp_path / "results" / NAME / "metrics.csv").exists())
     runs[victim].process.kill()
     line = runs[1 - victim].error()
-    assert line == f"error: process {1 - victim} lost the others, which ended or cannot be reached"
+    assert line == f"error: process {1 - victim} lost the others: they ended or cannot be reached"
     check_folder(tmp_path / "results" / NAME)
 
 
@@ -198,7 +198,7 @@ def test_errors_are_every_processes(start):
         (complaint, start(2, *options.split())) for options, complaint in cases.items()
     ]:
         assert complaint in runs[0].error()
-        lost = "error: process 1 lost the others, which ended or cannot be reached"
+        lost = "error: process 1 lost the others: they ended or cannot be reached"
         assert runs[1].error() in (runs[0].error(), lost)
 
 
