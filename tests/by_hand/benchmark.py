@@ -78,16 +78,16 @@ def main(quick: bool, output: Path):
         )
     if not torch.cuda.is_available():
         print("GPU: not measured: no CUDA device")
-    facts = {
+    machine = {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "load": os.getloadavg() if hasattr(os, "getloadavg") else None,
         "torch": torch.__version__,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-    print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({"quick": quick, **facts, "rows": rows}, indent=1))
+    output.write_text(json.dumps({"quick": quick, **machine, "rows": rows}, indent=1))
 
 
 def result(what, unit, ports, here, target="", higher=False) -> dict:

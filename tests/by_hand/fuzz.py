@@ -464,7 +464,7 @@ def make_matlab(rng) -> tuple[str, bytes]:
 
 # --------------------------------------------------------------------------------------- images
 def images():
-    """{suffix: files}: gray, colour, alpha, 8 and 16 bits, as far as each format has them."""
+    """Return {suffix: files}: gray, colour, alpha, 8 and 16 bits, as far as each format has them."""
     noise, files = np.random.default_rng(0), {}
     for suffix, deepest in ((".png", 16), (".jpg", 8), (".bmp", 8), (".tif", 16), (".webp", 8)):
         for channels in (1, 3, 4):
@@ -491,7 +491,7 @@ def images():
 
 
 def change_in_png(rng, data: bytes) -> bytes:
-    """One chunk of a PNG file changed, inside its compression if it is compressed; its CRC put right."""
+    """Change one chunk of a PNG file, also inside its compression; correct its CRC."""
     out, at, chunks = data[:8], 8, []
     while at < len(data):
         (length,) = struct.unpack_from(">I", data, at)
@@ -539,7 +539,7 @@ def members():
 
 
 def archive(rng) -> bytes:
-    """An archive of the image sets, now and then with members that would rather be elsewhere."""
+    """Make an archive of the image sets, now and then with members outside of its folder."""
     names = list(members().items())
     if rng.random() < 0.5:
         for _ in range(rng.randrange(1, 4)):

@@ -68,8 +68,8 @@ def main(given) -> int:
     results = notes.results()
     notes.path.unlink()
     numbers = table.counts(results)
-    told = ", ".join(f"{count} {state}" for state, count in numbers.items())
-    print(f"{told} ({time.perf_counter() - began:.0f} s); see {given.output}/gpu.md")
+    summary = ", ".join(f"{count} {state}" for state, count in numbers.items())
+    print(f"{summary} ({time.perf_counter() - began:.0f} s); see {given.output}/gpu.md")
     return int(numbers[table.FAILED] > 0 or not results)
 
 

@@ -126,7 +126,8 @@ def test_others_code_reads_what_we_write(tmp_path):
 
 
 def test_lornatangs_resume_goes_on_with_it(tmp_path):
-    """As its train.py does: weights, optimizer state, counters; then a step as after its start."""
+    """Resume as its train.py does: weights, optimizer state, counters; then a step as after its
+    start."""
     fresh, resumed = layouts.Lornatang.of(Y955), layouts.Lornatang()
     path = converted(tmp_path, layouts.ours(Y955, "zeros"), "--layout", "lornatang")
     optimizers = [network.optimizer() for network in (fresh, resumed)]
@@ -161,7 +162,7 @@ def test_others_networks_compute_the_same(original, layers, tmp_path):
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("layers", [RGB915, RGB955, Y955], ids=["rgb", "rgb5", "y"])
 def test_mmagics_network_computes_the_same(layers, scale, tmp_path, capsys):
-    """From the small image, which it enlarges itself; and we take the file back as it was."""
+    """MMagic enlarges the small image itself. We read the file back unchanged."""
     content = layouts.ours(layers, "zeros", interpolation="torch", upscale_factor=scale)
     path = converted(tmp_path, content, "--layout", "mmagic")
     channels = layers[0][0].shape[1]
@@ -206,7 +207,7 @@ def test_what_was_ignored_is_reported(tmp_path, capsys):
     note = capsys.readouterr().out.splitlines()[-1]
     assert note.startswith("note: ignored in the file, and not run: ") and "more" in note
     assert load_checkpoint(tmp_path / "new.pth")["ignored"] == []
-    # By the other scripts that read it, too (train.py: test_weights_of_others_start_at_step_0)
+    # The other scripts read it, too (train.py: test_weights_of_others_start_at_step_0)
     image = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
     writing.write_image(tmp_path / "set" / "a.png", image)
     upscale.main(
@@ -219,7 +220,7 @@ def test_what_was_ignored_is_reported(tmp_path, capsys):
 
 
 def test_interpolation_of_the_user(tmp_path):
-    """MMagic's bare 9-5-5, which nothing in the file tells from yjn870's."""
+    """Nothing in the file distinguishes MMagic's bare 9-5-5 from yjn870's."""
     path = converted(tmp_path, layouts.yjn870(RGB955), "--interpolation", "torch")
     assert SRCNN.from_pretrained(path).interpolation == "torch"
     with pytest.raises(
@@ -310,7 +311,7 @@ def test_replaces_only_with_overwrite(tmp_path):
 
 
 def test_hub(tmp_path, monkeypatch):
-    """torch.hub.load from this folder, on weights made here in the place of those that ship."""
+    """Call torch.hub.load for this folder, with new weights in place of the bundled ones."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(lookup, "WEIGHTS", tmp_path)
     (tmp_path / "srcnn_9-5-5_x4_rgb.pth").write_bytes(

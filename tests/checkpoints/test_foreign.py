@@ -1,4 +1,4 @@
-"""Files of other tools are named, each with what helps, in one line."""
+"""Files of other tools are named in one line, each with a remedy."""
 
 import gzip
 import io

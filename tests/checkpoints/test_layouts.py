@@ -1,4 +1,4 @@
-"""SRCNNs of any names, depth and widths are recognised; what could be another network is not."""
+"""SRCNNs of any names, depth and widths are recognised; networks of other kinds are refused."""
 
 import pickle
 

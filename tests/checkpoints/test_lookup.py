@@ -1,4 +1,4 @@
-"""Which weights are meant: folders of weights, folders of runs, names that do not exist."""
+"""Find weights: folders of weights, folders of runs, missing names."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def found(*words):
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    """A folder as training and validation leave it, with two runs and one that has begun."""
+    """Make a folder as training and validation leave it: two runs, and one just begun."""
     monkeypatch.chdir(tmp_path)
     content = torch_bytes(ours(random_layers((9, 1, 5), widths=(4, 3))))
     for run, names in (("a", ["best", "last"]), ("b", ["best"]), ("begun", ["last"])):
@@ -81,7 +81,7 @@ def test_a_run_by_its_folder(results):
 
 @pytest.mark.parametrize("script", ["validate.py", "upscale.py", "convert.py"])
 def test_a_misspelt_run_is_an_error_in_every_script(script, results, run_script, tmp_path):
-    """It used to take the bundled weights, and wrote under the misspelt name."""
+    """Once the bundled weights were used, with outputs under the misspelt name."""
     (results / "a").rename(results / "mine")
     (tmp_path / "photo.png").write_bytes(b"")
     more = ["photo.png"] if script == "upscale.py" else []

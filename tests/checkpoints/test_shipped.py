@@ -1,4 +1,4 @@
-"""The weights in assets/weights/ have the figures that README and docs/ give for them."""
+"""Compare the weights in assets/weights/ with their figures in README and docs/."""
 
 import re
 

@@ -183,7 +183,7 @@ def test_the_authors_files(layers, compress, tmp_path):
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_mmagic_with_its_upsampling(scale, tmp_path):
-    """The pair of upsampling and network, against MMagic's SRCNNNet.forward on the same low-resolution input."""
+    """Compare upsampling and network with MMagic's SRCNNNet.forward on the same small input."""
     from imgproc import upsample
 
     network = SRCNN.from_pretrained(write(tmp_path, layouts.mmagic(RGB915)))
@@ -488,7 +488,7 @@ def test_objects_of_the_makers_classes_are_ignored(tmp_path):
 
 @pytest.mark.parametrize("around", [torch_bytes, lambda c: torch_bytes(c, legacy=True)])
 def test_code_next_to_weights_does_not_run(around, tmp_path):
-    """The weights are read all the same, and what was not run is named."""
+    """The weights are read, and the ignored names are reported."""
     calls = {
         "system": Runs(os.system, f"touch {tmp_path}/ran"),
         "list": [Runs(eval, f"open('{tmp_path}/ran', 'w')")],
@@ -557,7 +557,7 @@ def test_names_ignored_are_fit_to_print(tmp_path, capsys):
 
 
 def test_reading_them_imports_nothing(tmp_path):
-    """In a process that has not loaded numpy's, argparse's, ... classes: they stay unloaded."""
+    """The classes of numpy, argparse, ... stay unloaded in a new process."""
     paths = [
         str(write(tmp_path, make(layers), name.replace(" ", "")))
         for name, (make, layers, *_) in SAVED.items()
@@ -630,7 +630,7 @@ def test_a_state_dict_of_ours_says_what_it_is_for(legacy, tmp_path):
 
 
 def test_our_network_as_torchscript_says_what_it_is_for(tmp_path):
-    """If it was scripted, which keeps the attributes; a traced one keeps weights alone.
+    """A scripted network keeps the attributes, a traced one only the weights.
 
     As earlier versions of the network could be: its attributes and layers, with a plain forward.
     """
@@ -711,7 +711,7 @@ def test_more_keys_for_a_state_dict(key, tmp_path):
 
 
 def test_settings_next_to_the_weights_themselves(tmp_path):
-    """A flat dict: weights, what they are for, and what the loop counted."""
+    """A flat dict has weights, their settings, and the loop's counters."""
     stated = {"padding_mode": "replicate", "interpolation": "torch", "upscale_factor": 4}
     content = {**state_dict(RGB955, PLAIN), **stated, "epoch": 3, "note": "of May", "list": [1]}
     found = load_checkpoint(write(tmp_path, content))
@@ -721,7 +721,7 @@ def test_settings_next_to_the_weights_themselves(tmp_path):
 
 
 def test_interpolation_of_the_user(tmp_path):
-    """For MMagic's bare network that is not the 9-1-5 it offers, which nothing gives away."""
+    """Nothing in the file shows MMagic's bare network, if it is not 9-1-5."""
     path = write(tmp_path, state_dict(RGB955, PLAIN))
     assert load_checkpoint(path)["interpolation"] == "matlab"
     assert load_checkpoint(path, "torch")["interpolation"] == "torch"
@@ -768,7 +768,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """``server(name, body)`` puts a file on a server of this machine and gives its address."""
+    """Return ``server(name, body)``: it puts a file on a local server and returns its address."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("no_proxy", "*")
     running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
@@ -789,7 +789,7 @@ def cached(tmp_path):
 
 
 def test_weights_from_an_address(server, tmp_path):
-    """Downloaded once, into torch.hub's folder; another address is another file."""
+    """The file is downloaded once into torch.hub's folder; another address is another file."""
     for name, layers in (("/a/best.pth?download=true", Y955), ("/b/best.pth", Y915)):
         address = server(name, torch_bytes(state_dict(layers)))
         for path in (address, Path(address), address):
@@ -806,7 +806,7 @@ def test_an_address_as_browsers_show_it(server, tmp_path):
 
 
 def test_addresses_that_give_no_weights(server, tmp_path, monkeypatch):
-    """One line that names the address; nothing stays that would be taken for the file later."""
+    """The error is one line with the address; no wrong file stays in the cache."""
     page = server("/page", b"<!DOCTYPE html>")
     refused_address(page, ValueError, "a web page, not a file", "raw", "resolve")
     refused_address(server("/text", b"text"), ValueError, "neither a PyTorch checkpoint")

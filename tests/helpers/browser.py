@@ -17,7 +17,8 @@ CDN = "https://cdn.jsdelivr.net/npm/onnxruntime-web@"
 
 @contextlib.contextmanager
 def chromium(folder, *flags):
-    """A selenium driver; skips where selenium or Chromium is missing. folder: for its profile and downloads."""
+    """Start a selenium driver; skip if selenium or Chromium is missing. folder: for its profile and
+    downloads."""
     pytest.importorskip("selenium", reason="needs selenium: pip install selenium")
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         pytest.skip("needs Chromium: apt-get install chromium chromium-driver")

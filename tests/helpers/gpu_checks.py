@@ -1,5 +1,4 @@
-"""The checks of tests/by_hand/gpu.py: a GPU computes what the CPU computes. Each returns its figures
-as text, and raises an error if they differ. They run in a folder with the tiny sets in sets/."""
+"""The checks of tests/by_hand/gpu.py: compare a GPU's results with the CPU's."""
 
 import contextlib
 import io

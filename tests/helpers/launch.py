@@ -1,5 +1,5 @@
-"""Scripts as users run them, in processes of their own, but forked from one that has loaded torch: each starts in a
-fraction of a second. Also the tiny set that the tests train on."""
+"""Run scripts as users do, in processes of their own, forked from one with torch loaded: each
+starts in a fraction of a second. Also make the tiny set for tests of training."""
 
 import contextlib
 import functools
@@ -71,7 +71,7 @@ class Run:
         return self.log.read_text().replace("\r", "\n") if self.log.exists() else ""
 
     def error(self) -> str:
-        """Its one line of error; fails the test if it ended otherwise."""
+        """Return the script's one line of error; fail the test for any other end."""
         status = self.wait()
         assert status == 1 and "Traceback" not in self.output, (status, self.output)
         lines = [line for line in self.output.splitlines() if line.startswith("error: ")]
@@ -103,7 +103,7 @@ def _run(script, arguments, cwd, log, errors, before, environment):
 
 
 def finished(script, *arguments, cwd, timeout=120, before=None, **environment):
-    """A script that has ended, as ``subprocess.run`` returns it: its status, stdout and stderr."""
+    """Run a script to its end; return its status, stdout and stderr, as ``subprocess.run`` does."""
     with tempfile.TemporaryDirectory() as folder:
         out, errors = Path(folder, "out"), Path(folder, "errors")
         streams = {"log": out, "errors": errors}
@@ -114,7 +114,8 @@ def finished(script, *arguments, cwd, timeout=120, before=None, **environment):
 
 
 def ranks(count: int, *arguments, cwd, first=None) -> list[Run]:
-    """One script on `count` processes as torchrun starts them; first: what `before` is for a Run, for process 0."""
+    """Run one script on `count` processes, as torchrun does; first: a Run's `before`, for process
+    0."""
     port, runs = free_port(), []
     for rank in range(count):
         end = functools.partial(end_with, runs[0].process.pid) if rank else first
@@ -139,7 +140,7 @@ def end_with(first: int):
 
 
 def free_port() -> int:
-    """Of those that no connection is given by itself, so that it stays free until it is used."""
+    """Return a port outside of the system's own range: it stays free until it is used."""
     while True:
         port = random.SystemRandom().randrange(20_000, 30_000)
         with contextlib.suppress(OSError), socket.socket() as s:
@@ -161,12 +162,12 @@ def write_images(folder, count, height, width, seed=0):
 
 
 def prepare(folder, *settings):
-    """prepare_dataset.py in this process."""
+    """Run prepare_dataset.py in this process."""
     prepare_dataset.main(load("prepare_dataset", ["--data_dir", str(folder), *map(str, settings)]))
 
 
 def make_tiny(folder):
-    """The sets that `TINY` names, prepared for Y, in a new data folder."""
+    """Prepare the sets of `TINY` for Y, in a new data folder."""
     write_images(Path(folder) / "tiny", 6, 64, 60)
     write_images(Path(folder) / "tinytest", 2, 48, 60, seed=1)
     prepare(folder, "--train_set", "tiny", "--test_sets", "tinytest")

@@ -1,5 +1,5 @@
-"""A GPU for machines without one: tensors that are labelled as being on "cuda" or "mps", and compute
-on the CPU. What such a GPU refuses raises; what the host has to wait for is counted.
+"""Pretend a GPU on machines without one: tensors labelled "cuda" or "mps", computed on the CPU.
+Refuse a GPU's forbidden operations, and count the host's waits for it.
 
 with pretended("cuda") as gpu:
     train.main(settings)
@@ -45,7 +45,7 @@ class PretendedGenerator(torch.Generator):
 
 
 def numbered(device) -> torch.device:
-    """A device as tensors there name it: "cuda" is cuda:0."""
+    """Return the full name of a device: "cuda" is cuda:0."""
     device = torch.device(device)
     return device if device == CPU else torch.device(device.type, 0)
 
@@ -119,7 +119,7 @@ class PretendedGPU(TorchFunctionMode):
         return self.label(result, there)
 
     def attribute(self, access, function, args):
-        """tensor.device, .grad, .T, ..., and tensor.data = ..."""
+        """Handle tensor.device, .grad, .T, ..., and tensor.data = ..."""
         name, device = function.__self__.__name__, self.device_of(args[0])
         if access == "__set__":
             function(*args)
@@ -133,7 +133,8 @@ class PretendedGPU(TorchFunctionMode):
         return self.label(function(*args), device)
 
     def asked_for(self, function, args, kwargs):
-        """The device that a call names, if it does, and its arguments with the CPU in that place."""
+        """Return the device in a call's arguments, if there is one, and the arguments with the CPU
+        instead."""
         named = []
 
         def on_cpu(value, may_be_text):
@@ -178,7 +179,7 @@ class PretendedGPU(TorchFunctionMode):
 
 @contextlib.contextmanager
 def pretended(kind: str, free_bytes: int = 2**33):
-    """A machine with one GPU of a kind ("cuda" or "mps"); yields its `PretendedGPU`."""
+    """Pretend a machine with one GPU of a kind ("cuda" or "mps"); yield its `PretendedGPU`."""
     gpu = PretendedGPU()
     make_subclass, autocast = Tensor._make_subclass, torch.autocast
 

@@ -147,9 +147,9 @@ def counts(results) -> dict:
     return {state: sum(row["state"] == state for row in results) for state in STATES}
 
 
-def markdown(facts: dict, results: list[dict]) -> str:
+def markdown(about: dict, results: list[dict]) -> str:
     """Return the results as a Markdown table, with the rows' own tables below it."""
-    lines = [f"{', '.join(f'{key} {value}' for key, value in facts.items())}", ""]
+    lines = [f"{', '.join(f'{key} {value}' for key, value in about.items())}", ""]
     lines += ["| row | result | seconds | figures |", "|---|---|---|---|"]
     for row in results:
         figures = str(row["figures"]).replace("|", "\\|").replace("\n", " ")

@@ -1,4 +1,4 @@
-"""What tests of training runs share."""
+"""Helpers for tests of training runs."""
 
 import csv
 import resource

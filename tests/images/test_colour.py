@@ -41,7 +41,7 @@ def with_chunks(path, image, *chunks):
 
 
 def shown(path) -> np.ndarray:
-    """Levels on an sRGB screen, by the profile of the file."""
+    """Return levels on an sRGB screen, by the profile of the file."""
     with Image.open(path) as picture:
         profile = picture.info["icc_profile"]
         picture = picture.convert("L" if profile[16:20] == b"GRAY" else "RGB")
@@ -122,7 +122,7 @@ def test_what_no_profile_says_is_named(tmp_path, tags):
 
 @pytest.mark.parametrize("suffix, kind", [(".avif", "AVIF"), (".heic", "HEIF")])
 def test_avif_and_heic(tmp_path, suffix, kind):
-    """nclx becomes cICP; 10 bits become 8, and that is noted."""
+    """nclx becomes cICP; 10 bits become 8, with a note."""
     pillow_heif = pytest.importorskip("pillow_heif")
     pillow_heif.register_heif_opener()
     pillow_heif.register_avif_opener() if hasattr(pillow_heif, "register_avif_opener") else None

@@ -1,4 +1,4 @@
-"""images/reading.py: what photographs bring along, kinds of files, and what damaged ones do."""
+"""images/reading.py: metadata of photographs, kinds of files, damaged files."""
 
 import io
 import os
@@ -27,7 +27,7 @@ def photograph():
 
 
 def phone_photo(path, pixels):
-    """A file as a phone writes it: turned, with profile, camera, exposure, place and resolution."""
+    """Write a file as a phone does: turned, with profile, camera, exposure, place and resolution."""
     picture = Image.fromarray(pixels)
     exif = picture.getexif()
     exif[ORIENTATION], exif[MAKER] = 6, "Maker"

@@ -21,7 +21,8 @@ RANDOM = np.random.default_rng(0)
 
 # ------------------------------------------------------------------------------------------------------------- imresize
 def matlab_weights(size, scale):
-    """The matrix of one axis, following ``contributions`` in MATLAB's imresize.m line by line (positions from 1)."""
+    """Return the matrix of one axis, following ``contributions`` in MATLAB's imresize.m line by
+    line (positions from 1)."""
 
     def cubic(x):
         x = abs(x)
@@ -535,7 +536,7 @@ def test_colours_of_tensors_are_those_of_arrays(convert):
 
 
 def ms_ssim_by_other_means(a, b):
-    """msssim.m of Wang et al. 2003, line by line, of two gray images."""
+    """Compute msssim.m of Wang et al. 2003, line by line, for two gray images."""
     from scipy.signal import convolve2d
 
     ramp = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))

@@ -1,4 +1,4 @@
-"""Image files with harmless damage or odd metadata are read, and notes say what was left out."""
+"""Image files with harmless damage or odd metadata are read, and notes list ignored parts."""
 
 import errno
 import os
@@ -90,7 +90,7 @@ def test_large_texts_and_profiles_are_no_damage(tmp_path):
 
 # ---------------------------------------------------------------------------- metadata of any kind
 def tiff(tags) -> bytes:
-    """A gray TIFF file of 8 × 8 pixels with further tags (number, type, count, value)."""
+    """Make a gray TIFF file of 8 × 8 pixels with further tags (number, type, count, value)."""
     base = [(256, 4, 1, 8), (257, 4, 1, 8), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)]
     base += [(277, 3, 1, 1), (278, 4, 1, 8), (279, 4, 1, 64)]
     offset = 8 + 2 + 12 * (len(base) + 1 + len(tags)) + 4
@@ -170,7 +170,7 @@ def test_a_profile_of_another_kind_is_named(tmp_path):
     assert notes_of(tmp_path / "a.jpg") == ["ignored its colour profile: it is damaged"]
 
 
-# ------------------------------------------------------------------- what is left out or changed
+# ------------------------------------------------------------------- left-out and changed parts
 def test_pages_and_further_pictures_are_named(tmp_path):
     for name, kind, unit in (("a.jpg", "MPO", "picture"), ("a.tif", "TIFF", "page")):
         path = tmp_path / name
@@ -297,7 +297,7 @@ def test_an_image_that_is_too_large_to_be_read_again_is_named(tmp_path, monkeypa
     assert "cannot read it again" in writing.write_image(tmp_path / "a.png", SMALL)[0]
 
 
-# ------------------------------------------------------------------------- causes that are no damage
+# ------------------------------------------------------------------------- causes other than damage
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE, errno.ESTALE])
 def test_a_fault_of_the_disk_is_not_called_damage(tmp_path, monkeypatch, number):
     writing.write_image(tmp_path / "a.jpg", SMALL)

@@ -1,4 +1,4 @@
-"""prepare_dataset.py: sources of every kind, faults on the way, hostile archives, and the tensors that come of it."""
+"""prepare_dataset.py: sources of every kind, errors, hostile archives, and the resulting tensors."""
 
 import gzip
 import hashlib
@@ -628,9 +628,9 @@ def test_a_run_that_ended_early_is_completed(tmp_path, monkeypatch):
     )
 
 
-# ------------------------------------------------------------------------------ what a set is of
+# ---------------------------------------------------------------------------- origin of a set
 def photos(folder, seed, count=4, side=60):
-    """Images whose names, sizes and times are the same for every seed."""
+    """Make images with the same names, sizes and times for every seed."""
     random = np.random.default_rng(seed)
     for i in range(count):
         pixels = random.integers(0, 256, (side, side + i, 3), dtype=np.uint8)
@@ -644,7 +644,7 @@ def prepare_set(name, *words):
 
 
 def opened(name, *words):
-    """The crops and held-out images as train.py would have them."""
+    """Return the crops and held-out images, as in train.py."""
     argv = ["--train_set", str(name), "--test_sets", "--holdout", "1", "--crop_size", "33", *words]
     settings = load("train", argv)
     return dataset.training_set(settings, 1, 0, 1, torch.device("cpu"))
@@ -665,14 +665,14 @@ def test_a_set_of_another_folder_is_refused(tmp_path, monkeypatch):
     assert opened("B/train")[0].notes == [] == opened(tmp_path / "B" / "train")[0].notes
     prepare_set("A/train")
     opened("A/train")
-    # Not one of the other folder's images is kept, although names, sizes and times are the same
+    # None of the other folder's images is kept, although names, sizes and times are the same
     images = prepared.load_prepared("data/prepared/train-y").images
     path = tmp_path / "A" / "train" / "2.bmp"
     assert torch.equal(images[2], prepared.training_image(path, 1))
 
 
 def test_images_that_changed_are_noticed(tmp_path, monkeypatch):
-    """By content, also where names, sizes and times stay the same."""
+    """Contents are compared, also for equal names, sizes and times."""
     monkeypatch.chdir(tmp_path)
     photos(tmp_path / "train", 0)
     prepare_set("train")
@@ -710,7 +710,7 @@ def test_a_set_without_its_images(tmp_path, monkeypatch):
 
 
 def test_known_sets_are_known_by_their_contents(tiny, tmp_path, monkeypatch):
-    """The images of T91 are T91 wherever they lie; others in a folder of that name are not."""
+    """T91's images may lie anywhere; other images in a folder of this name are refused."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "source.zip").write_bytes(zip_of(laid_out(tiny)))
     main(tmp_path, "--source", "source.zip")

@@ -17,7 +17,7 @@ RANDOM = np.random.default_rng(0)
 
 
 def stickers(side=48, dtype=np.uint8, colours=3):
-    """An orange disc on transparency, whose hidden colours are black, orange and noise."""
+    """Make an orange disc on transparency, with hidden colours of black, orange and noise."""
     y, x = np.mgrid[:side, :side] - (side - 1) / 2
     peak = 1 if np.dtype(dtype).kind == "f" else np.iinfo(dtype).max
     alpha = np.clip(side / 3 - np.hypot(y, x), 0, 1) * peak

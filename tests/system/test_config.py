@@ -1,4 +1,4 @@
-"""Settings: the block, the command line, and what follows from them."""
+"""Settings: config.py, the command line, and derived values."""
 
 import ast
 import functools
@@ -162,7 +162,7 @@ def edited(folder, line, new) -> tuple[Path, int]:
 
 
 def test_the_shipped_copy_is_config():
-    """assets/shipped_config.txt is a copy of config.py: `cp config.py assets/shipped_config.txt`."""
+    """Copy it after changes: `cp config.py assets/shipped_config.txt`."""
     assert settings.SHIPPED.read_text(encoding="utf-8") == SOURCE
 
 
@@ -235,7 +235,7 @@ def test_mistakes_in_config_are_one_line(tmp_path, line, new, complaint):
 
 
 def test_the_command_line_keeps_odd_file_names(tmp_path):
-    """A control character is refused in config.py alone: a file's name may have one."""
+    """Only config.py refuses a control character: a file's name may have one."""
     settings = load("upscale", ["a\nb.png", "--output", "c\td.png"])
     assert (settings.inputs, settings.output) == (["a\nb.png"], "c\td.png")
 
@@ -291,13 +291,13 @@ def parsed(file: Path) -> ast.Module:
 
 
 def room(module: str) -> Path:
-    """The file of a module."""
+    """Return the file of a module."""
     file = ROOT / f"{module.replace('.', '/')}.py"
     return file if file.exists() else file.with_suffix("") / "__init__.py"
 
 
 def settings_read_by(script: str) -> set[str]:
-    """The attributes of `settings` in main, and in all of our functions that it leads to."""
+    """Return the attributes of `settings` in main, and in all our functions called from there."""
     todo, done, read = {(room(script), "main")}, set(), set()
     while todo:
         file, name = place = todo.pop()
@@ -415,7 +415,7 @@ def test_help_lists_every_setting(capsys):
 
 @pytest.mark.parametrize("script", [name for name in settings.SCRIPTS if name != "config"])
 def test_help_of_each_script(script, tmp_path):
-    """As a user asks for it: what it does, two examples, where output goes, its own settings first."""
+    """--help has the purpose, two examples, the place of outputs, the script's own settings first."""
     writes, own = settings.SCRIPTS[script].writes, settings.SCRIPTS[script].reads
     script += ".py"
     # torch is not to be loaded for that
@@ -524,7 +524,7 @@ def test_other_errors_keep_their_traceback():
 
 
 def test_as_a_user_sees_it(tmp_path):
-    """The command itself, in a process of its own, which needs nothing but the standard library for this."""
+    """Run the command itself in a new process: the standard library is enough for this."""
     code = (
         "import sys; sys.path.insert(0, sys.argv.pop(1)); from system import startup; "
         "startup.run(print, startup.settings('train'))"

@@ -1,4 +1,4 @@
-"""Which device is taken, and what is said of errors that come from devices and from other processes."""
+"""Choose a device, and report errors of devices and of other processes."""
 
 import time
 import warnings
@@ -86,10 +86,10 @@ def test_each_process_has_its_own_gpu(monkeypatch, world, local, visible, name, 
 @pytest.mark.parametrize(
     "kind, message, line",
     [
-        (torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 2.00 GiB.", "out of memory on cuda:0; end"),
-        (RuntimeError, "MPS backend out of memory (MPS allocated: 18 GB)", "out of memory on cuda:0; end"),
+        (torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 2.00 GiB.", "out of memory on cuda:0; close"),
+        (RuntimeError, "MPS backend out of memory (MPS allocated: 18 GB)", "out of memory on cuda:0; close"),
         (RuntimeError, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "out of memory on cuda"),
-        (MemoryError, "", "out of memory on the CPU; end"),
+        (MemoryError, "", "out of memory on the CPU; close"),
         (torch._inductor.exc.InvalidCxxCompiler, "", "torch.compile does not work here; set compile=false (No working C++"),
         (RuntimeError, "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory", "out of mem"),
         (RuntimeError, "CUDA error: no kernel image is available for execution", "this build of torch has no kernels"),
@@ -122,7 +122,8 @@ def test_each_process_has_its_own_gpu(monkeypatch, world, local, visible, name, 
     ],
 )  # fmt: skip
 def test_messages_about_errors(monkeypatch, kind, message, line):
-    """Each in one line, "lost the others" of those alone that are that, and a traceback for everything else."""
+    """Each is one line; "lost the others" only for lost processes; any other error keeps its
+    traceback."""
     monkeypatch.setenv("MASTER_PORT", "29500")
     message_line = message_for_user(kind(message) if message else kind(), 1, "cuda:0")
     if line is None:
@@ -147,7 +148,7 @@ def test_errors_in_the_middle_of_the_work(monkeypatch):
 
 
 def one_process_of(world, monkeypatch) -> int:
-    """This one alone of several; returns the port at which it waits for the others."""
+    """Start one process of several; return the port where it waits for the others."""
     port = free_port()
     for name, value in dict(RANK=0, WORLD_SIZE=world, LOCAL_RANK=0, MASTER_PORT=port).items():
         monkeypatch.setenv(name, str(value))
@@ -166,7 +167,7 @@ def one_process_of(world, monkeypatch) -> int:
     ],
 )
 def test_incomplete_launcher_variables(monkeypatch, variables, complaint):
-    """An error, never a silent run that writes nothing."""
+    """They are an error: a run without outputs would be silent."""
     for name in groups.LAUNCHER:
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -241,7 +242,7 @@ def test_float32_is_exact_and_the_flag_goes_back(flags):
 
 
 def test_no_warning_of_an_older_interface(monkeypatch):
-    """torch 2.9 has one for whoever reads these flags or sets them."""
+    """torch 2.9 warns when these flags are read or set."""
 
     class Flag:
         @property

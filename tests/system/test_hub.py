@@ -86,8 +86,8 @@ def in_a_process(code: str) -> subprocess.CompletedProcess:
 
 
 def test_weights_from_the_hub(server):
-    """By name and by revision, with the user's token; a second time from the cache, also without
-    a connection."""
+    """Load by name and by revision, with the user's token; the second time from the cache, also
+    without a connection."""
     Server.files["a" * 40, "weights/x3.pth"] = torch_bytes(state_dict(LAYERS))
     Server.files["b" * 40, "weights/x3.pth"] = torch_bytes(state_dict(random_layers((9, 5, 5))))
     done = in_a_process("""

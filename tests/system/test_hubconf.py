@@ -1,4 +1,4 @@
-"""hubconf.py from a folder whose modules are named as ours."""
+"""Use hubconf.py from a folder with own modules of our names."""
 
 import subprocess
 import sys

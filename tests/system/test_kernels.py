@@ -131,7 +131,7 @@ def test_second_derivatives_are_refused_not_wrong():
 
 @pytest.mark.parametrize("layer", [(64, 32, 5), (64, 32, 1), (32, 1, 5)])
 def test_traced_are_plain_convolutions(layer):
-    """What exporters and torch.compile record: one operation, of any size."""
+    """Exporters and torch.compile record one operation, of any size."""
     x, weight, bias = case(*layer, 20, 20)
     traced = torch.jit.trace(lambda x: convolutions.convolve(x, weight, bias), x)
     x = torch.randn(1, layer[0], 33, 21)
