@@ -34,7 +34,8 @@ from checkpoints.lookup import find_weights
 from checkpoints.writing import to_layout
 from inference.onnx_graphs import export_onnx, export_onnx_image
 from model import SRCNN
-from system.files import COLOURS, UserError, printable, write_file
+from system.architecture import COLOURS
+from system.files import UserError, printable, write_file
 
 # Endings of output files without a name by the user
 SUFFIXES = {

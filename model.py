@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from checkpoints.layouts import PADDING_MODES
 from checkpoints.loading import load_checkpoint
 from checkpoints.lookup import shipped_weights
+from system.architecture import colours_of, default_widths
 from system.convolutions import Convolution, ReLU
-from system.files import colours_of, default_widths
 
 # The sides of an image in the order of F.pad: left, right, top, bottom
 ALL_SIDES = (True, True, True, True)
@@ -33,7 +33,7 @@ class SRCNN(nn.Module):
             and the deeper 9-1-1-5, 9-3-3-5, ... with several mapping layers (section 4.3.3).
         channels: "y" or 1 for luminance, "ycbcr", and "rgb" or 3.
         widths: filters (n1, n2, ...) of all layers but the last. None: the paper's, 64 and 32 for
-            three layers, see `system.files.default_widths`.
+            three layers, see `system.architecture.default_widths`.
         padding_mode: the pixels beyond the border of every layer's input. "replicate": the edge
             pixel (the authors' test code, our weights). "zeros": most ports. "valid": none, so the
             output is smaller (training). With a mode not their own, weights lose up to 7 dB.

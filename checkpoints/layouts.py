@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from checkpoints.pickles import Opaque
-from system.files import COLOURS, UserError, colours_of, printable
+from system.architecture import COLOURS, colours_of
+from system.files import UserError, printable
 
 PADDING_MODES = ("replicate", "zeros", "valid")
 MAX_VALUES = 2**24  # of one tensor

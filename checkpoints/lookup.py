@@ -5,8 +5,9 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from system.architecture import network_name
 from system.download import address_of
-from system.files import UserError, network_name, printable
+from system.files import UserError, printable
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "assets" / "weights"
 SUFFIXES = ".pth .pt .tar .ckpt .mat .safetensors .bin .pkl .pickle .th".split()

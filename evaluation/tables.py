@@ -3,7 +3,8 @@
 import math
 from pathlib import PurePath
 
-from system.files import COLOURS, colours_of, printable
+from system.architecture import COLOURS, colours_of
+from system.files import printable
 
 METRICS = {
     "psnr": "PSNR",

@@ -28,7 +28,8 @@ from images.pairs import factor_of, pair_files, read_pair
 from images.reading import image_size, read_image
 from images.transparency import drop_alpha
 from imgproc import eight_bits, rgb2y, rgb2ycbcr, to_tensor
-from system.files import UserError, colours_of, printable, save
+from system.architecture import colours_of
+from system.files import UserError, printable, save
 
 SHARD_BYTES = 64 * 2**20  # of pixels in one file of a prepared set
 WORKERS = 2  # threads for decoding images

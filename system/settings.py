@@ -11,9 +11,10 @@ import types
 from dataclasses import dataclass
 from pathlib import Path
 
+from system.architecture import COLOURS, default_widths, network_name
 from system.command_line import help_text, read_words
 from system.config_file import ConfigFile, Kind, check_names
-from system.files import COLOURS, UserError, default_widths, network_name
+from system.files import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "config.py"

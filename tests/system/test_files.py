@@ -10,7 +10,7 @@ import pytest
 from launch import ROOT
 
 from system import files, locks
-from system.files import default_widths, network_name
+from system.architecture import default_widths, network_name
 
 
 def test_replace_file_leaves_all_or_nothing(tmp_path):
