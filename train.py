@@ -115,7 +115,8 @@ def train(run, crops, stop, log):
             optimizer.step()
             # best.pth holds a running average of the weights
             decay = recipe.average_decay(run.step)
-            torch._foreach_lerp_(averaged, weights, 1 - decay)
+            with torch.no_grad():  # autograd would keep every step in memory
+                torch._foreach_lerp_(averaged, weights, 1 - decay)
             run.step += 1
             recent.append(loss.detach())
             log.step()

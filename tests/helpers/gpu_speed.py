@@ -452,7 +452,8 @@ class Speed:
 
         def update():
             run.optimizer.step()
-            torch._foreach_lerp_(averaged, weights, 0.001)
+            with torch.no_grad():
+                torch._foreach_lerp_(averaged, weights, 0.001)
 
         def both():
             gradients()
@@ -495,7 +496,8 @@ class Speed:
                 start = [tensor.clone() for tensor in state]
                 found = []
                 for call in (both, graphs["both"].replay):
-                    torch._foreach_copy_(state, start)
+                    with torch.no_grad():
+                        torch._foreach_copy_(state, start)
                     for number in range(5):
                         recipes.seed_dithering(self.device, number)
                         call()

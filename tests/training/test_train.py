@@ -1145,3 +1145,24 @@ def test_images_of_one_name_both_count(tmp_path):
     assert [name for name, _ in images] == ["a.bmp", "a.png", "image1", "image2"]
     files = [Path(name) for name in ("a.png", "a.bmp", "a.png.png")]
     assert named_sets.distinct_names(files) == ["a.png", "a.bmp", "a.png.png"]
+
+
+def test_a_step_keeps_nothing_of_autograd(data, tmp_path, monkeypatch):
+    """The average of the weights has no history: a node for each step would fill the memory."""
+    runs = []
+
+    def keep(*arguments):
+        runs.append(begin(*arguments))
+        return runs[-1]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train.runs, "begin", keep)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    handlers = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        train.main(load("train", ["--data_dir", str(data), *TINY, "--steps", "2"]))
+    finally:
+        for number, handler in handlers:
+            signal.signal(number, handler)
+    for parameter in runs[0].average.parameters():
+        assert parameter.grad_fn is None and not parameter.requires_grad
