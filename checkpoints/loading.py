@@ -4,13 +4,12 @@ Files are untrusted: nothing in them is imported, called or run, and time and me
 """
 
 import os
-from difflib import get_close_matches
 from pathlib import Path
 
 from checkpoints import authors, foreign, pickles, tensors
 from checkpoints.layouts import recognise
 from system.download import address_of, cached, hub_file
-from system.files import UserError, printable
+from system.files import UserError, printable, similar_paths
 
 MAX_BYTES = 2**28  # of a file: room for the training state of a wide network
 
@@ -94,7 +93,7 @@ def _existing(path, name: str):
         )
         raise UserError(f"{name}: {kind}; {remedy}")
     except FileNotFoundError:
-        remedy = _similar(Path(path)) or "give the path of a checkpoint"
+        remedy = similar_paths(Path(path)) or "give the path of a checkpoint"
         raise FileNotFoundError(f"{name}: no such file; {remedy}") from None
     except UnicodeEncodeError:
         raise UserError(
@@ -106,19 +105,6 @@ def _existing(path, name: str):
         # Permission denied for a folder on the way, a too long name, a NUL character
         reason = getattr(error, "strerror", None) or error
         raise type(error)(f"{name}: {reason}; give a path that can be read") from None
-
-
-def _similar(path: Path) -> str:
-    """Return a question with similar paths to a missing one; "" if there are none."""
-    # The first missing folder or file on the way has the mistake
-    missing = next((p for p in [*reversed(path.parents), path] if not p.exists()), path)
-    try:
-        there = os.listdir(missing.parent)
-    except OSError:
-        return ""
-    near = get_close_matches(missing.name, there[:10_000], 3)
-    found = [printable(missing.with_name(name) / path.relative_to(missing)) for name in near]
-    return f"did you mean {' or '.join(found)}?" if found else ""
 
 
 def _read(data: bytes, path: str) -> tuple:

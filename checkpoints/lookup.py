@@ -21,8 +21,12 @@ def shipped_weights(upscale_factor: int, kernel_sizes=(9, 1, 5), channels: int =
     path = WEIGHTS / f"{network_name(kernel_sizes, upscale_factor, channels, widths)}.pth"
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in WEIGHTS.glob("*.pth"))) or "none"
+        any_size = ""
+        if path.with_name(f"{network_name(kernel_sizes, 3, channels, widths)}.pth").is_file():
+            any_size = f"; to enlarge x{upscale_factor} use upscale.py --outscale {upscale_factor}"
         raise UserError(
-            f"no bundled weights {path.stem} (there are: {there}); give model_path, or train them"
+            f"no bundled weights {path.stem} (there are: {there}); give model_path, or train "
+            f"them{any_size}"
         )
     return path
 

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import queue
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from imgproc import resize_to
 from inference.enlarge import STRIP_PIXELS, enlarged_size, fitting_factor, upscale
 from inference.networks import Networks, describe_steps
 from inference.video import enlarge_film, is_film
-from system.files import UserError, find_leftovers, printable, remove_unused
+from system.files import UserError, find_leftovers, printable, remove_unused, similar_paths
 from system.memory import free_memory
 from system.threads import worker_pool
 from system.torch_errors import message_for_user
@@ -153,6 +154,8 @@ class _Stages:
             return
         except (UserError, OSError) as error:
             reason = str(error) or type(error).__name__
+            if isinstance(error, FileNotFoundError) and error.filename == str(image.path):
+                reason = f"No such file; {_remedy_if_missing(image.path)}".rstrip("; ")
         except BaseException as error:
             reason = message_for_user(error, device=self.options.device)
             if not reason:
@@ -289,6 +292,13 @@ class _Stages:
             self.notes[text] = count = self.notes.get(text, 0) + 1
         if count <= (NOTES if about else 1):
             tqdm.write(printable(f"note: {about}: {text}" if about else text, limit=1000))
+
+
+def _remedy_if_missing(path: Path) -> str:
+    # Path makes https:/ of https://
+    if re.match(r"https?:", str(path)):
+        return "download the image first"
+    return similar_paths(path)
 
 
 class _Budget:

@@ -107,7 +107,11 @@ def check_names(config: ConfigFile, shipped: ConfigFile):
         if name not in config.values:
             raise UserError(f"{place}{name} has no value; write {code}")
         if name not in config.kinds:
-            code = f"{code.partition(' = ')[0]} = {config.values[name]!r}"
+            # In Python 9-5-5 is -1: then the shipped value is a better example
+            if isinstance(config.values[name], tuple) or not isinstance(
+                shipped.values[name], tuple
+            ):
+                code = f"{code.partition(' = ')[0]} = {config.values[name]!r}"
             raise UserError(f"{place}{name} lacks its type; write {code}")
         if len(numbers) > 1:
             lines = " and ".join(map(str, numbers))

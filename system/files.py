@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import tempfile
+from difflib import get_close_matches
 from pathlib import Path
 
 try:
@@ -33,6 +34,19 @@ def printable(text, limit: int | None = 300) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)[:limit]
     )
+
+
+def similar_paths(path: Path) -> str:
+    """Return a question with similar paths to a missing one; "" if there are none."""
+    # The first missing folder or file on the way has the mistake
+    missing = next((p for p in [*reversed(path.parents), path] if not p.exists()), path)
+    try:
+        there = os.listdir(missing.parent)
+    except OSError:
+        return ""
+    near = get_close_matches(missing.name, there[:10_000], 3)
+    found = [printable(missing.with_name(name) / path.relative_to(missing)) for name in near]
+    return f"did you mean {' or '.join(found)}?" if found else ""
 
 
 @contextlib.contextmanager

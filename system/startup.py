@@ -98,17 +98,19 @@ class _Pipe(io.FileIO):
 
 
 def show_notes_as_lines():
-    """Print a Note as one line, without the warning's line of code."""
+    """Print a Note as one line, without the warning's line of code, and above a progress bar."""
     from system.files import Note, printable
 
-    usual = warnings.formatwarning
+    usual = warnings.showwarning
 
-    def formatted(message, category, filename, lineno, line=None):
-        if issubclass(category, Note):
-            return f"note: {printable(message, limit=None)}\n"
-        return usual(message, category, filename, lineno, line)
+    def show(message, category, filename, lineno, file=None, line=None):
+        if not issubclass(category, Note) or file is not None:
+            return usual(message, category, filename, lineno, file, line)
+        from tqdm import tqdm
 
-    warnings.formatwarning = formatted
+        tqdm.write(f"note: {printable(message, limit=None)}", file=sys.stderr)
+
+    warnings.showwarning = show
 
 
 def limit_spinning():

@@ -193,6 +193,7 @@ def test_the_shipped_copy_is_config():
         ("crop_size: int = None", "crop_size: int = 9", "N: crop_size=9: must be at least 13"),
         ("jpeg: tuple[int, ...] = ()", "jpeg: tuple[int, ...] = (95, 40)", "N: jpeg=(95, 40): give"),
         ("steps: int = None", "steps = 9", "N: steps lacks its type; write steps: int = 9"),
+        ("kernel_sizes: tuple[int, ...] = (9, 1, 5)", "kernel_sizes = 9-5-5", "write kernel_sizes: tuple[int, ...] = (9, 1, 5)"),
         ("kernel_sizes: tuple[int, ...] = (9, 1, 5)", "kernel_sizes = 9, 5, 5", "N: kernel_sizes lacks its type; write kernel_sizes: tuple[int, ...] = (9, 5, 5)"),
         ("exp_name: str", "exp_nam: str", "N: unknown setting exp_nam: did you mean exp_name?"),
         ("seed: int = 0", "seed: int", "N: seed has no value; write seed: int = 0"),

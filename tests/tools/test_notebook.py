@@ -92,9 +92,10 @@ def test_clones_the_project_where_it_is_not(run, tmp_path, tmp_path_factory):
     assert "8,129 parameters" in printed(run(notebook, elsewhere))
     assert (elsewhere / "srcnn" / "model.py").is_file() and not (tmp_path / "srcnn").exists()
     (elsewhere / "srcnn" / "mine.txt").touch()
-    notebook = run(notebook, elsewhere)
-    assert "Cloning" not in printed(notebook) and "8,129 parameters" in printed(notebook)
-    assert (elsewhere / "srcnn" / "mine.txt").exists()
+    # The first cell alone, and without its imports, which take seconds
+    first.source = first.source.partition("import matplotlib")[0]
+    notebook.cells = [first]
+    assert printed(run(notebook, elsewhere)) == "" and (elsewhere / "srcnn" / "mine.txt").exists()
 
 
 def test_badges_lead_to_the_notebook():
