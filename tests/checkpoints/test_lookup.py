@@ -88,3 +88,18 @@ def test_a_misspelt_run_is_an_error_in_every_script(script, results, run_script,
     done = run_script(script, *more, "--exp_name", "min")
     assert "no run of this name in results; did you mean --exp_name mine?" in error_line(done)
     assert not (results / "min").exists()
+
+
+def test_the_message_of_bundled_weights(results):
+    """It names the other way, unless the user has asked for the bundled ones."""
+    assert found("--model_path", "shipped").message.endswith("bundled with the project")
+    assert "no results/srcnn_9-1-5_x3/best.pth is there" in found().message
+    asked = found("--model_path", "shipped", "--exp_name", "a").message
+    assert "your run results/a/best.pth is used without --model_path" in asked
+
+
+def test_a_missing_scale_names_outscale(results):
+    with pytest.raises(ValueError, match="to enlarge x5 use upscale.py --outscale 5$"):
+        found("--upscale_factor", 5)
+    with pytest.raises(ValueError, match="train them$"):
+        found("--upscale_factor", 5, "--kernel_sizes", "9-7-5")
