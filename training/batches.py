@@ -13,7 +13,7 @@ LOST = ("exited unexpectedly", "killed by signal", "shared memory", "to file </t
 
 
 class WorkersLost(UserError):
-    """A process that loads images has ended, or has no shared memory."""
+    """A loading process has ended, or has no shared memory."""
 
 
 def batches(crops, first: int, settings, device):
@@ -43,11 +43,11 @@ def batches(crops, first: int, settings, device):
 
 
 def reported_if_ended(loader, workers: int):
-    """Yield what a loader yields. Raise WorkersLost for torch's errors about its processes."""
+    """Yield a loader's batches. Raise WorkersLost for torch's errors about its processes."""
     handler = getattr(signal, "SIGCHLD", None) and signal.getsignal(signal.SIGCHLD)
     try:
         iterator = iter(loader)
-        # torch raises the error from a signal handler, in the middle of any line. Without that
+        # torch raises the error from a signal handler, in the middle of any line. Without this
         # handler it raises when the next batch is due: then a step is complete and can be saved
         if handler is not None and workers:
             signal.signal(signal.SIGCHLD, handler)

@@ -9,9 +9,9 @@ HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
 def outlive(worker):
-    """Let a process that loads images ignore a signal to its whole group.
+    """Let a loading process ignore signals to its whole group.
 
-    The run still needs it for the step that it saves, and ends it afterwards.
+    The run still needs it to finish and save a step, and ends it afterwards.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, HANGUP):
@@ -41,7 +41,7 @@ class Stop:
     def __init__(self, quiet: bool):
         self.quiet, self.number, self.count, self.last = quiet, 0, 0, -math.inf
         for number in (signal.SIGINT, signal.SIGTERM, HANGUP):
-            # nohup ignores SIGHUP: keep that
+            # nohup ignores SIGHUP: still ignore it
             if number and not (number == HANGUP and signal.getsignal(number) == signal.SIG_IGN):
                 signal.signal(number, self)
 
@@ -50,8 +50,8 @@ class Stop:
             # Writing to a closed terminal fails
             for stream in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-        # Ignore repetitions within a second: torchrun forwards a signal that the terminal has
-        # already sent to all processes
+        # Ignore repetitions within a second: the terminal sends a signal to all processes, and
+        # torchrun forwards it once more
         if time.monotonic() - self.last < 1:
             return
         self.last, self.number, self.count = time.monotonic(), number, self.count + 1
@@ -59,7 +59,7 @@ class Stop:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         elif not self.quiet:
-            # Not print: the signal may come while Python writes its own buffer
+            # print would fail if the signal comes while Python writes its own buffer
             os.write(2, f"\nstopping: {self.MESSAGES[self.count - 1]}\n".encode())
 
     def between_images(self):

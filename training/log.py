@@ -21,12 +21,12 @@ class Log:
     On other processes than 0 it prints nothing.
     """
 
-    # tqdm gives the bar the space that the numbers leave
+    # tqdm gives the bar all remaining space
     FORM = "{percentage:3.0f}%|{bar}| {n:,}/{total:,} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
     def __init__(self, run):
         quiet = run.rank > 0
-        self.rate_shown, self.bicubic_shown, self.board = quiet, False, None
+        self.rate_printed, self.bicubic_printed, self.board = quiet, False, None
         self.steps, self.left = 0, run.settings.steps - run.step
         self.began = time.monotonic()
         self.bar = tqdm(
@@ -52,11 +52,11 @@ class Log:
         """Count a step. After a second, print the speed and the remaining time once."""
         self.bar.update()
         self.steps, seconds = self.steps + 1, time.monotonic() - self.began
-        if seconds > 1 and not self.rate_shown:
+        if seconds > 1 and not self.rate_printed:
             rate = self.steps / seconds
             left = tqdm.format_interval((self.left - self.steps) / rate)
             say(f"{rate:,.1f} steps a second, about {left} left")
-            self.rate_shown = True
+            self.rate_printed = True
 
     def _show_psnr(self, row):
         """Show the PSNR on the first set (the held-out images, if any) after the bar."""
@@ -69,12 +69,12 @@ class Log:
 
         Args: the run, and the result of its measuring (`training.run`).
         """
-        if scores and not self.bicubic_shown:
+        if scores and not self.bicubic_printed:
             say(f"bicubic, in dB: {_listed(scores, 'bicubic')}")
             for name, each in scores.items():
                 if each["excluded"]:
                     say(f"{name}: {excluded_note(each)}")
-            self.bicubic_shown = True
+            self.bicubic_printed = True
         self._show_psnr(row)
         best = " (best so far)" if improved and scores else ""
         if is_below_bicubic(run):
@@ -130,7 +130,7 @@ def name_to_continue(run) -> str:
 
 
 def is_below_bicubic(run) -> bool:
-    """Return whether the last row is worse than bicubic on the set that chooses best.pth."""
+    """Return whether the last row is worse than bicubic on the set to select best.pth by."""
     name = (
         run.settings.select_by
         if run.settings.select_by in run.bicubic
@@ -176,7 +176,7 @@ def describe(run, crops, holdout):
 
 # -------------------------------------------------------------------------------------- at the end
 def report_finished(run):
-    """Print that a resumed run has no steps left, on process 0."""
+    """Print a message for a resumed run without any steps left, on process 0."""
     if run.rank > 0:
         return
     say(f"finished already: {run.settings.resume} is at step {run.step:,}")
@@ -185,7 +185,7 @@ def report_finished(run):
 
 
 def report_end(run, files):
-    """Print the files that there are now, and the next command, on process 0."""
+    """Print the written files and the next command, on process 0."""
     if run.rank > 0:
         return
     folder, last = run.folder, run.folder / "last.pth"
@@ -203,7 +203,7 @@ def report_end(run, files):
 
 
 def _validate_command(run) -> str:
-    """Return the command that measures best.pth, for a shell in this folder."""
+    """Return the command to measure best.pth, for a shell in this folder."""
     settings, script = run.settings, Path(sys.argv[0]).with_name("validate.py")
     words = ["python", str(script), "--model_path", str(run.folder / "best.pth")]
     for name in ("upscale_factor", "data_dir", "results_dir", "device"):

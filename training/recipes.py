@@ -1,4 +1,4 @@
-"""The two training recipes, and the networks that they train.
+"""The two training recipes, and the networks they train.
 
 A recipe is a class: start, loss, optimizer, learning rate, average of the weights. To change the
 loss, change `Fast.loss`. For a recipe of your own, add a class to `RECIPES`, and its values of the
@@ -17,11 +17,11 @@ from training.soap import SOAP
 
 # Adam takes full-size steps before its averages are reliable
 WARMUP_STEPS = 100
-# Single batches make the weights wander around the point that they approach. Their average over
-# about the last thousand steps is closer to it
+# Single batches move the weights around their limit. The average over about the last thousand
+# steps is closer to the limit
 EMA_DECAY = 0.999
-# Added to each crop's MSE before the logarithm. Without it a crop that is restored perfectly would
-# count without limit; with it such a crop counts as one of 47 dB
+# Added to each crop's MSE before the logarithm. Without it a perfectly restored crop would count
+# infinitely; with it, it counts as a crop of 47 dB
 LOG_FLOOR = 2e-5
 
 
@@ -38,8 +38,8 @@ class Fast:
         """Start at bicubic instead of at black.
 
         The filters are small random ones. In each layer the first `channels` filters pass the input
-        through, and the last layer adds nothing to it yet. ReLU only changes the few negative
-        values that bicubic makes near edges.
+        through, and the last layer adds nothing to it yet. ReLU only changes bicubic's few negative
+        values near edges.
         """
         if min(network.widths) < network.channels:
             raise UserError(
@@ -68,8 +68,8 @@ class Fast:
     def optimizer(self, network: SRCNN, settings) -> torch.optim.Optimizer:
         """Return SOAP; the mapping layers' rate depends on their number of inputs.
 
-        Adam's step has the same length for each weight, so that a sum of many inputs would change
-        more. The rate is meant for the 64 inputs of 9-1-5's mapping layer.
+        Adam's step has the same length for each weight, so a sum of many inputs would change more.
+        The rate is meant for the 64 inputs of 9-1-5's mapping layer.
         """
         mapping = [layer.weight for layer in network.layers[1:-1]]
         groups = [{"params": [w], "factor": (64 / w[0].numel()) ** 0.5} for w in mapping]
@@ -83,9 +83,9 @@ class Fast:
         return settings.learning_rate * warmup * cosine
 
     def average_decay(self, step: int) -> float:
-        """Return the share of the averaged weights that stays at a step.
+        """Return the old average's share in the new average of the weights.
 
-        It is small at first, so that the start is soon forgotten.
+        It is small at first, to forget the start soon.
         """
         return min(EMA_DECAY, (step + 1) / (step + 10))
 
@@ -127,7 +127,7 @@ class Paper:
         return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=0.9, fused=fused)
 
     def rate(self, step: int, settings) -> float:
-        """Return the learning rate, which is constant."""
+        """Return the constant learning rate."""
         return settings.learning_rate
 
     def average_decay(self, step: int) -> float:
@@ -193,7 +193,7 @@ def _check_network(checkpoint, settings):
 
 
 class Dithered(nn.Module):
-    """Call the network with weights that are `dithered` anew each time: training in bf16.
+    """Call the network with newly `dithered` weights, for training in bf16.
 
     Autocast alone would round them to the nearest.
     """
@@ -210,7 +210,7 @@ class Dithered(nn.Module):
 
 
 def dithered(weight: Tensor) -> Tensor:
-    """Return a weight rounded to bf16 at random, up or down, so that its mean stays.
+    """Return a weight rounded to bf16 at random, up or down; its expected value stays.
 
     Weights rounded to the nearest keep errors of 0.2 % as the learning rate falls, and the network
     in fp32 was up to 0.17 dB worse.
@@ -224,7 +224,7 @@ def dithered(weight: Tensor) -> Tensor:
 def seed_dithering(device: torch.device, seed: int):
     """Seed the generator of `dithered` on a device.
 
-    `torch.manual_seed` would seed those of all devices, which takes half a millisecond.
+    `torch.manual_seed` would seed all devices, and take half a millisecond.
     """
     if device.type == "cpu":
         torch.default_generator.manual_seed(seed)

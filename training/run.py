@@ -1,4 +1,4 @@
-"""A training run: its folder, how it begins or resumes, and what it saves."""
+"""A training run: claim its folder, begin or resume it, measure and save it."""
 
 import contextlib
 import errno
@@ -30,14 +30,14 @@ from training.state import all_finite, pack_history, restore
 
 # The files of a run, in its folder
 BEST, LAST, METRICS, CURVE = FILES = ("best.pth", "last.pth", "metrics.csv", "curve.png")
-# Measurements of a run, which must not stay when another run replaces it
+# Measurements of a run; delete them when another run replaces it
 MEASURED = ("validation*.json", "report*.html", "events.out.tfevents.*")
-# Settings that decide the result; a resumed run reports a change of them
+# The important settings for the result; a resumed run reports a change of them
 DECISIVE = (
     *("train_set", "train_lr", "jpeg", "batch_size", "steps", "learning_rate", "crop_size"),
     *("shrink", "holdout", "precision", "seed", "loss_on"),
 )
-# Errors that end a run at once: no validation later could write again
+# Errors to end a run at once: no later validation could write either
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -58,11 +58,11 @@ class Run:
     seconds: float = 0.0
     loss: float = math.nan  # mean since the last row of history
     history: list = field(default_factory=list)  # the rows of metrics.csv
-    chosen_on: str = ""  # digest of the images that `best` is a score on
-    # Not saved
+    chosen_on: str = ""  # digest of the images of the score `best`
+    # The rest is not saved
     sets: dict = field(default_factory=dict)  # {name: [(image's name, image)]} to measure
     bicubic: dict = field(default_factory=dict)  # {name: dB of bicubic}, after a validation
-    changed: list = field(default_factory=list)  # settings that differ from the checkpoint's
+    changed: list = field(default_factory=list)  # differences to the checkpoint's settings
     owns_folder: bool = False  # last.pth in the folder is of this run
     replaces: list = field(default_factory=list)  # files of another run, until the first save
     candidate: tuple | None = None  # (score, checkpoint) to be written to best.pth
@@ -93,7 +93,7 @@ class Run:
 
     @property
     def is_due(self) -> bool:
-        """Whether to save and measure after this step."""
+        """Return whether to save and measure after this step."""
         regular = self.step % self.settings.valid_frequency == 0
         return self.step > 0 and (regular or self.is_finished)
 
@@ -157,10 +157,10 @@ def claim(run):
 
 # ---------------------------------------------------------------------------------- its beginning
 def begin(settings, device, rank: int = 0, world: int = 1) -> Run:
-    """Return a new run, or the one that settings.resume holds. This writes nothing.
+    """Return a new run, or the run in settings.resume. This writes nothing.
 
-    Raises UserError for settings that no training can begin with, and for a checkpoint that does
-    not fit them.
+    Raises UserError for impossible settings, and for a checkpoint with a network or state for other
+    settings.
     """
     if settings.resume == "auto":
         last = Path(settings.exp_dir) / LAST
@@ -179,7 +179,8 @@ def begin(settings, device, rank: int = 0, world: int = 1) -> Run:
     run = Run(settings, rank, world, device, network, average, optimizer)
     if checkpoint and checkpoint["training"]:
         state = restore(checkpoint["training"], network, optimizer, settings)
-        vars(run).update(state, changed=_changes(checkpoint["facts"], settings))
+        before = checkpoint["facts"].get("settings")
+        vars(run).update(state, changed=_changes(before, settings))
     if len(set(gather(run.step))) > 1:
         raise UserError(
             f"{run.folder}: the processes do not see the same last.pth; choose a results_dir on a "
@@ -188,9 +189,9 @@ def begin(settings, device, rank: int = 0, world: int = 1) -> Run:
     return run
 
 
-def _changes(facts: dict, settings) -> list[str]:
-    """List settings that differ from those stored in the checkpoint: "steps was 8, is 12"."""
-    before, now, found = facts.get("settings"), _plain(settings), []
+def _changes(before, settings) -> list[str]:
+    """List the differences to the settings in the checkpoint: "steps was 8, is 12"."""
+    now, found = _plain(settings), []
     for name in DECISIVE if isinstance(before, dict) else ():
         # The file is untrusted: show only short, plain values
         with contextlib.suppress(ValueError, RecursionError):
@@ -201,7 +202,7 @@ def _changes(facts: dict, settings) -> list[str]:
 
 
 def require_measurable(run):
-    """Raise UserError if the set that chooses best.pth has no image that can be measured."""
+    """Raise UserError if the set to select best.pth by has no measurable image."""
     settings, name = run.settings, run.settings.select_by
     # As arrays: torch has no minimum of 16 bits
     images = [image.numpy() for _, image, *_ in run.sets.get(name, ())]
@@ -251,7 +252,7 @@ def tidy(run):
             say(f"warning: {failure}")
 
 
-# ------------------------------------------------------------------------------------ what it saves
+# ------------------------------------------------------------------------------ measure and save
 def validate(run, stop, log, final: bool):
     """Save the run, measure it, and update best.pth and metrics.csv. Only process 0 does this.
 
@@ -311,7 +312,7 @@ def save_last(run):
         "network": run.network.state_dict(),
         "optimizer": run.optimizer.state_dict(),
     }
-    save(run.average.to_checkpoint(_facts(run), state), last, durable=True)
+    save(run.average.to_checkpoint(_metadata(run), state), last, durable=True)
     # Remove the rest of the replaced run only now
     for path in set(run.replaces) - {last}:
         path.unlink(missing_ok=True)
@@ -319,7 +320,7 @@ def save_last(run):
 
 
 def save_unfinished(run) -> bool:
-    """Write last.pth before an error ends the run; return whether that was possible."""
+    """Write last.pth before an error ends the run. Return True on success."""
     if run.rank > 0 or run.step == 0 or not all_finite(run.network, run.optimizer):
         return False
     with contextlib.suppress(OSError):
@@ -377,10 +378,10 @@ def _choose(run, row) -> bool:
     best = run.candidate[0] if run.candidate else run.best
     # A score of NaN or infinity cannot be compared
     improved = math.isfinite(score) and score >= best
-    # best.pth may also be missing: removed, or in the folder that a resumed run comes from
+    # best.pth may also be missing: removed, or in the folder of the resumed run
     if improved or not (run.candidate or (run.folder / BEST).exists()):
         score = max(score, best) if math.isfinite(score) else best
-        run.candidate = score, run.average.to_checkpoint(_facts(run))
+        run.candidate = score, run.average.to_checkpoint(_metadata(run))
     return improved
 
 
@@ -406,7 +407,7 @@ def write_curve(run):
         say(f"note: {CURVE} needs Pillow, which is not installed; {METRICS} has its numbers")
 
 
-def _facts(run) -> dict:
+def _metadata(run) -> dict:
     """Return the origin of the weights for their file, in plain values."""
     row = run.history[-1] if run.is_measured else {}
     return {
@@ -421,6 +422,6 @@ def _facts(run) -> dict:
 
 
 def _plain(settings) -> dict:
-    """Return all settings in types that files keep."""
+    """Return all settings in plain types, for files."""
     pairs = vars(settings).items()
     return {name: list(v) if isinstance(v, tuple) else v for name, v in pairs}

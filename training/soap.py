@@ -2,19 +2,18 @@
 
 import torch
 
-# Why not Adam: it divides each entry of a gradient by that entry's usual size, so that steep and
-# flat directions advance alike. If the steep directions are combinations of weights, this scaling
-# of single weights cannot separate them. SOAP first rotates the gradient onto the eigenvectors of
-# its second moments, where entries are nearly uncorrelated, and lets Adam work there. It needs
-# fewer steps, and each step costs more.
+# Adam divides each entry of a gradient by its usual size, so steep and flat directions advance
+# alike. If the steep directions are combinations of weights, this scaling of single weights cannot
+# separate them. SOAP first rotates the gradient onto the eigenvectors of its second moments. Its
+# entries are nearly uncorrelated there, and Adam works on them. SOAP needs fewer steps, and each
+# step costs more.
 
 
 class SOAP(torch.optim.Optimizer):
     """Optimizer for networks of a few small layers, on any device; it updates all of them together.
 
-    Each weight, with its kernel flattened to out×in×taps, is rotated on every axis longer than one
-    into the eigenbasis of that axis's gradient covariance; Adam runs there. Biases get plain Adam.
-    No weight decay.
+    Each weight is flattened to out×in×taps. Every axis longer than one is rotated into the
+    eigenbasis of its gradient covariance; Adam runs there. Biases get plain Adam. No weight decay.
 
     Args:
         params: parameters or groups. Groups may have their own lr; other settings are shared.
@@ -78,8 +77,8 @@ class SOAP(torch.optim.Optimizer):
             state["step"] = 0
             state["mean"], state["square"] = grad.new_zeros(grad.shape), grad.new_zeros(grad.shape)
             state["covariances"] = [_covariance(grad, axis) for axis in _long_axes(grad)]
-            # eigh raises an error on NaN. With zeros training continues to its next look at the
-            # loss, which reports the problem
+            # eigh raises an error on NaN. With zeros, training continues to its next look at the
+            # loss and reports the problem there
             finite = [c.nan_to_num(0, 0, 0) for c in state["covariances"]]
             # eigh sorts eigenvalues upwards; the bases begin with the largest
             state["bases"] = [_decompose(torch.linalg.eigh, c)[1].flip(1) for c in finite]
@@ -90,7 +89,7 @@ def _by_axes(grad):
     """Return a gradient without axes of length one, the taps of its kernel on one axis."""
     if grad.dim() < 2:
         return grad
-    # Of one layout, so that _foreach_ can take all tensors at once
+    # _foreach_ needs one memory layout for all tensors
     return grad.flatten(2).squeeze().contiguous() if grad.dim() > 2 else grad.squeeze()
 
 

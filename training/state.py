@@ -23,7 +23,7 @@ class _Unfit(Exception):
 def pack_history(rows: list[dict]) -> dict:
     """Return the rows of metrics.csv in a compact form for last.pth.
 
-    That is {"names": [...], "values": float64 tensor rows×names}; NaN where a row has no value.
+    The form is {"names": [...], "values": float64 tensor rows×names}; NaN if a row has no value.
     A list of dicts would exceed the limits of `load_checkpoint` after some 20,000 rows.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -74,8 +74,8 @@ def restore(training: dict, network, optimizer, settings) -> dict:
     """Load the state of last.pth into network and optimizer.
 
     Args:
-        training: of `load_checkpoint`, untrusted. Only entries whose structure, types and shapes
-            match a run of these settings after one step are accepted; others are ignored.
+        training: of `load_checkpoint`, untrusted. Only entries with the structure, types and shapes
+            of a run of these settings after one step are accepted; others are ignored.
     Returns step, best, seconds, loss, history and chosen_on of the run.
     Raises UserError, one line, if anything does not fit; then nothing has changed.
     """
@@ -102,7 +102,7 @@ def restore(training: dict, network, optimizer, settings) -> dict:
     # Learning rates and the like follow from the settings
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({**found["optimizer"], "param_groups": groups})
-    # Earlier versions counted an infinite PSNR (a blank image), which no later one could exceed
+    # Earlier versions counted an infinite PSNR (a blank image); no later one could exceed it
     if run["best"] == math.inf:
         run["best"] = -math.inf
     # Older files do not say which images have chosen
@@ -170,7 +170,7 @@ _NUMBERS = {
 
 
 def _describe(thing) -> str:
-    """Describe a value for a message, without text of the file (which may be of any length)."""
+    """Describe a value for a message, without the file's text: it may be of any length."""
     if isinstance(thing, Tensor):
         return f"a tensor of {str(thing.dtype).removeprefix('torch.')}, {tuple(thing.shape)}"
     if isinstance(thing, (dict, list)):

@@ -399,7 +399,7 @@ def test_strange_histories(history):
     assert state.unpack_history(history) is None
 
 
-def test_checkpoint_facts(trained, data):
+def test_checkpoint_metadata(trained, data):
     best, last = (load_checkpoint(trained / name) for name in ("best.pth", "last.pth"))
     facts = last["facts"]
     assert (
