@@ -4,7 +4,7 @@ python train.py                                           # 9-1-5, x3, on T91
 python train.py --resume results/srcnn_9-1-5_x3/last.pth  # continue this run
 torchrun --nproc_per_node=2 train.py                      # two GPUs or CPUs
 
-Needs torch, numpy and tqdm alone after prepare_dataset.py has run. `train` is
+Needs only torch, numpy and tqdm after prepare_dataset.py has run. `train` is
 the loop; training/ has the rest: recipes (start, loss, optimizer, rate),
 batches, run (resume, save, measure), log.
 """
@@ -22,20 +22,17 @@ import contextlib
 import time
 
 import torch
-from torch import distributed
 
 from dataset import training_set, validation_sets
 from imgproc import shave
-from system.convolutions import keep_memory
 from system.devices import exact_float32
-from system.files import UserError
 from system.processes import average_gradients, processes, wait_for_all
 from training import log as messages
 from training import run as runs
-from training.batches import WorkersLost, batches
+from training.batches import batches
 from training.interrupts import Stop
 from training.recipes import seed_dithering
-from training.state import require_finite
+from training.state import losses_of, require_finite
 
 
 def main(settings):
@@ -55,22 +52,12 @@ def main(settings):
         run.sets = validation_sets(settings, holdout) if rank == 0 else {}
         runs.require_measurable(run)
         runs.compare_choice(run)
-        # With cuDNN's default, gradients are summed in any order; resumed runs need a fixed one
-        torch.backends.cudnn.deterministic = True
-        if device.type == "cpu":
-            keep_memory()
         stop, log = Stop(quiet=rank > 0), messages.Log(run)
         messages.describe(run, crops, holdout)
         runs.tidy(run)
-        # Killed while it was measured
-        if run.is_due and not run.is_measured:
-            runs.validate(run, stop, log, final=run.is_finished)
-        wait_for_all()
-        try:
+        runs.complete_validation(run, stop, log)
+        with runs.saved_if_workers_are_lost(run):
             train(run, crops, stop, log)
-        except WorkersLost as error:
-            saved = f"; step {run.step} is saved" if runs.save_unfinished(run) else ""
-            raise UserError(f"{error}{saved}") from error
         log.close()
         runs.write_curve(run)
     messages.report_end(run, runs.FILES)
@@ -84,7 +71,7 @@ def train(run, crops, stop, log):
     model = run.model()
     weights, averaged = list(run.network.parameters()), list(run.average.parameters())
     autocast = torch.autocast(device.type, torch.bfloat16) if run.bf16 else contextlib.nullcontext()
-    # Pixels that unpadded convolutions cut off each side: 6 for 9-1-5
+    # Unpadded convolutions cut off so many pixels at each side: 6 for 9-1-5
     border = run.network.reach
     # Planes in the loss: pre-training on Y, or on Cb and Cr (section 4.5)
     planes = {"all": slice(None), "y": slice(0, 1), "cbcr": slice(1, 3)}[settings.loss_on]
@@ -100,7 +87,7 @@ def train(run, crops, stop, log):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(run.step, settings) * group.get("factor", 1)
             if run.bf16:
-                # Seeded by the step, so that a resumed run rounds in the same way
+                # Seed by the step: a resumed run rounds in the same way
                 seed_dithering(device, (settings.seed + run.step) % 2**63)
             with autocast:
                 # .to sets the strides; .contiguous would not, because both layouts of one channel
@@ -127,7 +114,7 @@ def train(run, crops, stop, log):
             at_once = stop.number and run.world == 1
             if run.step % look_every and not due and not at_once:
                 continue
-            numbers, stopping = look(recent, stop, run.world)
+            numbers, stopping = losses_of(recent, stop, run.world)
             require_finite(run, numbers, thoroughly=due or stopping)
             losses += numbers
             recent.clear()
@@ -141,16 +128,6 @@ def train(run, crops, stop, log):
                 wait_for_all()
             if stopping:
                 return
-
-
-def look(recent, stop, world):
-    """Return the losses as numbers (means over the processes), and whether one has to stop."""
-    # One sum for all of them, because each goes through the network once
-    values = torch.stack([*recent, torch.full_like(recent[0], stop.number > 0)])
-    if world > 1:
-        distributed.all_reduce(values)
-    *losses, stopping = values.tolist()
-    return [loss / world for loss in losses], stopping > 0
 
 
 if __name__ == "__main__":

@@ -18,11 +18,13 @@ from torch import nn
 from checkpoints.loading import load_checkpoint
 from evaluation.protocol import evaluate, measurable
 from model import SRCNN
+from system.convolutions import keep_memory
 from system.devices import device_name, quick_bf16
 from system.files import UserError, make_folder, remove_leftovers, save, write_csv
 from system.locks import folder_lock
-from system.processes import gather
+from system.processes import gather, wait_for_all
 from training import recipes
+from training.batches import WorkersLost
 from training.curve import draw_curve
 from training.interrupts import Interrupted
 from training.log import name_to_continue, say
@@ -171,6 +173,10 @@ def begin(settings, device, rank: int = 0, world: int = 1) -> Run:
             f"batch_size={settings.batch_size}: not divisible by {world} processes; set a multiple"
         )
     torch.manual_seed(settings.seed % 2**63)
+    # cuDNN sums gradients in any order by default; resumed runs need a fixed order
+    torch.backends.cudnn.deterministic = True
+    if device.type == "cpu":
+        keep_memory()
     checkpoint = None
     if settings.resume:
         checkpoint = load_checkpoint(settings.resume, settings.interpolation)
@@ -281,6 +287,13 @@ def validate(run, stop, log, final: bool):
         say(f"warning: {failure}; training continues, and the next validation tries again")
 
 
+def complete_validation(run, stop, log):
+    """Measure a resumed run's last step if the run was killed during its validation."""
+    if run.is_due and not run.is_measured:
+        validate(run, stop, log, final=run.is_finished)
+    wait_for_all()
+
+
 def _write_files(run) -> OSError | None:
     """Write best.pth if there is a better one, last.pth and metrics.csv; return the first error."""
     failures = [_failure_of(write, run) for write in (_save_best, save_last, _write_table)]
@@ -319,14 +332,18 @@ def save_last(run):
     run.owns_folder, run.replaces = True, []
 
 
-def save_unfinished(run) -> bool:
-    """Write last.pth before an error ends the run. Return True on success."""
-    if run.rank > 0 or run.step == 0 or not all_finite(run.network, run.optimizer):
-        return False
-    with contextlib.suppress(OSError):
-        save_last(run)
-        return True
-    return False
+@contextlib.contextmanager
+def saved_if_workers_are_lost(run):
+    """Write last.pth if a loading process ends during the training, and raise the UserError."""
+    try:
+        yield
+    except WorkersLost as error:
+        saved = ""
+        if run.rank == 0 and run.step > 0 and all_finite(run.network, run.optimizer):
+            with contextlib.suppress(OSError):
+                save_last(run)
+                saved = f"; step {run.step} is saved"
+        raise UserError(f"{error}{saved}") from error
 
 
 def _measure(run, stop):

@@ -4,7 +4,7 @@ import copy
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from system.files import UserError
 from training.recipes import recipe_of
@@ -180,7 +180,20 @@ def _describe(thing) -> str:
     return "missing" if thing is None else f"a {type(thing).__name__}"
 
 
-# ------------------------------------------------------------------------------- finite numbers
+# -------------------------------------------------------------------------------------- losses
+def losses_of(recent: list[Tensor], stop, world: int) -> tuple[list[float], bool]:
+    """Return the losses as numbers (means over the processes), and whether a process has to stop.
+
+    Args: recent: losses of the last steps, scalars; stop: a `training.interrupts.Stop`.
+    """
+    # One message for all values: each message costs time on the network
+    values = torch.stack([*recent, torch.full_like(recent[0], stop.number > 0)])
+    if world > 1:
+        distributed.all_reduce(values)
+    *losses, stopping = values.tolist()
+    return [loss / world for loss in losses], stopping > 0
+
+
 def all_finite(network, optimizer) -> bool:
     """Return whether all weights and the whole state of the optimizer are finite."""
     tensors = list(network.parameters())

@@ -563,7 +563,7 @@ def test_catches_a_checkpoint_on_the_gpu(monkeypatch):
 
 
 def test_catches_a_number_of_the_cpus_in_a_stack(run_training, monkeypatch):
-    plant(monkeypatch, train, "look", "torch.full_like(recent[0], ", "torch.tensor(1.0 * ")
+    plant(monkeypatch, train, "losses_of", "torch.full_like(recent[0], ", "torch.tensor(1.0 * ")
     run_training("--device", "cpu", "--exp_name", "unseen")
     with pretended("cuda"), pytest.raises(RuntimeError, match="same device"):
         run_training()
