@@ -44,15 +44,7 @@ NOTHING = {"psnr": None, "ssim": None}  # the means over no images
 
 
 def evaluate(
-    network,
-    images,
-    upscale_factor: int,
-    protocol: str = "y",
-    with_ssim: bool = True,
-    visit=None,
-    self_ensemble: bool = False,
-    with_ms_ssim: bool = False,
-    colours: str = "rgb",
+    network, images, upscale_factor: int, protocol: str = "y", visit=None, **options
 ) -> dict:
     """Score a network and bicubic on images, each of them shrunk and enlarged again.
 
@@ -63,11 +55,8 @@ def evaluate(
         protocol: "y", the paper's (Y of 8 bits; `upscale_factor` pixels shaved); "ycbcr": the
             same, and also PSNR of Cb and Cr ("psnr_cb", "psnr_cr"; None without colour); or "rgb",
             MMagic's (cropped to multiples of 12, the small image of 8 bits, all channels measured).
-        with_ssim: False leaves SSIM out (it needs scikit-image).
         visit: called with (name, scores, pictures) after each image; see `measure`.
-        self_ensemble: also score the mean over 8 flips and rotations, as "srcnn+".
-        with_ms_ssim: also take MS-SSIM, see `imgproc.ms_ssim`.
-        colours: of images with three channels: "rgb", or "ycbcr" if they were converted already.
+        options: with_ssim, self_ensemble, with_ms_ssim and colours of `evaluate_all`.
     Returns:
         {"bicubic": {"psnr", "ssim"}, "srcnn": {…}, "milliseconds", "images": {name: the same},
         "too_small": [names], "excluded": [names]}, and "srcnn+" and "milliseconds+" with
@@ -80,8 +69,8 @@ def evaluate(
         if visit:
             visit(*measured)
 
-    options = with_ssim, visit_one, self_ensemble, with_ms_ssim, colours
-    return evaluate_all({"": network}, images, upscale_factor, protocol, *options)[""]
+    networks = {"": network}
+    return evaluate_all(networks, images, upscale_factor, protocol, visit=visit_one, **options)[""]
 
 
 def evaluate_all(
@@ -101,8 +90,12 @@ def evaluate_all(
 
     Args:
         networks: {name: SRCNN}, all with the same channels, interpolation and device.
+        images, upscale_factor, protocol: those of `evaluate`.
+        with_ssim: False leaves SSIM out (it needs scikit-image).
         visit: called with (network's name, image's name, scores, pictures).
-        others: those of `evaluate`.
+        self_ensemble: also score the mean over 8 flips and rotations, as "srcnn+".
+        with_ms_ssim: also take MS-SSIM, see `imgproc.ms_ssim`.
+        colours: of images with three channels: "rgb", or "ycbcr" if they were converted already.
     Returns {network's name: the result of `evaluate`}.
     """
     example = next(iter(networks.values()))

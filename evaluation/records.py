@@ -6,13 +6,13 @@ records of other networks, protocols and settings in the same folder.
 """
 
 import csv
-import hashlib
 import itertools
 import json
 import math
 from pathlib import Path
 
 from checkpoints.lookup import Source
+from checkpoints.writing import weights_digest
 from evaluation import sets
 from system.files import write_file
 
@@ -114,15 +114,6 @@ def make_record(
     }
     # train.py stores the PSNR on held-out training images. The file is untrusted
     return record | ({"psnr_holdout": held_out} if isinstance(held_out, float) else {})
-
-
-def weights_digest(network) -> str:
-    """Return a SHA-256 over a network's weights."""
-    total = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        total.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return total.hexdigest()
 
 
 def read_json(path) -> list[dict]:

@@ -4,7 +4,6 @@ The film is encoded in segments. Each is a file of its own, so a killed run resu
 """
 
 import functools
-import hashlib
 import importlib.util
 import json
 import shutil
@@ -16,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 import imgproc
+from checkpoints.writing import weights_digest
 from imgproc import BLACK, WHITE, resize_to
 from inference.enlarge import enlarged_size, fitting_factor, upscale
 from inference.tiling import predict
@@ -146,16 +146,12 @@ class _Plan:
     def identity(self, target: Path) -> dict:
         """Return everything that segments depend on, to reuse them only if nothing has changed."""
         there = self.source.stat()
-        weights = hashlib.sha256()
-        for scale in self.steps:
-            for tensor in self.options.networks[scale].state_dict().values():
-                weights.update(tensor.cpu().contiguous().numpy().tobytes())
         return {
             "source": [str(self.source.resolve()), there.st_size, there.st_mtime_ns],
             "size": [self.size, self.steps, self.options.crf, self.options.self_ensemble],
             "frames": SEGMENT,
             "container": target.suffix,
-            "weights": weights.hexdigest(),
+            "weights": [weights_digest(self.options.networks[scale]) for scale in self.steps],
         }
 
 
@@ -217,23 +213,24 @@ def _frames(film, stream, note):
         note(f"{damaged} damaged packets: their pictures are missing")
 
 
-def _deinterlaced(frames, plan: _Plan):
-    """Yield whole frames for an interlaced film (two fields in each frame)."""
+def _filtering(frame, plan: _Plan, *steps: tuple[str, str]):
+    """Return a filter graph for frames like this one. steps: (FFmpeg's filter, its options)."""
     import av
 
+    graph = av.filter.Graph()
+    size = {"width": frame.width, "height": frame.height}
+    buffer = graph.add_buffer(**size, format=frame.format.name, time_base=plan.time_base)
+    filters = [graph.add(*step) for step in steps]
+    graph.link_nodes(buffer, *filters, graph.add("buffersink")).configure()
+    return graph
+
+
+def _deinterlaced(frames, plan: _Plan):
+    """Yield whole frames for an interlaced film (two fields in each frame)."""
     graph = None
     for frame in frames:
         if graph is None:
-            graph = av.filter.Graph()
-            buffer = graph.add_buffer(
-                width=frame.width,
-                height=frame.height,
-                format=frame.format.name,
-                time_base=plan.time_base,
-            )
-            graph.link_nodes(
-                buffer, graph.add("bwdif", "mode=send_frame"), graph.add("buffersink")
-            ).configure()
+            graph = _filtering(frame, plan, ("bwdif", "mode=send_frame"))
         graph.push(frame)
         yield from _pulled(graph, plan)
     if graph is not None:
@@ -395,16 +392,7 @@ def _assembled(frame, y: torch.Tensor, plan: _Plan):
 
 def _scaled(frame, plan: _Plan):
     """Return the frame enlarged by swscale."""
-    import av
-
     height, width = plan.full
-    graph = av.filter.Graph()
-    buffer = graph.add_buffer(
-        width=frame.width,
-        height=frame.height,
-        format=frame.format.name,
-        time_base=plan.time_base,
-    )
     options = f"{width}:{height}:flags=bicubic+accurate_rnd"
     # The same on both sides. Without it a frame with tags is converted to one without
     same = {
@@ -413,10 +401,10 @@ def _scaled(frame, plan: _Plan):
         "color_matrix": "bt709",
     }
     options += "".join(f":in_{name}={value}:out_{name}={value}" for name, value in same.items())
-    steps = [buffer, graph.add("scale", options)]
+    steps = [("scale", options)]
     if plan.size != plan.full:
-        steps.append(graph.add("crop", f"{plan.size[1]}:{plan.size[0]}:0:0:exact=1"))
-    graph.link_nodes(*steps, graph.add("buffersink")).configure()
+        steps.append(("crop", f"{plan.size[1]}:{plan.size[0]}:0:0:exact=1"))
+    graph = _filtering(frame, plan, *steps)
     graph.push(frame)
     return graph.pull()
 
