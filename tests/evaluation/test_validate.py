@@ -41,7 +41,7 @@ def photograph():
 
 @pytest.fixture
 def pictures(tmp_path, photograph):
-    """A folder with colour, gray, 16 bits, alpha, and an image that shrinks to nothing."""
+    """Return a folder with colour, gray, 16 bits, alpha, and an image too small to shrink."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     bgr = np.ascontiguousarray(photograph[..., ::-1])
@@ -113,7 +113,7 @@ def test_torch_interpolation_is_what_the_network_sees(photograph):
 
 
 def test_bicubic_is_computed_once_for_several_networks(photograph, monkeypatch):
-    """Issue 22, 2: a folder of weights, and "+", share everything that the weights do not change."""
+    """Issue 22, 2: a folder of weights, and "+", share all work independent of the weights."""
     networks = {"a": identity(), "b": SRCNN.from_pretrained(3)}
     images = [(name, imgproc.to_tensor(photograph)) for name in "xy"]
     alone = {
@@ -203,8 +203,8 @@ def test_below_bicubic_has_a_hint(pictures, tmp_path, capsys, brightness, is_sai
         "--results_dir",
         tmp_path,
     )
-    said = capsys.readouterr().out
-    assert ("note: below bicubic on pictures; the weights may be for another scale" in said) == (
+    printed = capsys.readouterr().out
+    assert ("note: below bicubic on pictures; the weights may be for another scale" in printed) == (
         is_said
     )
 
@@ -264,14 +264,14 @@ def test_two_processes_print_the_same_table(pictures, identity_file, tmp_path):
     run_main(*arguments, "--results_dir", tmp_path / "one")
     runs = ranks(2, "validate.py", *arguments, "--results_dir", tmp_path / "two", cwd=tmp_path)
     assert [run.wait() for run in runs] == [0, 0], runs[0].output + runs[1].output
-    said = runs[0].output + runs[1].output
+    printed = runs[0].output + runs[1].output
     one, two = (
         json.loads((tmp_path / n / "identity" / "validation.json").read_text())
         for n in ("one", "two")
     )
     assert without_times(one) == without_times(two)
     for name in ("alpha", "gray"):
-        assert len(re.findall(rf"^{name} ", said, re.MULTILINE)) == 1
+        assert len(re.findall(rf"^{name} ", printed, re.MULTILINE)) == 1
     first, second = ((tmp_path / n / "identity" / "pictures") for n in ("one", "two"))
     assert sorted(p.name for p in first.iterdir()) == sorted(p.name for p in second.iterdir())
 
@@ -283,7 +283,7 @@ def without_times(value):
 
 
 def test_scores_without_opencv_and_scikit_image(tmp_path):
-    """As train.py uses it, on a machine with torch, numpy and tqdm alone."""
+    """Call it like train.py, on a machine with only torch, numpy and tqdm."""
     script = tmp_path / "score.py"
     script.write_text(f"""
 import sys
@@ -402,7 +402,7 @@ def found(*words):
 
 
 def test_which_weights_are_used(tmp_path, monkeypatch):
-    """The run's own where there is one, else those that ship; the first line says how to get the other."""
+    """Take the run's own weights if there are any, else the bundled ones; name the others."""
     monkeypatch.chdir(tmp_path)
     shipped = str(WEIGHTS / "srcnn_9-1-5_x3.pth")
     source = found()
@@ -464,7 +464,7 @@ def test_weights_by_name(model_path, kind, name, tmp_path, monkeypatch):
 
 
 def test_validations_of_different_weights_keep_apart(pictures, tmp_path, monkeypatch, capsys):
-    """Of a run, its last state, those that ship, and two files of one name, in one folder and in another."""
+    """Measure a run, its last state, bundled weights, and two files of one name in two folders."""
     monkeypatch.chdir(tmp_path)
     places = ["results/srcnn_9-1-5_x3/best.pth", "results/srcnn_9-1-5_x3/last.pth"]
     for place in [*places, "srcnn_9-1-5_x3.pth", "other/srcnn_9-1-5_x3.pth"]:
@@ -481,12 +481,12 @@ def test_validations_of_different_weights_keep_apart(pictures, tmp_path, monkeyp
     ]:
         before = set(Path("results").glob("*/validation.json"))
         run_main("--test_sets", pictures, *words.split())
-        said = capsys.readouterr().out
+        printed = capsys.readouterr().out
         target = Path("results", folder, "validation.json")
-        assert f"written: {target}" in said, said
+        assert f"written: {target}" in printed, printed
         assert set(Path("results").glob("*/validation.json")) == before | {target}
         if words == "" or "shipped" in words:
-            assert said.startswith("weights: ")
+            assert printed.startswith("weights: ")
 
 
 def test_what_is_damaged_is_left_out_and_counted(pictures, identity_file, tmp_path, run_script):
@@ -502,7 +502,7 @@ def test_what_is_damaged_is_left_out_and_counted(pictures, identity_file, tmp_pa
 
 
 def psnr_alone(weights, images, tmp_path):
-    """Of a file of weights, measured by itself."""
+    """Return the record of a file of weights, measured alone."""
     scale = SRCNN.from_pretrained(weights).upscale_factor
     run_main(
         *("--model_path", weights, "--upscale_factor", scale, "--test_sets", images),
@@ -513,7 +513,7 @@ def psnr_alone(weights, images, tmp_path):
 
 
 def test_weights_of_a_folder(pictures, tmp_path, run_script):
-    """Each at its own scale; what is no SRCNN is one line; the table is Markdown and a CSV file."""
+    """Measure each at its own scale, with a line for other networks; write Markdown and CSV."""
     folder = tmp_path / "theirs"
     folder.mkdir()
     for scale in (2, 4):
@@ -545,7 +545,7 @@ def test_weights_of_a_folder(pictures, tmp_path, run_script):
         assert re.search(rf"^[|] {name} +[|] {cells}", done.stdout, re.MULTILINE)
     assert "28.50" in done.stdout
 
-    # The weights of another folder of that name keep apart
+    # Weights of another folder with the same name have results of their own
     other = tmp_path / "other" / "theirs"
     other.parent.mkdir()
     shutil.copytree(folder, other, ignore=lambda *_: ["broken.pth", "rgb.pth"])
@@ -564,13 +564,13 @@ def test_self_ensemble_has_rows_of_its_own(photograph, tmp_path, capsys):
     assert cv2.imwrite(str(folder / "astronaut.png"), bgr)
     arguments = ["--model_path", "shipped", "--test_sets", folder, "--results_dir", tmp_path]
     run_main(*arguments, "--self_ensemble")
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     target = tmp_path / "shipped_srcnn_9-1-5_x3"
     record = json.loads((target / "validation.json").read_text())
     result = record["sets"]["photographs"]
     assert record["self_ensemble"] is True and result["srcnn+"] != result["srcnn"]
     for name, scores in (("astronaut", result["images"]["astronaut"]), ("mean", result)):
-        row = re.search(rf"^{name}[+] .*$", said, re.MULTILINE)[0]
+        row = re.search(rf"^{name}[+] .*$", printed, re.MULTILINE)[0]
         assert f"{scores['srcnn+']['psnr']:.4f}" in row
     assert "SRCNN+" in (target / "report.html").read_text()
     assert (target / "photographs" / "astronaut_srcnn+.png").is_file()
@@ -588,7 +588,7 @@ def test_self_ensemble_has_rows_of_its_own(photograph, tmp_path, capsys):
             views.append(back.flip(3) if flip else back)
     sr = imgproc.to_uint8(torch.stack(views).mean(0))
     expected = imgproc.psnr(*(imgproc.shave(image, 3) for image in (sr, imgproc.to_array(hr))))
-    # Within what a few pixels rounded to the other side make
+    # A few pixels may be rounded differently
     assert result["srcnn+"]["psnr"] == pytest.approx(expected, abs=2e-3)
 
     run_main(*arguments)
@@ -667,7 +667,7 @@ def test_earlier_measurements_stay(two_sets, pictures, identity_file, tmp_path, 
     assert len(set(folders)) == 4
     assert all((tmp_path / "mine" / folder / SLIDERS).is_file() for folder in folders)
 
-    # Of weights that have changed nothing is kept, and that is reported
+    # Drop the record of changed weights, and report it
     capsys.readouterr()
     torch.save(SRCNN.from_pretrained(2).to_checkpoint({}) | {"upscale_factor": 3}, identity_file)
     run_main(*arguments, "--test_sets", two_sets[1])

@@ -110,8 +110,8 @@ def test_long_names(identity_file, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run_main(*tmp_path.glob("a*.png"), "--model_path", identity_file, "--suffix", "_larger")
     assert reading.read_image("results/upscaled/" + "a" * 244 + "_larger.png").shape == (24, 27, 3)
-    told = capsys.readouterr()
-    assert "1 enlarged x3, 1 failed" in told.out and "name too long" in told.err
+    printed = capsys.readouterr()
+    assert "1 enlarged x3, 1 failed" in printed.out and "name too long" in printed.err
 
 
 def test_comparisons_of_equal_names(identity_file, tmp_path, monkeypatch, capsys):
@@ -134,15 +134,15 @@ def test_comparisons_of_equal_names(identity_file, tmp_path, monkeypatch, capsys
 
 
 def test_folders_of_one_name(identity_file, tmp_path, capsys):
-    """What both would write to one place is enlarged once, and the other one is named."""
+    """Enlarge one of two inputs with the same output, and name the other one."""
     make_images(tmp_path / "A/train", 2)
     make_images(tmp_path / "B/train", 3)
     with pytest.raises(SystemExit):
         out = ("--model_path", identity_file, "--output", tmp_path / "out")
         run_main(tmp_path / "A/train", tmp_path / "B/train", *out)
-    told = capsys.readouterr()
-    assert "3 enlarged x3, 2 failed" in told.out
-    assert "B/train/image1.png and" in told.err and "would both be written to" in told.err
+    printed = capsys.readouterr()
+    assert "3 enlarged x3, 2 failed" in printed.out
+    assert "B/train/image1.png and" in printed.err and "would both be written to" in printed.err
 
 
 # ---------------------------------------------------------------------------------------- shares
@@ -284,10 +284,10 @@ def test_many_failures_and_notes_are_not_many_lines(identity_file, tmp_path, mon
     with pytest.raises(SystemExit):
         options = ("--model_path", identity_file, "--ext", "jpg", "--output", tmp_path / "out")
         run_main(tmp_path / "in", *options)
-    told = capsys.readouterr()
-    assert told.err.count("failed: ") == 4 and "failed: 4 more, see" in told.err
-    assert told.out.count("JPEG keeps no transparency") == 3
-    assert "note: 3 more: JPEG keeps" in told.out
+    printed = capsys.readouterr()
+    assert printed.err.count("failed: ") == 4 and "failed: 4 more, see" in printed.err
+    assert printed.out.count("JPEG keeps no transparency") == 3
+    assert "note: 3 more: JPEG keeps" in printed.out
     with open(tmp_path / "out/failed.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 7 and all(row["reason"] for row in rows)
@@ -370,7 +370,7 @@ def test_threads_give_the_same_bytes(identity_file, tmp_path, monkeypatch):
 
 
 def test_memory_is_bounded(identity_file, tmp_path, monkeypatch):
-    """Images wait until those before them are written."""
+    """Let images wait until earlier ones are written."""
     make_images(tmp_path / "in", 6)
     monkeypatch.setattr(collection, "free_memory", lambda device: 1)
     read, decoded, most = reading.read_photo, [], []

@@ -124,7 +124,7 @@ def test_other_runtimes_compute_the_same(name, runtime):
 
 @needs_onnx
 def test_graph_has_common_operations_and_no_paths():
-    """Operations that runtimes in browsers have too, and none of the exporter's notes on whose machine made it."""
+    """Find only operations of browsers' runtimes, and no paths of the exporting machine."""
     import onnx
 
     content = graph_of("Y x3")

@@ -41,7 +41,7 @@ def random_network(kernel_sizes=(9, 1, 5), channels=1, padding_mode="replicate",
 
 
 def compare(network, x):
-    """The largest differences of predict, in float32 and in bfloat16, from the plain network."""
+    """Return the largest differences of predict from the plain network, in float32 and bfloat16."""
     with torch.no_grad():
         expected = network(x)
     exact, fast = predict(network, x), predict(network, x, torch.bfloat16)
@@ -91,7 +91,7 @@ def test_other_architectures(small_tiles):
 
 @pytest.mark.parametrize("padding_mode", layouts.PADDING_MODES)
 def test_the_plain_network_is_plain_convolutions(padding_mode):
-    """In float64, by torch's modules alone; with and without gradients."""
+    """Compute in float64 by torch's modules alone; with and without gradients."""
     for kernel_sizes in [(9, 1, 5), (9, 5, 5), (9, 5), (5, 1, 3, 3)]:
         network = random_network(kernel_sizes, 3, padding_mode)
         x = torch.rand(2, 3, 26, 24)
@@ -109,7 +109,7 @@ def test_the_plain_network_is_plain_convolutions(padding_mode):
 
 
 def test_hooks_see_every_layer():
-    """As users collect feature maps."""
+    """Collect feature maps by hooks, as users do."""
     network, seen = random_network((9, 1, 1, 5)), []
     for module in (*network.features, *network.map, network.reconstruction):
         module.register_forward_hook(lambda module, x, y: seen.append(y.shape[1]))
@@ -268,14 +268,14 @@ def test_a_gpus_tile_counts_what_the_allocator_keeps_and_never_gets_tiny(monkeyp
 @pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])
 @pytest.mark.parametrize("free", [2**32, 2**40])
 def test_a_gpus_tile_fits_its_memory_and_31_bits(monkeypatch, kind, free):
-    """cuDNN, and F.pad by replication, count in 31 bits what a layer gives for a tile."""
+    """Keep a layer's output for a tile below 31 bits, the limit of cuDNN and of F.pad."""
     monkeypatch.setattr(tiling, "free_memory", lambda device: free)
     network = SRCNN((9, 5, 5))
     pixels = tiling._pixels_on_gpu(network, torch.device(kind))
     for shape in ((1, 1, 8192, 8192), (1, 1, 60_000, 40_000), (1, 1, 2000, 900_000)):
         for tile in tiling._tiles(shape, pixels)[:9]:
             top, bottom, left, right = tile.box
-            # The tile, and what the network sees around it
+            # The tile, and the network's reach around it
             most = (bottom - top + 2 * network.reach) * (right - left + 2 * network.reach)
             assert 64 * most < 2**31 and 64 * most * 4 < free
 

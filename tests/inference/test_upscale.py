@@ -160,7 +160,7 @@ def test_any_kind_of_number_and_a_path_as_network(tmp_path, photograph, identity
     ],
 )
 def test_any_factor(photograph, options, steps, size):
-    """In Python as by upscale.py: networks to at least the size, bicubic down to it."""
+    """Enlarge in Python as upscale.py does: networks to at least the size, bicubic down to it."""
     result = enlarge.upscale(photograph, **options)
     assert result.shape == (*size, 3) and result.dtype == np.uint8
     expected = photograph
@@ -172,7 +172,7 @@ def test_any_factor(photograph, options, steps, size):
 
 
 def test_files_folders_and_patterns(run_script, identity_file, tmp_path, photograph):
-    """As a user with a folder of mixed photographs runs it."""
+    """Enlarge a folder of mixed photographs, as users do."""
     bgr = np.ascontiguousarray(photograph[..., ::-1])
     deep = bgr.astype(np.uint16) * 257
     for name, image in {
@@ -407,21 +407,21 @@ def test_formats_are_those_of_the_inputs(identity_file, tmp_path, photograph, mo
 def test_folders_in_folders_and_what_is_passed_over(
     identity_file, tmp_path, photograph, monkeypatch, capsys
 ):
-    """A folder as phones and scanners leave it, enlarged twice over."""
+    """Enlarge a folder of phone and scanner files twice."""
     monkeypatch.chdir(tmp_path)
     for name in ("a.png", "sub/b.png", "sub/deeper/a.png", ".hidden/c.png"):
         writing.write_image(tmp_path / "in" / name, photograph)
     for name in ("a.psd", "b.psd", "notes.txt", "sub/c.raw"):
         (tmp_path / "in" / name).write_bytes(b"x")
 
-    def told_by(*arguments):
+    def output_of(*arguments):
         run_main("in", "--model_path", identity_file, *arguments)
         return capsys.readouterr().out
 
-    told = told_by()
-    assert "skipped 3: PSD, TXT; 1 subfolder (--recursive)\n1 enlarged x3" in told
-    told = told_by("--recursive", "--output", "out")
-    assert "skipped 4: PSD, TXT, RAW\n3 enlarged x3, 0 failed" in told
+    message = output_of()
+    assert "skipped 3: PSD, TXT; 1 subfolder (--recursive)\n1 enlarged x3" in message
+    message = output_of("--recursive", "--output", "out")
+    assert "skipped 4: PSD, TXT, RAW\n3 enlarged x3, 0 failed" in message
     out = tmp_path / "out" / "in"
     assert {path.relative_to(out).as_posix() for path in out.rglob("*.png")} == {
         "a_x3.png",
@@ -430,11 +430,11 @@ def test_folders_in_folders_and_what_is_passed_over(
     }
     # an output folder within the input: its files are no inputs; nor are those beside the inputs
     for _ in range(2):
-        told = told_by("--recursive", "--output", "in/large", "--overwrite", "true")
-        assert "3 enlarged x3, 0 failed" in told
-    told_by("--output", "beside", "--outscale", "2", "--compare")
-    told = told_by("--output", "beside")
-    assert "2 made from the others by an earlier run\n1 enlarged x3" in told
+        message = output_of("--recursive", "--output", "in/large", "--overwrite", "true")
+        assert "3 enlarged x3, 0 failed" in message
+    output_of("--output", "beside", "--outscale", "2", "--compare")
+    message = output_of("--output", "beside")
+    assert "2 made from the others by an earlier run\n1 enlarged x3" in message
     assert {path.name for path in (tmp_path / "in").glob("*.png")} == {
         "a.png",
         "a_x2.png",
@@ -446,16 +446,16 @@ def test_folders_in_folders_and_what_is_passed_over(
 def test_a_folder_that_is_read_and_written(
     identity_file, tmp_path, photograph, monkeypatch, capsys
 ):
-    """Its second run meets the first one's pictures, and enlarges none of them; links are told."""
+    """The second run finds the first one's pictures, and enlarges none of them; links are named."""
     writing.write_image(tmp_path / "in/sub/a.png", photograph)
     (tmp_path / "in/link").symlink_to("sub")
     monkeypatch.chdir(tmp_path / "in")
-    for told in ("", "; 2 made from the others by an earlier run\n"):
+    for message in ("", "; 2 made from the others by an earlier run\n"):
         options = ("--recursive", "--compare", "--overwrite", "--output", ".")
         run_main(".", "--model_path", identity_file, *options)
-        said = capsys.readouterr().out
-        assert "1 enlarged x3, 0 failed" in said and told in said, said
-        assert "skipped 1 subfolder (links)" in said
+        printed = capsys.readouterr().out
+        assert "1 enlarged x3, 0 failed" in printed and message in printed, printed
+        assert "skipped 1 subfolder (links)" in printed
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")}
     assert names == {f"in/{name}.png" for name in ("sub/a", "in/sub/a_x3", "in/sub/a_x3_compare")}
 
@@ -470,9 +470,9 @@ def test_animations_fail_by_name_and_the_others_go_on(
     frames[0].save("b.gif")
     with pytest.raises(SystemExit):
         run_main("a.gif", "b.gif", "--model_path", identity_file)
-    told = capsys.readouterr()
-    assert "failed: a.gif: an animation (GIF, 2 pictures)" in told.err
-    assert "1 enlarged x3, 1 failed" in told.out
+    message = capsys.readouterr()
+    assert "failed: a.gif: an animation (GIF, 2 pictures)" in message.err
+    assert "1 enlarged x3, 1 failed" in message.out
     assert (tmp_path / "results/upscaled/b_x3.png").is_file()
 
 
@@ -501,11 +501,12 @@ def test_images_too_large_for_the_memory_fail_in_one_line(tmp_path, monkeypatch,
     monkeypatch.setattr(collection, "upscale", upscaled)
     with pytest.raises(SystemExit):
         run_main(tmp_path, "--output", tmp_path / "out")
-    told = capsys.readouterr()
+    message = capsys.readouterr()
     assert (
-        f"failed: {tmp_path}/b.png: out of memory on " in told.err and "set device=cpu" in told.err
+        f"failed: {tmp_path}/b.png: out of memory on " in message.err
+        and "set device=cpu" in message.err
     )
-    assert "1 enlarged x3, 1 failed" in told.out
+    assert "1 enlarged x3, 1 failed" in message.out
 
 
 def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch):
@@ -517,7 +518,7 @@ def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch):
 
 # ------------------------------------------------------------------------------------- any size
 @pytest.mark.parametrize(
-    "arguments, size, name, told",
+    "arguments, size, name, message",
     [
         (["--outscale", 2.5], (100, 125), "a_x2.5.png", "x2.5: the x3 network, then bicubic down"),
         (["--outscale", 2], (80, 100), "a_x2.png", ""),
@@ -527,13 +528,13 @@ def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch):
         (["--outsize", "20x20"], (16, 20), "a_20x20.png", "20x20: already as large or larger"),
     ],
 )
-def test_any_size(tmp_path, photograph, monkeypatch, capsys, arguments, size, name, told):
-    """By the networks that ship; outsize is a box that the picture fits into, never distorted."""
+def test_any_size(tmp_path, photograph, monkeypatch, capsys, arguments, size, name, message):
+    """Use the bundled networks; outsize is a box for the undistorted picture."""
     monkeypatch.chdir(tmp_path)
     writing.write_image("a.png", photograph)
     run_main("a.png", *arguments)
     result = reading.read_image(f"results/upscaled/{name}")
-    assert result.shape == (*size, 3) and told in capsys.readouterr().out
+    assert result.shape == (*size, 3) and message in capsys.readouterr().out
     expected = photograph
     for scale in {2.5: [3], 2: [2], 6: [3, 2], 7: [4, 2], "125x200": [3], "20x20": []}[
         arguments[1]

@@ -1,4 +1,4 @@
-"""Films: the network's luminance, time stamps, colours, and everything that is copied."""
+"""Test films: the network's luminance, time stamps, colours, and all copied streams."""
 
 import os
 import signal
@@ -157,7 +157,7 @@ def test_films(name, tmp_path, network, capsys):
 
 
 def test_chroma_stays_in_place(tmp_path):
-    """Of two pixels MPEG's chroma lies at the left one: a coloured edge must not move."""
+    """MPEG's chroma lies at the left one of two pixels: a coloured edge must not move."""
     columns = np.arange(64)
     frame = av.VideoFrame(64, 32, "yuv420p")
     for plane, values in zip(frame.planes, (np.full(64, 128), *[columns[:32] * 8] * 2)):
@@ -201,7 +201,7 @@ def test_interlaced_odd_and_other_containers(tmp_path, capsys):
 
 
 def test_networks_for_rgb(tmp_path):
-    """By the clip's own matrix."""
+    """Convert by the clip's own matrix."""
     clip = make_clip(tmp_path / "a.mkv", pixels="yuv444p", frames=2)
     run_main(
         clip, "--upscale_factor", 2, "--channels", 3, "--output", tmp_path / "b.mkv", "--crf", 0
@@ -236,9 +236,9 @@ def test_damaged_films(tmp_path, capsys):
     with pytest.raises(SystemExit):
         paths = [tmp_path / name for name in names]
         run_main(*paths, "--upscale_factor", 2, "--output", tmp_path / "out")
-    told = capsys.readouterr()
-    assert "3 failed" in told.out and "Traceback" not in told.err
-    assert all(f"{tmp_path / name}: " in told.err for name in names)
+    printed = capsys.readouterr()
+    assert "3 failed" in printed.out and "Traceback" not in printed.err
+    assert all(f"{tmp_path / name}: " in printed.err for name in names)
     assert [path.name for path in (tmp_path / "out").glob("*.mp*")] == []
 
 

@@ -1,4 +1,4 @@
-"""That the benchmark runs: its figures are for people to read."""
+"""Run the benchmark; people read its figures."""
 
 import json
 import subprocess

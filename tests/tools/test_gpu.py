@@ -49,7 +49,7 @@ def impossible():
 
 
 def test_rows(tmp_path):
-    """Passed, failed and impossible rows are told apart, and no row ends the others."""
+    """Passed, failed and impossible rows are reported separately, and no row ends the others."""
     checks = (lambda: "2 ms", failing, ending, impossible, lambda: {"figures": "3", "table": ["|"]})
     notes = table.Notes(tmp_path / "rows.jsonl")
     listed = [table.Row(str(number), check) for number, check in enumerate(checks)]

@@ -1,4 +1,4 @@
-"""The documents lead to files that exist."""
+"""Test the links and the length of the documents."""
 
 import re
 
@@ -11,7 +11,7 @@ LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)]*)?\)")
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_relative_links(path):
-    """Every relative link of a document exists, seen from the document's folder."""
+    """Find every relative link's file from the document's folder."""
     links = LINK.findall(path.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
     assert not missing, missing

@@ -1,4 +1,4 @@
-"""The model card says what the tables and the files say."""
+"""The model card agrees with the tables and the files."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""The notebook in assets/ runs as a reader would run it, and its stored outputs are those of the weights that ship."""
+"""Run the notebook in assets/; its stored outputs must be those of the bundled weights."""
 
 import re
 import shutil

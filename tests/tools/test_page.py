@@ -39,7 +39,7 @@ def test_models_are_of_the_weights_that_ship(name, scale):
 
 
 def test_nothing_but_the_runtime_comes_from_elsewhere():
-    """One address, with the exact version, and a hash for each file."""
+    """Find one address, with the exact version, and a hash for each file."""
     pages = {name: (ROOT / "docs" / name).read_text() for name in ("index.html", "page.js")}
     worker = (ROOT / "docs" / "worker.js").read_text()
     assert worker.count("https://") == 1 and CDN + "${VERSION}/dist/" in worker
@@ -49,7 +49,7 @@ def test_nothing_but_the_runtime_comes_from_elsewhere():
 
 
 def test_hashes_are_those_of_the_npm_package():
-    """Of all four files: the tests in a browser load two of them, as there is no graphics card."""
+    """Check all four files: the tests in a browser load only two, without a graphics card."""
     hashes = re.findall(
         r'"(ort[^"]+)": "sha384-([^"]+)"', (ROOT / "docs" / "worker.js").read_text()
     )
@@ -88,7 +88,7 @@ class Page:
         )
 
     def saved(self, name):
-        """What the Save button writes."""
+        """Return the file of the Save button."""
         self.wait_for(lambda: self.find("save").is_displayed())
         self.find("save").click()
         self.wait_for((self.folder / name).is_file)
@@ -108,7 +108,7 @@ def opened(tmp_path_factory):
 
 @pytest.fixture
 def page(opened):
-    """The page as it is when it has just been opened."""
+    """Open the page anew."""
     page, address = opened
     look_like(page.driver, 1280, 800)
     page.driver.get(address)
@@ -140,7 +140,7 @@ def test_tiles_make_what_upscale_makes(page):
     tags = page.driver.find_elements("class name", "tag")
     assert [tag.text for tag in tags] == ["bicubic", "SRCNN"]
     assert np.abs(large.astype(int) - upscale(image, 3)).max() <= 1
-    # What the slider compares: the canvases, whole because the picture is small
+    # The slider's two canvases; the small picture is visible as a whole
     for layer, network in (("srcnn", None), ("bicubic", "bicubic")):
         shown = page.driver.execute_script(
             f"const c = document.getElementById('{layer}');"
@@ -246,7 +246,7 @@ def test_by_mouse_and_keyboard_at_every_width(page):
         assert page.find("actual").text != fitting
         page.find("view").send_keys("-")
         assert page.find("actual").text == fitting
-    # On the picture, which would cover an outline
+    # On the picture, because it would cover an outline
     ring = "return getComputedStyle(document.getElementById('view'), '::after').boxShadow"
     assert "inset" in driver.execute_script(ring)
     # Every control has a name that a screen reader says
@@ -272,7 +272,7 @@ def test_an_error_in_the_worker_leaves_the_next_picture_unharmed(page):
 
 
 def test_the_browser_refuses_to_send_anything_elsewhere(page):
-    """By the page's Content-Security-Policy; without one, a data: address can be fetched."""
+    """Check the page's Content-Security-Policy; without one, a data: address can be fetched."""
     fetch = "fetch('data:,x').then(() => 'open', () => 'refused').then(arguments[0])"
     assert page.driver.execute_async_script(fetch) == "refused"
     page.driver.get_log("browser")  # the refusal

@@ -1,4 +1,4 @@
-"""tools/results_table.py: the README's table from what validate.py wrote."""
+"""Test tools/results_table.py: the README's table from the records of validate.py."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def test_rows_by_set_and_network():
 
 
 def test_what_cannot_be_a_table(tmp_path, capsys):
-    """Two records that disagree, a file that is no record, and none at all: one line each."""
+    """Contradicting records, another file, and no file at all: one line each."""
     for name, psnr in (("a", 32.68), ("b", 32.7)):
         content = record([9, 1, 5], 3, Set5=(30.39, psnr))
         (tmp_path / f"{name}.json").write_text(json.dumps(content))

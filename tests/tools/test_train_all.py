@@ -1,4 +1,4 @@
-"""assets/train_all.py: one command for every file that ships, and that they run."""
+"""Test tools/train_all.py: it has one command for every bundled file, and the commands run."""
 
 import shlex
 import sys
@@ -31,13 +31,13 @@ def test_every_shipped_file_has_one_command():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_command_is_what_made_the_file(name):
-    facts = torch.load(ROOT / "assets" / "weights" / f"{name}.pth", weights_only=True)["facts"]
+    metadata = torch.load(ROOT / "assets" / "weights" / f"{name}.pth", weights_only=True)["facts"]
     settings = settings_of(name)
     for key in DECIDE:
         # Earlier files have the number of channels, 1 or 3
-        stored = adapt(key, Kind(str, False), facts["settings"][key])
+        stored = adapt(key, Kind(str, False), metadata["settings"][key])
         assert stored == getattr(settings, key), key
-    assert tuple(facts["settings"]["kernel_sizes"]) == settings.kernel_sizes
+    assert tuple(metadata["settings"]["kernel_sizes"]) == settings.kernel_sizes
 
 
 def test_order_and_unknown_names(capsys):
@@ -57,7 +57,7 @@ def test_order_and_unknown_names(capsys):
 
 
 def test_makes_and_installs(tmp_path, monkeypatch):
-    """Two small runs, the second from the first, as the table's are made; a second call repeats nothing."""
+    """Make two small runs, the second from the first; a second call repeats nothing."""
     monkeypatch.chdir(tmp_path)
     make_tiny(tmp_path / "data")
     (tmp_path / "assets" / "weights").mkdir(parents=True)
@@ -81,5 +81,10 @@ def test_makes_and_installs(tmp_path, monkeypatch):
         assert (tmp_path / "assets" / "logs" / "a_start.csv").is_file()
         assert not (tmp_path / "assets" / "weights" / "a_start.pth").exists()
     assert [process.returncode for process in done] == [0] * 4
-    said = [process.stdout.splitlines()[0] for process in done]
-    assert [line.startswith("finished already") for line in said] == [False, False, True, True]
+    first_lines = [process.stdout.splitlines()[0] for process in done]
+    assert [line.startswith("finished already") for line in first_lines] == [
+        False,
+        False,
+        True,
+        True,
+    ]

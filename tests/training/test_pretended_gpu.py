@@ -34,7 +34,7 @@ torch.set_num_threads(1)  # more cost time where tensors are tiny
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """The tiny sets, prepared for Y and for RGB."""
+    """Return the folder of the tiny sets, prepared for Y and for RGB."""
     folder = make_tiny(tmp_path_factory.mktemp("tiny") / "data")
     prepare(folder, "--train_set", "tiny", "--test_sets", "tinytest", "--channels", 3)
     return folder
@@ -88,7 +88,7 @@ def test_what_a_gpu_refuses_raises():
         assert gpu.waits["cpu: cuda to cpu"] == 1
         torch.nn.functional.relu(x).sum().item()
         assert gpu.waits["item"] == 1 and bool((x > 0).all()) and gpu.waits["__bool__"] == 1
-        # Their results have a shape that only the GPU knows
+        # Only the GPU knows the shapes of their results
         for waiting in (lambda: x[x > 0], lambda: x[None, x > 0], lambda: torch.where(x > 0)):
             before = gpu.waits.total()
             waiting()
@@ -126,7 +126,7 @@ CASES = [
     for channels in (1, 3)
     for kernels in ("9 1 5", "9 5 5")
     for precision in ("bf16", "fp32")
-    # Of Apple's, half: what differs there does not depend on the precision
+    # Apple's GPUs run half of the cases: their differences do not depend on the precision
     if kind == "cuda" or (precision == "bf16") == (kernels == "9 5 5")
 ]
 
@@ -142,7 +142,7 @@ def test_training(run_training, capsys, kind, recipe, channels, kernels, precisi
     assert last["training"]["step"] == 2 and len(unpack_history(last["training"]["history"])) == 1
 
 
-# For the tiny set: too little for lr, which is then made for every batch
+# Too little memory for lr of the tiny set: it is made for every batch
 WITHOUT_LR = "--max_device_gb 5e-5"
 
 
@@ -165,7 +165,7 @@ def test_training_gives_what_the_cpu_gives(run_training, capsys, kind, options):
         there = run_training(*options, "--exp_name", "there")
     assert kept in capsys.readouterr().out
     here = run_training(*options, "--exp_name", "here", "--device", "cpu")
-    # Not the weights: rounding turns SOAP's axes where the gradient has no part in a direction
+    # The weights may differ: rounding turns SOAP's axes in directions without any gradient
     x = torch.rand(1, 1, 30, 30, generator=torch.Generator().manual_seed(0))
     outputs = [SRCNN.from_checkpoint(last)(x).detach() for last in (there, here)]
     torch.testing.assert_close(*outputs, rtol=0, atol=1e-3)
@@ -237,7 +237,7 @@ def test_without_bf16_autocast_is_not_asked(run_training, monkeypatch):
     ],
 )
 def test_no_step_waits_for_the_gpu(run_training, options):
-    """As many waits in 6 steps as in 12: what there are, are of the start and of the end."""
+    """Count as many waits in 6 steps as in 12: only the start and the end wait."""
     counts = []
     for steps in (6, 12):
         with pretended("cuda") as gpu:
@@ -298,7 +298,7 @@ def test_the_last_bias_is_added_in_float32():
 
 
 def test_memory_decides_where_a_training_set_lies(data):
-    """With lr on the GPU, without it there, or on disk: of 40 % of what is free."""
+    """Put lr on the GPU, only hr there, or all on disk, for 40 % of the free memory."""
     settings = load("train", ["--data_dir", str(data), *TINY, "--shrink"])
     pixels = 5 * 63 * 60  # cropped to multiples of 3
     for free, place in ((16 * pixels, "with lr"), (6 * pixels, "without"), (2 * pixels, "disk")):
@@ -354,7 +354,7 @@ def test_self_ensemble(kind):
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
 @pytest.mark.parametrize("scale", [3, 1 / 3, 0.9, np.pi])
 def test_imresize(kind, scale):
-    """By the four ways that there are: torch's bicubic, and a matrix for odd factors."""
+    """Resize in all four ways: by torch's bicubic, and by a matrix for odd factors."""
     image = torch.rand(2, 9, 11)
     with pretended(kind):
         there = imgproc.imresize(image.to(kind), scale)
@@ -388,7 +388,7 @@ def test_predict_computes_in_float32(monkeypatch):
 
 @pytest.mark.parametrize("kind, calls", [("cpu", 1), ("cuda", 2), ("mps", 2)])
 def test_a_gpus_second_call_is_timed(monkeypatch, kind, calls):
-    """The first call of a shape chooses kernels, which is not the network's time."""
+    """Do not count the first call of a shape: it chooses kernels."""
     clock, made = iter(range(100)), []
 
     def restore(network, x, self_ensemble):

@@ -75,7 +75,7 @@ class Terminal:
         self.shown = ""
 
     def look(self) -> str:
-        """All that was written to it."""
+        """Return everything written to it."""
         try:
             while piece := os.read(self.screen, 2**16):
                 self.shown += piece.decode()
@@ -89,10 +89,10 @@ class Terminal:
 
 
 def take_terminal(name):
-    # The tests may have been started by nohup, which every process of theirs then inherits
+    # nohup may have started the tests; all their processes inherit its SIGHUP
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.setsid()
-    # The first terminal that a session opens is its own
+    # The first terminal opened by a session is its own
     file = os.open(name, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(file, stream)
@@ -104,7 +104,7 @@ def terminal():
 
 
 def finish(run, terminal) -> str:
-    """What a run has shown when it is over: a terminal that nobody reads would stop it."""
+    """Return the output of a finished run. Read it meanwhile: a full terminal would stop the run."""
     run.wait_for(
         lambda: terminal.look() and not run.process.is_alive() or "measure it" in terminal.shown
     )
@@ -124,7 +124,7 @@ def test_a_closed_terminal_saves_and_ends_the_run(data, terminal, tmp_path):
 
 
 def test_nohup(data, tmp_path):
-    """It lets a process ignore SIGHUP, and the run keeps to that."""
+    """nohup lets a process ignore SIGHUP, and the run still ignores it."""
 
     options = ["--steps", 100_000, "--valid_frequency", 50_000]
     run = Run("train.py", "--data_dir", data, *TINY, *options, cwd=tmp_path, before=ignore_hangup)
@@ -140,7 +140,7 @@ def ignore_hangup():
 
 
 def test_80_columns(data, terminal, tmp_path):
-    """No line is cut off or wrapped, and the numbers are there: of the bar, rate and PSNR."""
+    """No line is cut off or wrapped, and the bar has rate and PSNR."""
     options = ["--steps", 600, "--valid_frequency", 300]
     run = Run("train.py", "--data_dir", data, *TINY, *options, cwd=tmp_path, before=terminal.begin)
     shown = finish(run, terminal)
@@ -148,11 +148,11 @@ def test_80_columns(data, terminal, tmp_path):
     bars = [line for line in lines if "%|" in line]
     assert bars and all(line.endswith("]") for line in bars), bars
     assert re.search(r"\d steps/s, \d\d\.\d\d dB\]$", bars[-1]), bars
-    # All but the command, which is in one line and here begins with a long path
+    # All but the command: it is one line with a long path
     assert all(len(line) <= 80 for line in lines if not line.startswith("measure it")), lines
-    said = [line for line in lines if re.match(r"step \d", line)]
-    assert [line.split(",")[0] for line in said] == ["step 300", "step 600"], lines
-    assert all("held out" in line and "tinytest" in line for line in said), said
+    printed = [line for line in lines if re.match(r"step \d", line)]
+    assert [line.split(",")[0] for line in printed] == ["step 300", "step 600"], lines
+    assert all("held out" in line and "tinytest" in line for line in printed), printed
 
 
 def test_the_bar_of_a_long_run_fits():

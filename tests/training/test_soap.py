@@ -70,7 +70,7 @@ def test_biases_get_adam():
 
 
 def test_rotation_changes_nothing():
-    """In a turned basis the same steps are taken, turned: what Adam does not have."""
+    """Take the same steps in a turned basis, turned. Adam would not."""
     torch.manual_seed(0)
     left, right = (torch.linalg.qr(torch.randn(n, n, dtype=torch.double))[0] for n in (5, 5))
     plain = torch.nn.Parameter(torch.randn(5, 5, dtype=torch.double))
@@ -124,7 +124,7 @@ def test_gradients_that_are_not_finite_raise_nothing(bad):
 
 
 def one_by_one(weights, states, rate, beta=0.95, eps=1e-8, refresh=10):
-    """A step of SOAP as the paper writes it, a parameter and an axis at a time."""
+    """Do a step of SOAP as in the paper, one parameter and one axis at a time."""
     for weight, state in zip(weights, states):
         grad = weight.grad.flatten(2).squeeze() if weight.dim() > 2 else weight.grad
         axes = range(grad.dim()) if grad.dim() > 1 else []
@@ -250,7 +250,7 @@ def test_calls_of_a_step(kernels, step_before, renewal_before, step, renewal):
 
 
 def test_decompositions_that_a_backend_lacks_run_on_the_cpu(monkeypatch):
-    """As eigh does on Apple's GPUs: the device refuses, the CPU does it."""
+    """Use the CPU if the device refuses, as for eigh on Apple's GPUs."""
     calls = []
 
     def lacking(decompose):

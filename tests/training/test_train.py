@@ -245,7 +245,7 @@ def test_all_finite_looks_at_the_optimizer_too():
 # --------------------------------------------------------------------------------------------------- what not to resume
 @pytest.fixture(scope="session")
 def trained(data, tmp_path_factory):
-    """The results folder of a short run."""
+    """Return the results folder of a short run."""
     folder = tmp_path_factory.mktemp("trained")
     assert Run("train.py", "--data_dir", data, *TINY, "--steps", 4, cwd=folder).wait() == 0
     return folder / "results" / NAME
@@ -301,7 +301,7 @@ def test_strange_training_state(start, trained, tmp_path, content):
 
 
 def test_weights_of_others_start_at_step_0(start, tmp_path):
-    """Weights alone, of another layout, padding and scale."""
+    """Start from weights alone, of another layout, padding and scale."""
     network = SRCNN((5, 1, 3), padding_mode="zeros")
     names = {"features.0": "conv1", "map.0": "conv2", "reconstruction": "conv3"}
     torch.save(
@@ -332,13 +332,13 @@ def test_weights_of_others_start_at_step_0(start, tmp_path):
     assert (last["padding_mode"], last["interpolation"]) == (
         "replicate",
         "matlab",
-    )  # what it is trained for from here
+    )  # the scale from here on
     for name, weight in network.state_dict().items():
         torch.testing.assert_close(last["state_dict"][name], weight, atol=1e-5, rtol=0)
 
 
 def test_finished_run_and_lost_best(start, trained, tmp_path):
-    """Resuming a finished run does no harm; a best.pth that is not there is made anew."""
+    """Resuming a finished run does no harm; a missing best.pth is made anew."""
     run = start("--steps", 4, "--resume", trained / "last.pth")
     assert run.wait() == 0, run.output
     run = start(
@@ -372,7 +372,7 @@ def test_metrics_never_lose_rows(start, trained, tmp_path):
 
 
 def test_rows_with_other_columns():
-    """A test set that is added when a run is resumed, and a loss that is not known."""
+    """Resume with a further test set, and with an unknown loss."""
     rows = [{"step": 1, "loss": 0.5}, {"step": 2, "samples": 2**53 - 1, "psnr_new": 30.0}]
     assert state.unpack_history(state.pack_history(rows)) == rows
     assert state.unpack_history(state.pack_history([])) == []
@@ -401,13 +401,15 @@ def test_strange_histories(history):
 
 def test_checkpoint_metadata(trained, data):
     best, last = (load_checkpoint(trained / name) for name in ("best.pth", "last.pth"))
-    facts = last["facts"]
+    metadata = last["facts"]
     assert (
-        facts["train_set"] == "tiny"
-        and facts["step"] == 4
-        and facts["settings"]["data_dir"] == str(data)
+        metadata["train_set"] == "tiny"
+        and metadata["step"] == 4
+        and metadata["settings"]["data_dir"] == str(data)
     )
-    assert {"psnr_holdout", "psnr_tinytest"} < set(facts) and facts["settings"]["kernel_sizes"] == [
+    assert {"psnr_holdout", "psnr_tinytest"} < set(metadata) and metadata["settings"][
+        "kernel_sizes"
+    ] == [
         5,
         1,
         3,
@@ -418,8 +420,8 @@ def test_checkpoint_metadata(trained, data):
         and best["padding_mode"] == "replicate"
     )
     row = rows(trained)[-1]
-    assert (row["step"], row["samples"], row["psnr_holdout"]) == (4, 16, facts["psnr_holdout"])
-    json.dumps(facts)
+    assert (row["step"], row["samples"], row["psnr_holdout"]) == (4, 16, metadata["psnr_holdout"])
+    json.dumps(metadata)
 
 
 # ---------------------------------------------------------------------------------------------------------- the recipes
@@ -635,7 +637,7 @@ def compile_in_this_process():
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler: apt-get install g++")
 def test_compiled(start, tmp_path):
-    """The compiled network takes the same steps."""
+    """Take the same steps with the compiled network."""
     options = [
         "--recipe",
         "paper",
@@ -805,9 +807,9 @@ def test_a_third_signal_ends_it_and_leaves_what_was_saved(start, tmp_path):
     run = start("--steps", 100_000, "--valid_frequency", 4, before=stuck_measuring)
     last = tmp_path / "results" / NAME / "last.pth"
     run.wait_for(last.exists)
-    for said in ("saving this step", "stopping: saving alone"):
+    for message in ("saving this step", "stopping: saving alone"):
         os.kill(run.process.pid, signal.SIGINT)
-        run.wait_for(lambda said=said: said in run.output)
+        run.wait_for(lambda message=message: message in run.output)
         time.sleep(1.1)  # sooner, it counts as the same one
     os.kill(run.process.pid, signal.SIGINT)
     assert run.wait(30) == -signal.SIGINT
@@ -917,7 +919,7 @@ def test_the_last_row_comes_after_a_kill(start, tmp_path):
 
 
 def test_a_running_runs_folder_is_locked(start, tmp_path):
-    """A second process is refused; after a kill it is not."""
+    """Refuse a second process, but not after a kill."""
     folder = tmp_path / "results" / NAME
     run = start("--steps", 100_000, "--max_device_gb", 0, "--num_workers", 1)
     run.wait_for((folder / "metrics.csv").exists)
@@ -932,7 +934,7 @@ def test_a_running_runs_folder_is_locked(start, tmp_path):
 
 
 def test_resume_auto(start, tmp_path):
-    """One command begins, resumes, and has nothing left to do."""
+    """Begin, resume and end a run by the same command."""
     first = start("--steps", 4, "--resume", "auto")
     assert first.wait() == 0 and "resumes" not in first.output
     on = start("--steps", 8, "--resume", "auto")
@@ -1054,7 +1056,7 @@ def test_ctrl_c_at_the_beginning(start, tmp_path):
 
 
 def test_curve(tmp_path):
-    """The points of a run as coloured lines; nothing is drawn of nothing."""
+    """Draw the points of a run as coloured lines; draw nothing without points."""
     history = [{"step": step, "psnr_a": 25 + step / 10, "loss": 1.0} for step in (10, 20, 30)]
     curve.draw_curve(history, {"a": 26.0}, "title", tmp_path / "curve.png")
     image = np.asarray(Image.open(tmp_path / "curve.png"))
