@@ -1,5 +1,6 @@
 """SRCNN (Dong, Loy, He, Tang, arXiv 1501.00092): the network."""
 
+import hashlib
 import os
 import warnings
 
@@ -178,6 +179,14 @@ class SRCNN(nn.Module):
         for name, value in self._made_for().items():
             setattr(scripted, name, value)
         return scripted
+
+    def digest(self) -> str:
+        """Return a SHA-256 over the weights."""
+        total = hashlib.sha256()
+        for name, tensor in self.state_dict().items():
+            total.update(f"{name} {tuple(tensor.shape)}\n".encode())
+            total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return total.hexdigest()
 
     def _made_for(self) -> dict:
         return {

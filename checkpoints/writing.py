@@ -1,6 +1,5 @@
 """Write weights for other projects' code."""
 
-import hashlib
 import io
 
 import torch
@@ -66,12 +65,3 @@ def _lornatangs_optimizer(state_dict: dict) -> dict:
     groups[2]["lr"] = 1e-5
     groups = [group for group in groups if group["params"]]
     return torch.optim.SGD(groups, lr=1e-4, momentum=0.9, weight_decay=1e-4).state_dict()
-
-
-def weights_digest(network) -> str:
-    """Return a SHA-256 over a network's weights."""
-    total = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        total.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return total.hexdigest()

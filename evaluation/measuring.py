@@ -7,7 +7,7 @@ from torch import distributed
 from tqdm import tqdm
 
 from evaluation import protocol, records, sets
-from inference.enlarge import load_network
+from inference.networks import load_network
 from inference.tiling import predict
 from system.files import UserError, printable
 from system.processes import wait_for_all

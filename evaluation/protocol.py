@@ -36,7 +36,7 @@ from imgproc import (
     to_uint16,
     upsample,
 )
-from inference.enlarge import restore
+from inference.tiling import restore
 from system.devices import has_float64, synchronize
 from system.files import UserError
 

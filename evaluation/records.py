@@ -12,7 +12,6 @@ import math
 from pathlib import Path
 
 from checkpoints.lookup import Source
-from checkpoints.writing import weights_digest
 from evaluation import sets
 from system.files import write_file
 
@@ -98,7 +97,7 @@ def make_record(
     record = {
         "upscale_factor": upscale_factor,
         "model_path": model_path,
-        "weights": weights_digest(network),
+        "weights": network.digest(),
         "protocol": protocol,
         "self_ensemble": self_ensemble,
         "ms_ssim": ms_ssim,

@@ -4,8 +4,9 @@ import sys
 from pathlib import Path
 
 try:
-    from inference.enlarge import load_network, restore, upscale
-    from inference.tiling import predict
+    from inference.enlarge import upscale
+    from inference.networks import load_network
+    from inference.tiling import predict, restore
 except ImportError as error:
     # The caller may have imported another model.py
     other = getattr(sys.modules.get(str(error.name).partition(".")[0]), "__file__", None)

@@ -16,7 +16,7 @@ from images import pillow, reading
 from images.transparency import bleed
 from imgproc import BLACK, WHITE, resize_to, to_tensor
 from inference.networks import Networks, bundled_networks, load_network, single_network
-from inference.tiling import predict
+from inference.tiling import restore
 from model import SRCNN
 from system.files import UserError
 from system.threads import in_threads
@@ -217,37 +217,3 @@ def _enlarge(planes: np.ndarray, upscale_factor: int, network, self_ensemble: bo
         # A copy of `restored` would cost a strip more in memory
         x = torch.cat([restored, x[:, colours:]], 1) if x.shape[1] > colours else restored
     return x[0]
-
-
-def restore(network: SRCNN, x: Tensor, self_ensemble: bool = False, colours: str = "rgb") -> Tensor:
-    """Apply a network to an image already enlarged by bicubic; both may be gray or RGB.
-
-    Args:
-        x: 1×1×H×W or 1×3×H×W in [0, 1]. A network for Y sees the luminance of RGB, and chroma
-            stays; an RGB network sees gray as three equal channels, and a network for YCbCr sees
-            it as Y without colour.
-        self_ensemble: see `predict`.
-        colours: of x, if it has three channels: "rgb", or "ycbcr" for a network for YCbCr.
-    Returns the same shape, type and device.
-    """
-    if network.colours == "ycbcr" and (x.shape[1] == 1 or colours == "rgb"):
-        if x.shape[1] == 3:
-            y = predict(network, imgproc.rgb2ycbcr(x), self_ensemble=self_ensemble)
-            return imgproc.ycbcr2rgb(y)
-        # Without colour Cb and Cr are 128 of 255
-        chroma = torch.full_like(x, 128 / 255).expand(-1, 2, -1, -1)
-        return predict(network, torch.cat([x, chroma], 1), self_ensemble=self_ensemble)[:, :1]
-    if x.shape[1] == network.channels:
-        return predict(network, x, self_ensemble=self_ensemble)
-    if network.channels == 3:
-        restored = predict(network, x.expand(-1, 3, -1, -1), self_ensemble=self_ensemble)
-        # The network treats its channels unequally: three equal ones come out different
-        return restored.mean(1, keepdim=True)
-    # Y is a weighted sum of R, G and B
-    y = torch.full_like(x[:, :1], BLACK)
-    for channel, weight in enumerate(imgproc.T[0]):
-        y.add_(x[:, channel : channel + 1], alpha=weight / 255)
-    change = predict(network, y, self_ensemble=self_ensemble).sub_(y)
-    # MATLAB's YCbCr is linear: if only Y changes, R, G and B all change by the same, stretched
-    # from Y's 219 levels to 255. Conversion there and back takes three times as long
-    return x.add(change, alpha=1 / (WHITE - BLACK)).clamp_(0, 1)

@@ -15,7 +15,6 @@ import torch
 from tqdm import tqdm
 
 import imgproc
-from checkpoints.writing import weights_digest
 from imgproc import BLACK, WHITE, resize_to
 from inference.enlarge import enlarged_size, fitting_factor, upscale
 from inference.tiling import predict
@@ -151,7 +150,7 @@ class _Plan:
             "size": [self.size, self.steps, self.options.crf, self.options.self_ensemble],
             "frames": SEGMENT,
             "container": target.suffix,
-            "weights": [weights_digest(self.options.networks[scale]) for scale in self.steps],
+            "weights": [self.options.networks[scale].digest() for scale in self.steps],
         }
 
 

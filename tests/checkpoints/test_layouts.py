@@ -9,7 +9,7 @@ from sample_layouts import OURS, PLAIN, convolve, random_layers, state_dict, tor
 from torch import nn
 
 from checkpoints.loading import load_checkpoint
-from inference.enlarge import load_network
+from inference.networks import load_network
 from model import SRCNN
 
 LAYERS = random_layers((9, 1, 5), 1, (8, 4))

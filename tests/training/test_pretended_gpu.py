@@ -445,7 +445,7 @@ def test_colours_are_converted_on_the_gpu():
     with pretended("cuda") as gpu:
         x = torch.rand(1, 3, 20, 20).to("cuda")
         gpu.waits.clear()
-        assert enlarge.restore(a_network().to("cuda"), x).is_cuda
+        assert tiling.restore(a_network().to("cuda"), x).is_cuda
     assert "cpu" not in {kind.split()[-1] for kind in gpu.waits}, gpu.waits
 
 
