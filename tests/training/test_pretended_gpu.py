@@ -22,7 +22,7 @@ import validate
 from checkpoints.loading import load_checkpoint
 from evaluation import protocol
 from images import reading, writing
-from inference import enlarge, tiling
+from inference import tiling
 from model import SRCNN
 from system.settings import load
 from training import recipes
