@@ -1,9 +1,9 @@
-"""How fast this project is beside the published ports, each pair measured in the same run on this machine.
+"""Compare the speed of this project with published ports, each pair in the same run on this machine.
 
     python tests/by_hand/benchmark.py             # about seven minutes; the table, and results/benchmark.json
     python tests/by_hand/benchmark.py --quick     # a minute: everything runs, on inputs too small for the figures to mean much
 
-What the ports do is written plainly here: eager float32, contiguous NCHW, zero-padded convolutions over the whole image,
+The ports' operations are written plainly here: eager float32, contiguous NCHW, zero-padded convolutions over the whole image,
 a DataLoader with worker processes over single sub-images, loss.item() at every step, imresize row by row in Python.
 One-thread rows count CPU seconds, so other programs disturb them little; the others and training count wall seconds.
 """
@@ -31,9 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE = (
-    ROOT.parent / "shared" / "data"
-)  # T91 and the test sets, where they are at hand; data_dir otherwise
+SOURCE = ROOT.parent / "shared" / "data"  # T91 and the test sets, if they exist; else data_dir
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 from launch import prepare, write_images
 
@@ -103,7 +101,7 @@ def result(what, unit, ports, here, target="", higher=False) -> dict:
 
 
 def medians(repeats: int, clock, **functions) -> list[float]:
-    """Milliseconds of each function, called in turn, so that all see the machine in the same states."""
+    """Return milliseconds of each function. They are called in turn: all see the machine in the same states."""
     times = {name: [] for name in functions}
     for _ in range(repeats + 1):
         for name, function in functions.items():
@@ -117,7 +115,7 @@ def medians(repeats: int, clock, **functions) -> list[float]:
 
 # ------------------------------------------------------------------------------------------------------------ inference
 def inference(quick):
-    """The network alone: eager, compiled and exported, against predict, on a machine that is quiet."""
+    """The network alone: eager, compiled and exported, against predict, on an idle machine."""
     rows, side, cores = [], 128 if quick else 1024, torch.get_num_threads()
     networks = (((9, 1, 5), ("1.3x", "1.15x")), ((9, 5, 5), ("1.8x", "1.8x")))
     for kernel_sizes, targets in networks[: 1 if quick else 2]:
@@ -128,7 +126,7 @@ def inference(quick):
 
 
 def busy(quick):
-    """The same beside a program that burns a core."""
+    """Measure the same while a program uses a core."""
     rows, side, cores = [], 128 if quick else 512, torch.get_num_threads()
     neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
@@ -142,13 +140,13 @@ def busy(quick):
 
 
 def against(name, kernel_sizes, side, threads, target, repeats, wall=False) -> list[dict]:
-    """A row for each way to run the network, beside predict in float32: same image and threads.
+    """Return a row for each way to run the network, with predict in float32: same image and threads.
 
     One thread counts the process's CPU seconds, unless ``wall``; the outputs are compared.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    # As smooth as what a network gets: sharp noise is no image, and the worst case for bf16
+    # As smooth as a network's input: sharp noise is no image, and the worst case for bf16
     x = nn.functional.interpolate(
         torch.rand(1, 1, side // 4, side // 4), scale_factor=4, mode="bilinear"
     )
@@ -369,7 +367,7 @@ def train_rate(folder, steps, **settings) -> float:
 
 
 def run_training(folder, **settings) -> list[dict]:
-    """The rows of the metrics.csv that train.py writes."""
+    """Return the rows of train.py's metrics.csv."""
     settings |= {
         "data_dir": folder / "data",
         "results_dir": folder / "results",
@@ -530,7 +528,7 @@ def gpu(folder, quick, device="cuda"):
 
 
 def frames(height, width, device):
-    """One video frame, and which share of the device's matrix rate and memory bandwidth that is."""
+    """Measure one video frame, and its share of the device's matrix rate and memory bandwidth."""
     rows, network = [], SRCNN().to(device)
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     side = 8192 if device == "cuda" else 256

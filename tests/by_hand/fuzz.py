@@ -3,12 +3,12 @@
     python tests/by_hand/fuzz.py --cases 20000 --seed 1
 
 A case is a valid file with random changes: of its bytes, or within its checksums and compression,
-so that these stay valid. The reader must return something usable, or raise ValueError or OSError
-with one line that names the file. It must print nothing, run nothing that the file names, and use
-at most CPU_SECONDS and MEGABYTES more than before. Cases run in a child process, so that a crash
-or a hang is a finding as well: the file is kept, and the next case follows. Seed and number define
-a case; ``--only N`` repeats one, with its traceback. To add a kind of file: write a function that
-makes one and one that reads it, and add a row to `KINDS`.
+so these stay valid. The reader must return something usable, or raise ValueError or OSError
+with one line and the file's name. It must print nothing, run nothing named in the file, and use
+at most CPU_SECONDS and MEGABYTES more than before. Cases run in a child process. A crash or a hang
+is a finding as well: the file is kept, and the next case follows. Seed and number define
+a case; ``--only N`` repeats one, with its traceback. To add a kind of file: write a function to
+make one and another to read it, and add a row to `KINDS`.
 """
 
 import argparse
@@ -56,7 +56,7 @@ from training.run import begin
 from training.state import pack_history
 
 cv2 = formats.load_opencv()  # as the project has it: silent
-warnings.simplefilter("ignore", ImageWarning)  # of pages that are left out
+warnings.simplefilter("ignore", ImageWarning)  # of left-out pages
 formats.MAX_PIXELS = 2**27  # half of it: Pillow's and our copy of the largest would be 2 GB
 CPU_SECONDS, WALL_SECONDS, MEGABYTES = 10, 200, 1500
 # fmt: off
@@ -65,7 +65,7 @@ NUMBERS = [
     2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1,
 ]
 # fmt: on
-TARGETS = ("T91", "a.bmp"), ("T91", "b.bmp"), ("Set5", "c.bmp")  # what the archives hold
+TARGETS = ("T91", "a.bmp"), ("T91", "b.bmp"), ("Set5", "c.bmp")  # content of the archives
 
 
 # --------------------------------------------------------------------------------- changes of bytes
@@ -117,7 +117,7 @@ def change_in_zip(rng, data: bytes) -> bytes:
 
 # ---------------------------------------------------------------------------------------- checkpoints
 def contents():
-    """Return contents for torch.save, of all layouts; small, so that changes have an effect."""
+    """Return contents for torch.save, of all layouts; they are small: changes have an effect."""
     small = layouts.random_layers((9, 1, 5), 1, (4, 3))
     rgb = layouts.random_layers((5, 3, 3), 3, (4, 3))
     training = {
@@ -644,7 +644,7 @@ def peak() -> int:
     try:
         found = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())
         return int(found[1])
-    except (OSError, TypeError):  # begins at that of the process that started this one
+    except (OSError, TypeError):  # begins at the parent process's
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -678,7 +678,7 @@ def child(first: int, cases: int, seed: int, folder: Path):
         (folder / "case").write_bytes(data)
         signal.setitimer(
             signal.ITIMER_PROF, CPU_SECONDS
-        )  # whose signal ends the process, in C code too
+        )  # its signal ends the process, in C code too
         signal.alarm(WALL_SECONDS)
         with open(folder / "stderr", "rb") as printed:
             printed.seek(0, os.SEEK_END)

@@ -4,8 +4,8 @@
     python tests/by_hand/gpu.py --device cpu --quick    # rehearse this script; the figures mean nothing
 
 The most important rows come first. Each row is "passed", "failed", "not possible here" or "not
-run". No failure ends the others, not even that of the whole GPU process. The folder --output gets
-gpu.json and gpu.md after every row, gpu.log with what was printed, and metrics_fast.csv and
+run". No failure ends the others, not even a failure of the whole GPU process. The folder --output gets
+gpu.json and gpu.md after every row, gpu.log with all output, and metrics_fast.csv and
 metrics_paper.csv. The exit status is 1 if a row failed. Without a GPU nothing is run or written.
 """
 
@@ -74,11 +74,11 @@ def main(given) -> int:
 
 
 def child(given) -> int:
-    """Run the rows that have no result yet."""
+    """Run the rows without a result."""
     device = torch.device(given.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # On Windows a file that is still open stays; that must not end the run
+    # On Windows an open file stays; this must not end the run
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.chdir(folder)
         gpu_checks.make_sets()

@@ -5,7 +5,7 @@ one process and on two. Print times and the peak memory of every process.
     python tests/by_hand/large.py --images 100 --steps 20 --folder /big/disk
 
 Memory is Linux's proportional set size. "own" is the process's private memory. "with files" adds its share of the mapped
-files, which the kernel frees when necessary.
+files; the kernel frees them when necessary.
 """
 
 import argparse

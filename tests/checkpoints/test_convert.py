@@ -51,7 +51,7 @@ def converted(tmp_path, content, *arguments):
 @pytest.mark.parametrize("layout", ["ours", "lornatang", "plain", "mmagic", "authors"])
 @pytest.mark.parametrize("source", SOURCES)
 def test_converted_and_loaded_again_is_the_same_network(source, layout, tmp_path):
-    """Padding, upsampling and scale included, which the others' layouts have no place of their own for."""
+    """Padding, upsampling and scale are kept, though the others' layouts have no place for them."""
     content, layers, padding = SOURCES[source]
     if layout == "authors" and layers[0][0].shape[1] == 3:
         with pytest.raises(ValueError, match="authors is for luminance"):
@@ -83,7 +83,7 @@ def test_networks_of_any_depth(layout, kernel_sizes, widths, tmp_path):
 
 
 def test_others_code_reads_what_we_write(tmp_path):
-    """With the very calls that Lornatang's and yjn870's scripts make."""
+    """Load it by the same calls as Lornatang's and yjn870's scripts."""
 
     class Theirs(torch.nn.Module):
         def __init__(self, *names):
@@ -179,7 +179,7 @@ def test_mmagics_network_computes_the_same(layers, scale, tmp_path, capsys):
 
 @pytest.mark.parametrize("layers", [Y955, Y935, Y915, NARROW], ids=["955", "935", "915", "narrow"])
 def test_the_authors_matlab_code_computes_the_same(layers, tmp_path):
-    """SRCNN.m in double precision, on a file that MATLAB would read."""
+    """Compute SRCNN.m in double precision, on a file for MATLAB."""
     pytest.importorskip("scipy", reason="needs scipy: pip install scipy")
     path = converted(tmp_path, layouts.ours(layers), "--layout", "authors")
     network, y = SRCNN.from_pretrained(path).double(), torch.rand(23, 31, dtype=torch.float64)

@@ -124,7 +124,7 @@ def test_part_of_a_tensorflow_checkpoint_by_its_name(tmp_path):
 
 
 def test_real_files(tmp_path):
-    """By the tools themselves, where they are installed."""
+    """Files by the tools themselves, if they are installed."""
     onnx = pytest.importorskip("onnx", reason="needs onnx")
     graph = onnx.helper.make_graph([], "srcnn", [], [])
     onnx.save(onnx.helper.make_model(graph), tmp_path / "x.onnx")

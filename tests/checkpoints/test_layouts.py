@@ -236,7 +236,7 @@ def test_what_is_ambiguous_is_refused(kind, tmp_path):
 
 
 class Odd(nn.Module):
-    """A network whose class is not loaded, with layers of its own names."""
+    """Make a network of an ignored class, with layers of its own names."""
 
     def __init__(self):
         super().__init__()
@@ -245,7 +245,7 @@ class Odd(nn.Module):
 
 
 def test_following_the_advice_leads_to_a_file_that_loads(tmp_path):
-    """ "save only the state_dict", of a network whose names are its own."""
+    """The advice is "save only the state_dict", for a network with names of its own."""
     network = Odd()
     content = {"weights": Hidden(network)}
     with pytest.raises(ValueError, match="not loaded for safety .*: save only the state_dict"):
@@ -334,7 +334,7 @@ def test_messages_name_the_true_cause(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    # By a user who may not enter the folder: "no such file" would be wrong
+    # A user without permission for the folder: "no such file" would be wrong
     monkeypatch.setattr("os.stat", refuse)
     with pytest.raises(PermissionError, match="file: Permission denied"):
         load_checkpoint(path)

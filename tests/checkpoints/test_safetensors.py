@@ -145,7 +145,7 @@ def test_without_the_package(tmp_path, monkeypatch):
 
 
 def test_convert_writes_what_the_name_says(run_script, tmp_path):
-    """--output x.safetensors once wrote a pickle of that name."""
+    """--output x.safetensors once wrote a pickle of this name."""
     (tmp_path / "a.pth").write_bytes(torch_bytes(ours(LAYERS)))
     convert = ("convert.py", "--model_path", "a.pth", "--output")
     done = run_script(*convert, "x.safetensors")

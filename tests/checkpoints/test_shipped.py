@@ -116,7 +116,7 @@ def test_results_are_those_of_the_weights():
     "set_name, plus", [("Set5", "+"), pytest.param("BSD100", "", marks=pytest.mark.slow)]
 )
 def test_readme_results_beyond_its_weights(shared, set_name, plus):
-    """9-1-5 x3 by self-ensemble, and on a set that no choice was made on."""
+    """Measure 9-1-5 x3 by self-ensemble, and on a set without influence on any choice."""
     image_set(shared, set_name)
     rows = results_rows()
     result = evaluate(

@@ -47,14 +47,14 @@ NARROW = random_layers((5, 3, 3), widths=(7, 6))
 
 
 def write(tmp_path, data, name="file"):
-    """Write a file whose name does not reveal its kind."""
+    """Write a file; its name does not reveal its kind."""
     path = tmp_path / name
     path.write_bytes(data if isinstance(data, bytes) else torch_bytes(data))
     return path
 
 
 def refused(path, *words, error=ValueError):
-    """Return the one line that refuses a file; it names the file and contains the words."""
+    """Return the one line about a refused file; it names the file and contains the words."""
     with pytest.raises(error) as caught:
         SRCNN.from_pretrained(path)
     line = str(caught.value)
@@ -203,7 +203,7 @@ def test_real_modules_wrapped_by_torch(tmp_path):
         nn.DataParallel(network),
         torch.compile(network),
         Parallel(torch.compile(Parallel(network))),
-        torch.optim.swa_utils.AveragedModel(network),  # which counts in a seventh tensor
+        torch.optim.swa_utils.AveragedModel(network),  # it counts in a seventh tensor
     ):
         loaded = SRCNN.from_pretrained(write(tmp_path, wrapped.state_dict()))
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), network.parameters()))
@@ -538,7 +538,7 @@ SAVED = {
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("kind", SAVED)
 def test_checkpoints_as_training_leaves_them(kind, legacy, protocol, tmp_path):
-    """Objects of packages that need not be installed, numpy's numbers, paths, dates, functions."""
+    """They hold objects of missing packages, numpy's numbers, paths, dates, functions."""
     make, layers, interpolation, ignored, metadata = SAVED[kind]
     path = write(tmp_path, make(layers, legacy, protocol))
     found = load_checkpoint(path)
@@ -695,7 +695,7 @@ def test_other_zip_archives(tmp_path):
 
 
 def test_a_pickle_cannot_change_the_numbers_of_a_tensor(tmp_path):
-    """tensor[index] = value, by the instruction that fills dicts."""
+    """tensor[index] = value, by the instruction for filling dicts."""
     data = torch_bytes({"a": torch.zeros(2)})
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         pickled = archive.read("archive/data.pkl")
@@ -878,13 +878,13 @@ def op(*parts):
 
 
 def many_equal_hashes(n):
-    """Return a dict whose integer keys all hash to 0."""
+    """Return a dict of integer keys, all with hash 0."""
     keys = ((k * (2**61 - 1)).to_bytes(12, "little") for k in range(1, n))
     return b"}(" + b"".join(b"\x8a\x0c" + key + b"N" for key in keys) + b"u"
 
 
 def wide_tensor(n):
-    """Return a tensor of n numbers that share one place in memory."""
+    """Return a tensor of n numbers at one place in memory."""
     storage = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0kX\3\0\0\0cpuK\1tQ"
     size = b"\x8a\x08" + struct.pack("<q", n) + b"\x85"
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0" + size + b"K\0\x85tR"
@@ -909,7 +909,7 @@ EXHAUSTING = {
 
 
 def long_array(times):
-    """An array of 3 MB, whose numbers are those of one text, ``times`` times."""
+    """Return an array of 3 MB: the numbers of one text, ``times`` times."""
     shape = b"(K\1K\1M\xe8\x03M\xee\x02t"
     made = b"h\1)R(K\1" + shape + b"h\2\x89h\0tb"
     start = b"B" + struct.pack("<I", 3_000_000) + bytes(3_000_000) + b"q\0"
@@ -917,7 +917,7 @@ def long_array(times):
     return start + names + b"(" + made * times + b"l"
 
 
-MORE_EXHAUSTING = {  # what Python's own reader would do, and ours must not
+MORE_EXHAUSTING = {  # Python's own reader would, ours must not
     "an array of 3 MB, 50,000 times": op(long_array(50_000)),
     "an array of 2^40 empty rows": op(
         b"cnumpy.core.multiarray\n_reconstruct\n)R(K\1(\x8a\x06",
@@ -1068,7 +1068,7 @@ def test_damaged_files(kind, tmp_path):
     for length in (len(data) - 1, len(data) - 1000, len(data) // 2, 300, 100, 10, 3, 2, 1, 0):
         refused(write(tmp_path, data[:length]))
     middle = len(data) // 2
-    if kind != "legacy":  # which has no checksums
+    if kind != "legacy":  # without checksums
         flipped = bytes(b ^ 255 for b in data[middle : middle + 9])
         refused(write(tmp_path, data[:middle] + flipped + data[middle + 9 :]), "damaged")
 

@@ -56,7 +56,7 @@ def look_like(driver, width, height, dark=False, ratio=1):
 
 @functools.cache
 def runtime_folder() -> Path:
-    """ONNX Runtime Web as npm has it, fetched once for all test runs; skips where that cannot be."""
+    """Fetch ONNX Runtime Web from npm, once for all test runs; skip if impossible."""
     source = (ROOT / "docs" / "worker.js").read_text()
     version = source.split('VERSION = "')[1].split('"')[0]
     folder = Path(tempfile.gettempdir()) / f"onnxruntime-web-{version}"

@@ -37,7 +37,7 @@ def make_sets():
 
 @contextlib.contextmanager
 def quietly():
-    """Hide what scripts print, and undo what they set for signals."""
+    """Hide the output of scripts, and restore the handlers of signals."""
     handlers = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)]
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -60,7 +60,7 @@ def as_in_training():
 
 # ----------------------------------------------------------------------------------------- the rows
 def first_rows(device) -> list[Row]:
-    """The checks without which no speed counts."""
+    """Return the necessary checks: without them no speed counts."""
     return [
         predict_row(device, (9, 1, 5), 1, "replicate"),
         Row("predict in bfloat16, bundled weights", lambda: bf16_predict(device)),
@@ -149,7 +149,7 @@ def bf16_predict(device):
 
 
 def short_of_memory(device):
-    """Tiles are halved until they fit a limit that the first ones exceed."""
+    """Tiles are halved until they fit the limit. The first ones exceed it."""
     if device.type != "cuda":
         raise NotPossible("only CUDA can be limited to less memory")
     network, x = SRCNN.from_pretrained(3).to(device), an_image(1, 2000, 3000)
@@ -167,7 +167,7 @@ def short_of_memory(device):
 
 # ----------------------------------------------------------------------------------------- training
 def run_training(device, *arguments):
-    """Run train.py's main, quietly; return what its last.pth holds, and the folder of the run."""
+    """Run train.py's main, quietly; return the content of its last.pth, and the folder of the run."""
     arguments = [*arguments, "--device", device, "--overwrite"]
     settings = load("train", [str(a) for a in arguments])
     with quietly(), as_in_training():
@@ -288,7 +288,7 @@ def one_process(device):
 
 
 def several(device):
-    """Train on all GPUs; on one alone expect the line that says why not."""
+    """Train on all GPUs; on one alone expect the line with the reason."""
     check_joining(device)
     there = 2 if device.type == "cpu" else getattr(torch, device.type).device_count()
     count = max(2, there)

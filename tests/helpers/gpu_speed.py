@@ -58,7 +58,7 @@ class Speed:
         self.step_ms = {}  # of the recipes
 
     def data(self) -> list:
-        """Return the settings that name the data of a training run."""
+        """Return the settings of a training run's data."""
         if self.real:
             return ["--data_dir", self.data_dir, "--test_sets", "Set5"]
         if not self.quick:
@@ -84,7 +84,7 @@ class Speed:
         return rows
 
     def trial_rows(self) -> list[Row]:
-        """What could make it faster."""
+        """Return rows of possible improvements."""
         fast, paper = ["--recipe", "fast"], ["--recipe", "paper"]
         rows = [
             Row("CUDA graphs, recipe=fast, bf16", lambda: self.graphs(fast, "bf16"), 90),
@@ -114,7 +114,7 @@ class Speed:
 
     # -------------------------------------------------------------------------------------- the card
     def card(self):
-        """Measure what the card can do at best."""
+        """Measure the card's best speed."""
         side = 256 if self.quick else 8192
         values, device = {}, self.device
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
@@ -520,7 +520,7 @@ class Speed:
         return (time.perf_counter() - began) / repeats
 
     def captured(self, call, optimizer):
-        """Return a CUDA graph of a call that has been made before."""
+        """Return a CUDA graph of a call made before."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -41,7 +41,7 @@ class Run:
 
     def __init__(self, script, *arguments, cwd, before=None, log=None, errors=None, **environment):
         self.log = Path(log or Path(cwd) / f"log-{time.monotonic_ns()}")
-        # All of it: the server's own is that of the test which happened to start it
+        # Replace all of it: the server has the environment of the test that started it
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         self.process = _context.Process(
             target=_run,
@@ -59,7 +59,7 @@ class Run:
         self.process.start()
 
     def wait(self, timeout=300) -> int:
-        """Exit status, negative after a signal. What it wrote is then in `output`."""
+        """Exit status, negative after a signal. Its text is then in `output`."""
         self.process.join(timeout)
         if self.process.exitcode is None:
             self.process.kill()

@@ -12,15 +12,15 @@ import warnings
 from unittest import mock
 
 import torch
-import torch._dynamo  # which looks at what is patched below, so it has to come first
+import torch._dynamo  # it reads the names patched below: import it first
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 Tensor, CPU = torch.Tensor, torch.device("cpu")
 MOVES = {Tensor.to, Tensor.cpu, Tensor.type_as}
-COPIES = {Tensor.copy_, torch._foreach_copy_}  # from another device into what is there
+COPIES = {Tensor.copy_, torch._foreach_copy_}  # from another device into this one
 FROM_NUMBERS = {torch.tensor, torch.as_tensor, Tensor.new_tensor}
-# Their results are read by the host, or have a shape that it must wait for
+# The host reads their results, or waits for their shapes
 READS = {
     *(Tensor.item, Tensor.tolist, Tensor.nonzero, torch.nonzero, torch.equal, Tensor.equal),
     *(Tensor.unique, torch.unique, Tensor.masked_select, torch.masked_select, torch.allclose),
@@ -31,12 +31,12 @@ NO_COMPUTING = {"device", "_parse_to", "_has_compatible_shallow_copy_type"}
 # All others take numbers (tensors of no dimension) from the CPU
 JOINING = {"stack", "cat", "concat", "hstack", "vstack", "dstack", "column_stack", "block_diag"}
 ARRAYS = {Tensor.numpy, Tensor.__array__}
-# Not in Apple's backend, or not in all the versions that the project supports
+# Missing in Apple's backend, or in some supported versions of it
 LACKING = {"_linalg_eigh", "linalg_eigh", "linalg_qr", "interpolate"}
 
 
 class PretendedGenerator(torch.Generator):
-    """One on a GPU draws what one on the CPU draws."""
+    """Generators on a GPU and on the CPU draw the same."""
 
     def __new__(cls, device="cpu"):
         generator = super().__new__(cls, "cpu")
@@ -61,11 +61,11 @@ def tensors_in(value):
 
 
 class PretendedGPU(TorchFunctionMode):
-    """Labels what is made on a GPU or moved there, and all that is computed from it.
+    """Label tensors made on a GPU or moved there, and all results computed from them.
 
-    Raises, as torch would, where tensors of two devices meet, where float64 meets mps, where a
-    tensor on the GPU is to become an array, and for what mps lacks. ``waits`` counts, by name, what
-    makes the host wait for the GPU: results that it reads and copies between the two.
+    Raise torch's errors: for tensors of two devices, for float64 on mps, for arrays of tensors on
+    the GPU, and for operations missing on mps. ``waits`` counts, by name, the host's waits for the
+    GPU: reading of results, and copies between the two.
     """
 
     def __init__(self):

@@ -1,4 +1,4 @@
-"""Run a list of checks as rows of a table, so that no row can end another.
+"""Run a list of checks as rows of a table. No row can end another.
 
 A child process runs the rows, in order, and notes each of them in a file. Its parent watches: if a
 row takes too long, or ends the process (as a broken GPU does), the row counts as failed, and a new
@@ -17,7 +17,7 @@ from pathlib import Path
 
 PASSED, FAILED, IMPOSSIBLE, SKIPPED = "passed", "failed", "not possible here", "not run"
 STATES = (PASSED, FAILED, IMPOSSIBLE, SKIPPED)
-BROKEN = 3  # exit status of a child whose device no longer computes
+BROKEN = 3  # exit status of a child with a broken device
 
 
 class NotPossible(Exception):
@@ -27,7 +27,7 @@ class NotPossible(Exception):
 @dataclass
 class Row:
     """A check: it returns its figures as text, or a dict with "figures", "values" and "table"; it
-    raises an error if it fails. ``limit``: seconds after which it counts as failed."""
+    raises an error if it fails. ``limit``: after so many seconds it counts as failed."""
 
     name: str
     check: Callable
@@ -35,7 +35,7 @@ class Row:
 
 
 class Notes:
-    """The file of what has begun and ended, one JSON object a line."""
+    """The file of begun and ended rows, one JSON object a line."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -55,7 +55,7 @@ class Notes:
         return [note for note in self.read() if "state" in note]
 
     def running(self) -> dict | None:
-        """Return the note of the row that has begun and not ended."""
+        """Return the note of the row begun and not ended."""
         notes = [note for note in self.read() if "name" in note]
         return notes[-1] if notes and "state" not in notes[-1] else None
 
@@ -63,7 +63,7 @@ class Notes:
 def run_rows(rows: list[Row], notes: Notes, works=lambda: True) -> int:
     """Run the rows without a result; return the exit status of the child.
 
-    works: a function that returns whether the device still computes, asked after a failure.
+    works: a function, called after a failure; it returns True if the device still computes.
     """
     done = {note["name"] for note in notes.results()}
     for row in rows:
@@ -136,7 +136,7 @@ def _fail(notes: Notes, reason: str, state: str = FAILED):
 
 
 def _kill(child) -> int:
-    """End a child and the processes that it started."""
+    """End a child and its own processes."""
     if hasattr(os, "killpg"):
         os.killpg(child.pid, signal.SIGKILL)
     child.kill()

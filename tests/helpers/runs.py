@@ -48,5 +48,5 @@ def contents(folder):
 
 
 def is_of_tensorboard(path) -> bool:
-    """Return whether it is a file that only exists if tensorboard is installed."""
+    """Return True for a file of tensorboard: it exists only if tensorboard is installed."""
     return path.name.startswith("events.out.tfevents.")

@@ -1,4 +1,4 @@
-"""Make checkpoint files of every kind that checkpoints/ reads, with known weights, and compute their
+"""Make checkpoint files of every kind known to checkpoints/, with known weights, and compute their
 networks: operation by operation after the code of each project, without code of this one."""
 
 import argparse
@@ -20,12 +20,12 @@ from torch.nn import functional as F
 
 OURS = ("features.0", "map.0", "reconstruction")
 PLAIN = ("conv1", "conv2", "conv3")
-# Attributes of a network besides its weights
+# Attributes of a network other than its weights
 MEANT = "kernel_sizes", "channels", "widths", "padding_mode", "upscale_factor", "interpolation"
 
 
 def random_layers(kernel_sizes=(9, 5, 5), channels=1, widths=(64, 32), seed=0):
-    """Return [(weight, bias)] of three layers, float32, so large that a wrong border or order shows."""
+    """Return [(weight, bias)] of three layers, float32, large enough to show a wrong border or order."""
     generator = torch.Generator().manual_seed(seed)
     n = (channels, *widths, channels)
     return [
@@ -81,7 +81,7 @@ def lornatang(layers):
     modules = nn.ParameterList([nn.Parameter(t.clone()) for pair in layers for t in pair])
     optimizer = torch.optim.SGD(modules, lr=1e-4, momentum=0.9)
     sum(p.sum() for p in modules).backward()
-    optimizer.step()  # so that its state holds tensors too
+    optimizer.step()  # its state then holds tensors too
     return {
         "epoch": 7,
         "best_psnr": 32.5,
@@ -113,7 +113,7 @@ def torch_bytes(content, legacy=False, protocol=2) -> bytes:
 # ---------------------------------------------------------------- checkpoints as training leaves them
 @contextlib.contextmanager
 def foreign(*names):
-    """Provide classes of packages that are not installed, while a file is written."""
+    """Provide classes of missing packages while a file is written."""
     added, classes = set(), []
     for name in names:
         module, kind = name.rsplit(".", 1)
@@ -216,7 +216,7 @@ def torchscript(layers, how="script") -> bytes:
     """Return yjn870's network by torch.jit.save; how: "script", "trace" or "freeze"."""
     network, file = Plain.of(layers), io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch discourages it, which does not make files go away
+        warnings.simplefilter("ignore")  # torch discourages it, but such files exist
         if how == "trace":
             channels = layers[0][0].shape[1]
             module = torch.jit.trace(network, torch.rand(1, channels, 20, 20))
@@ -296,7 +296,7 @@ class Plain(Original):
         return self.conv3(self.relu(self.conv2(self.relu(self.conv1(x)))))
 
     def load(self, path):
-        """Load as its test.py does: a KeyError for an entry that is no weight."""
+        """Load as its test.py does: raise KeyError for an entry without a weight."""
         mine = self.state_dict()
         for name, value in torch.load(path, map_location=lambda storage, location: storage).items():
             mine[name].copy_(value)
@@ -384,7 +384,7 @@ def mat_element(kind: int, body: bytes) -> bytes:
 
 
 def mat_bomb(name: bytes, size: int) -> bytes:
-    """Return a small MATLAB file whose array unpacks to ``size`` zero bytes."""
+    """Return a small MATLAB file; its array unpacks to ``size`` zero bytes."""
     packer = zlib.compressobj(1)
     head = mat_element(6, bytes((6, 0, 0, 0, 0, 0, 0, 0))) + mat_element(
         5, struct.pack("<2i", size // 8, 1)

@@ -112,7 +112,7 @@ def test_profiles_of_tags_show_the_right_colours():
     ],
 )
 def test_what_no_profile_says_is_named(tmp_path, tags):
-    """HDR and impossible numbers: PNG keeps them, other formats say that they do not."""
+    """HDR and impossible numbers: PNG keeps them; other formats note their loss."""
     image = np.full((8, 8, 3), 99, np.uint8)
     (note,) = writing.write_image(tmp_path / "a.jpg", image, {"colour_tags": tags})
     assert note.startswith("JPEG cannot hold its ") and "colours may look different" in note

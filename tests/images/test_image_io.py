@@ -37,7 +37,7 @@ def phone_photo(path, pixels):
     picture.save(path, exif=exif, icc_profile=ADOBE_RGB, dpi=(240, 240), quality=95)
 
 
-# ------------------------------------------------------------------------ what files bring along
+# ------------------------------------------------------------------------ metadata of files
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
 def test_profile_exif_and_resolution_stay(tmp_path, photograph, suffix):
     phone_photo(tmp_path / "a.jpg", photograph)
@@ -46,7 +46,7 @@ def test_profile_exif_and_resolution_stay(tmp_path, photograph, suffix):
     writing.write_image(tmp_path / f"b{suffix}", image, metadata)
     with Image.open(tmp_path / f"b{suffix}") as picture:
         assert picture.info["icc_profile"] == ADOBE_RGB
-        if suffix != ".webp":  # which has no place for it
+        if suffix != ".webp":  # it has no place for it
             assert np.allclose([*map(float, picture.info["dpi"])], 240, atol=0.01)
         exif = picture.getexif()
         assert exif[MAKER] == "Maker" and ORIENTATION not in exif
@@ -112,7 +112,7 @@ def test_palettes_and_single_bits(tmp_path, photograph):
 
 
 def test_deep_tiff_files_of_rare_kinds(tmp_path, photograph):
-    """Zero as white is turned, a selection is no alpha; what OpenCV reads wrongly is refused."""
+    """Zero as white is turned, a selection is no alpha; images misread by OpenCV are refused."""
     tifffile = pytest.importorskip("tifffile")
     deep = photograph.astype(np.uint16) * 257
     tifffile.imwrite(tmp_path / "scan.tif", ~deep[..., 0], photometric="miniswhite")

@@ -161,7 +161,7 @@ def test_resize_to_any_size(monkeypatch, height, width):
     deep = (image[..., 0] * 65535).astype(np.uint16)
     result = imgproc.resize_to(deep, height, width)
     assert result.dtype == np.uint16 and result.shape == (height, width)
-    # Rounded after each axis, of which the one with the smaller scale comes first
+    # Rounded after each axis; the one with the smaller scale comes first
     by_rows, by_columns = lambda x: rows[:height] @ x, lambda x: x @ columns[:width].T
     rows_first = height / 20 <= width / 23
     for resize in (by_rows, by_columns) if rows_first else (by_columns, by_rows):
@@ -526,7 +526,7 @@ def test_sample_images_are_photographs_in_the_wheel():
 
 @pytest.mark.parametrize("convert", [imgproc.rgb2ycbcr, imgproc.ycbcr2rgb])
 def test_colours_of_tensors_are_those_of_arrays(convert):
-    """Of two images at once, to the last bit but one of float32, and the same when rounded to 8 bits."""
+    """Convert two images at once: equal to the last bit but one of float32, and equal after rounding to 8 bits."""
     random = np.random.default_rng(0)
     images = random.random((2, 40, 50, 3), dtype=np.float32)
     arrays = np.stack([convert(image) for image in images])

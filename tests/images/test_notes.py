@@ -81,7 +81,7 @@ def test_large_texts_and_profiles_are_no_damage(tmp_path):
         with_chunks(tmp_path / "a.png", SMALL, text)
         result, metadata = reading.read_photo(tmp_path / "a.png")
         assert (result == SMALL).all() and metadata == {}
-    # Of all formats that hold a profile
+    # All formats with a profile
     for suffix in (".png", ".jpg", ".webp", ".tif"):
         notes = writing.write_image(tmp_path / f"a{suffix}", SMALL, {"icc_profile": profile})
         assert reading.read_photo(tmp_path / f"a{suffix}")[1]["icc_profile"] == profile, notes
@@ -289,7 +289,7 @@ def test_everything_that_is_written_can_be_read(tmp_path, suffix, channels):
         writing.write_image(tmp_path / f"a{suffix}", image, metadata)
         result, again = reading.read_photo(tmp_path / f"a{suffix}")
         assert result.shape[:2] == (7, 9)
-        # Gray and alpha come back as RGB and alpha, which a gray profile does not fit
+        # Gray and alpha are read as RGB and alpha: a gray profile does not fit
         if channels != 2:
             assert "notes" not in again
 

@@ -95,7 +95,7 @@ def fetched(tmp_path) -> dict:
 
 # ------------------------------------------------------------------------------------------------------ the real images
 def test_the_real_sets(shared, tmp_path, run_script):
-    """As a user runs it: counts, the paper's number of sub-images, and tensors that load with torch alone."""
+    """Run it as a user does: counts, the paper's number of sub-images, and tensors for torch alone."""
     process = run_script("prepare_dataset.py", "--source", shared / "data")
     assert process.returncode == 0, process.stderr
     assert "T91-y: 91 images" in process.stdout and "21,884 sub-images" in process.stdout
@@ -259,7 +259,7 @@ def test_download_that_never_succeeds(tiny, tmp_path, server):
 
 
 def test_download_with_a_damaged_image(tiny, tmp_path, server):
-    """The archive is whole but not what the manifest says: nothing of it is kept, and the next run fetches it anew."""
+    """The archive is intact but differs from the manifest: nothing of it is kept, and the next run fetches it again."""
     server.answers = [
         zip_of(laid_out(tiny) | {"root-78be1a2/Test/Set5/t0.bmp": b"BM"}),
         zip_of(laid_out(tiny)),
@@ -273,7 +273,7 @@ def test_download_with_a_damaged_image(tiny, tmp_path, server):
 
 @pytest.fixture
 def single(tiny, tmp_path, monkeypatch):
-    """{(set, file): content} of a small BSD100 and Urban100, in the manifest beside `tiny`'s."""
+    """{(set, file): content} of a small BSD100 and Urban100, in the manifest with `tiny`'s."""
     images = {}
     for name, scale in (("BSD100", 3), ("Urban100", 4)):
         for i in range(1, 6):
@@ -300,7 +300,7 @@ def fetch_single(tmp_path, *words):
 
 
 def test_file_by_file(single, tmp_path, server, capsys):
-    """Each image is tried again on its own; a second run takes what is missing or damaged."""
+    """Each image is tried again on its own; a second run takes missing and damaged images."""
     server.answers = {address(key): [content] for key, content in single.items()}
     (a, b, c, d, *_), path = single, next(iter(single))
     for key, fault in zip((a, b, c, d), (503, (single[b][:50], len(single[b])), b"<html>", b"")):
@@ -325,7 +325,7 @@ def test_file_by_file(single, tmp_path, server, capsys):
 
 @pytest.mark.parametrize("fault", [404, b"<html>log in to this network</html>", (b"PNG", 5000)])
 def test_file_by_file_that_ends_early(single, tmp_path, server, fault):
-    """One line, what has arrived stays, nothing unfinished; the next run goes on."""
+    """The error is one line; complete images stay, incomplete ones do not; the next run fetches the rest."""
     server.answers = {address(key): [content] for key, content in single.items()}
     last = list(single)[-1]
     server.answers[address(last)] = [fault]
@@ -346,7 +346,7 @@ def test_file_by_file_that_ends_early(single, tmp_path, server, fault):
     "layout", ["ours", "SelfExSR", "SelfExSR.zip", "SelfExSR.tar.gz", "one set"]
 )
 def test_sources_of_single_files(single, tmp_path, layout):
-    """data_dir's layout, that of the repository (unpacked, as an archive), and the folder of a set itself."""
+    """The source has data_dir's layout, the repository's (unpacked, as an archive), or is a set's own folder."""
     source, above = tmp_path / layout, "SelfExSR-master/data/"
     members = {
         f"{f'{n}/' if layout == 'ours' else above + archives.PLACES[n][1] + '/'}{f}": content
@@ -377,7 +377,7 @@ def test_sources_of_single_files(single, tmp_path, layout):
 
 @pytest.mark.slow
 def test_the_real_bsd100(shared, tmp_path, capsys):
-    """The manifest is that of the images that the literature's figures are made on."""
+    """The manifest lists the images of the literature's figures."""
     image_set(shared, "BSD100")
     words = ["--train_set", "BSD100", "--test_sets", "BSD100", "--source", str(shared / "data")]
     main(tmp_path, *words)
@@ -738,7 +738,7 @@ def test_sets_of_older_versions_are_prepared_again(tmp_path, monkeypatch):
     opened("train")
 
 
-# ------------------------------------------------------------------------------ what is left out
+# ------------------------------------------------------------------------------ left-out files
 def test_all_files_that_cannot_be_used_are_named(tmp_path, run_script):
     """One run lists them all; the set is not prepared, and finished shards stay."""
     photos(tmp_path / "train", 0, 6)

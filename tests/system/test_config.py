@@ -155,7 +155,7 @@ NAMES = list(SHIPPED.kinds)
 
 
 def edited(folder, line, new) -> tuple[Path, int]:
-    """Write a config.py in which one line begins otherwise; return it and the line's number."""
+    """Write a config.py with another beginning of one line; return it and the line's number."""
     assert SOURCE.count("\n" + line) == 1
     (folder / "config.py").write_text(SOURCE.replace("\n" + line, "\n" + new), encoding="utf-8")
     return folder / "config.py", SOURCE[: SOURCE.index("\n" + line)].count("\n") + 2
@@ -285,7 +285,7 @@ def test_what_the_user_has_set(tmp_path):
     assert (found.exp_name, changed.exp_name) == ("srcnn_9-1-5_x2", "other")
 
 
-# ------------------------------------------------------------------------ which script reads what
+# ------------------------------------------------------------------------ settings of each script
 @functools.cache
 def parsed(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
@@ -419,7 +419,7 @@ def test_help_of_each_script(script, tmp_path):
     """--help has the purpose, two examples, the place of outputs, the script's own settings first."""
     writes, own = settings.SCRIPTS[script].writes, settings.SCRIPTS[script].reads
     script += ".py"
-    # torch is not to be loaded for that
+    # torch must not be loaded for this
     code = "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     process = subprocess.run(
@@ -443,7 +443,7 @@ def test_help_of_each_script(script, tmp_path):
 
 
 def project(folder) -> Path:
-    """Copy what a script needs before it loads torch."""
+    """Copy the files of a script's start, before it loads torch."""
     shutil.copytree(ROOT / "system", folder / "system")
     (folder / "assets").mkdir()
     shutil.copy(settings.SHIPPED, folder / "assets")

@@ -19,7 +19,7 @@ from system.torch_errors import message_for_user
 
 
 def offer(monkeypatch, **works):
-    """Let torch report GPUs of these kinds, of which those with a reason do not compute."""
+    """Let torch report GPUs of these kinds. Those with a reason do not compute."""
     for kind in devices.GPUS:
         monkeypatch.setattr(getattr(torch, kind), "device_count", lambda n=kind in works: int(n))
     monkeypatch.setattr(devices, "probe", lambda name: (torch.device(name), works[name]))
@@ -300,7 +300,7 @@ def test_free_memory_of_a_cpu_is_bounded_by_the_container(monkeypatch, tmp_path)
 
 
 def test_free_memory_of_gpus_that_do_not_tell(monkeypatch):
-    """Most of Intel's; and in torch 2.4, which does not ask, they and Apple's."""
+    """These are most of Intel's GPUs; with torch 2.4 all of Intel's and Apple's."""
 
     def mem_get_info(device):
         raise RuntimeError(

@@ -79,7 +79,7 @@ def test_permissions_are_the_users(tmp_path):
 
 
 def test_durable_files_are_flushed_with_their_folder(tmp_path, monkeypatch):
-    """The file before it takes its name, the folder after that."""
+    """The file is flushed before it takes its name, the folder afterwards."""
     events, replace = [], os.replace
     monkeypatch.setattr(
         os, "fsync", lambda number: events.append(os.path.isdir(f"/proc/self/fd/{number}"))
@@ -173,6 +173,6 @@ def test_a_network_is_named_after_its_layers(arguments, name):
 
 
 def test_csv_cells_are_no_formulas(tmp_path):
-    """Issue 21, 31: a text that begins like a formula is marked as text; numbers stay."""
+    """Issue 21, 31: a text with the beginning of a formula is marked as text; numbers stay."""
     files.write_csv([{"name": "=1+1", "gain": -0.5}, {"name": "@a", "gain": 1}], tmp_path / "a.csv")
     assert (tmp_path / "a.csv").read_text().split() == ["name,gain", "'=1+1,-0.5", "'@a,1"]

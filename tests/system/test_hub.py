@@ -18,7 +18,7 @@ COMMITS = {"main": "a" * 40, "v1": "b" * 40, "a" * 40: "a" * 40, "b" * 40: "b" *
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """The part of the Hub that a download needs: {(commit, file): content}."""
+    """The part of the Hub for a download: {(commit, file): content}."""
 
     protocol_version = "HTTP/1.1"
     files, asked, tokens = {}, [], set()

@@ -17,7 +17,7 @@ image = numpy.random.default_rng(0).integers(0, 256, (20, 24, 3), numpy.uint8)
 
 
 def run(folder, code):
-    """Run code in a folder with modules of its own, each of which has OWN."""
+    """Run code in a folder with modules of its own. Each of them has OWN."""
     for name in OWN:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / f"{name}.py").write_text("OWN = __name__")

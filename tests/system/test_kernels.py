@@ -196,5 +196,5 @@ def test_scripts_spin_shortly_unless_the_user_says_otherwise(users, spins):
         check=True,
     )
     assert process.stdout.strip() == ("None" if "OMP_WAIT_POLICY" in users else spins)
-    if "GOMP_SPINCOUNT" in process.stderr:  # GNU's OpenMP says what it took up
+    if "GOMP_SPINCOUNT" in process.stderr:  # GNU's OpenMP reports its settings
         assert f"GOMP_SPINCOUNT = '{spins}'" in process.stderr

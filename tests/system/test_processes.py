@@ -34,7 +34,7 @@ def finish(runs):
 
 
 def stop_after_saving():
-    """What SIGTERM does once the first checkpoint is there."""
+    """Send SIGTERM after the first checkpoint, and return the result."""
     replace = os.replace
 
     def then_signal(old, new):
@@ -177,7 +177,7 @@ def test_a_process_that_dies_ends_the_others(start, tmp_path, victim):
 
 
 def test_no_room_ends_all(start, data, tmp_path):
-    """Process 0, which alone writes, fails; nothing else is said of it by the other than that it is gone."""
+    """Process 0 writes alone, and fails. The other only reports its loss."""
     folder = tmp_path / "results" / NAME
     finish(start(2, "--steps", 4))
     before = contents(folder)
@@ -188,7 +188,7 @@ def test_no_room_ends_all(start, data, tmp_path):
 
 
 def test_errors_are_every_processes(start):
-    """Each process ends with a line; under torchrun, which ends the rest, only process 0 gets to say it."""
+    """Each process ends with a line; under torchrun only process 0 prints it, because torchrun ends the rest."""
     cases = {
         "--batch_size 5": "batch_size=5: not divisible by 2 processes; set a multiple",
         "--resume nowhere.pth": "nowhere.pth: no such file",
@@ -204,7 +204,7 @@ def test_errors_are_every_processes(start):
 
 @pytest.mark.slow
 def test_torchrun(data, tmp_path):
-    """The command itself, and that errors all processes share are said once."""
+    """Run the command itself: common errors of all processes are printed once."""
     (tmp_path / "torchrun.py").write_text("from torch.distributed.run import main; main()")
     command = ["--standalone", "--nproc_per_node=2", ROOT / "train.py", "--data_dir", data, *TINY]
     command += ["--steps", 4]
