@@ -6,9 +6,7 @@ Writes assets/comparison.png, architecture.png, curves.png and filters.png. Need
 import csv
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
-from matplotlib.patches import Rectangle
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,6 +40,8 @@ LAYERS_DETAIL = (slice(340, 430), slice(126, 216))  # the input in the drawing o
 
 
 def main():
+    import matplotlib.pyplot as plt
+
     plt.rcParams["font.size"] = 11
     plt.rcParams["figure.constrained_layout.use"] = True
     for side in ("top", "right"):
@@ -76,6 +76,8 @@ def photograph() -> Path:
 # ---------------------------------------------------------------------------------- the trainings
 def curves():
     """Draw PSNR on Set5 during the trainings of the bundled weights."""
+    import matplotlib.pyplot as plt
+
     figure, axes = plt.subplots(figsize=(8, 4.6))
     ends = []
     for name in NETWORKS:
@@ -130,6 +132,8 @@ def training_log(name: str) -> list[dict]:
 # ------------------------------------------------------------------------------------ the filters
 def filters():
     """Draw the first layer's filters (figure 5 of the paper), also weighted by their input."""
+    import matplotlib.pyplot as plt
+
     network = SRCNN.from_pretrained(SCALE)
     # The network's input: lr of each photograph, 1×1×H×W
     images = [test_pair(training_image(path, 1), SCALE)[0] for path in sample_images("test")]
@@ -174,6 +178,8 @@ def mosaic(tiles: Tensor, columns: int = 8) -> Tensor:
 # ------------------------------------------------------------------------------------- the layers
 def architecture():
     """Draw the three layers, and their feature maps of a detail."""
+    import matplotlib.pyplot as plt
+
     network = SRCNN.from_pretrained(SCALE)
     rows, columns = LAYERS_DETAIL
     x = test_pair(training_image(photograph(), 1), SCALE)[0][:, :, rows, columns]
@@ -212,6 +218,8 @@ def architecture():
 
 def draw_stack(axes, maps: Tensor, left: float, shift: float, most: int = 5) -> float:
     """Draw the most varying maps of C×H×W, one behind another. Return the width of the shifts."""
+    from matplotlib.patches import Rectangle
+
     strongest = maps[maps.flatten(1).std(1).argsort(descending=True)[:most]]
     for j, picture in enumerate(strongest):
         x, y = left + j * shift, j * shift
