@@ -156,10 +156,13 @@ class _Stages:
             reason = str(error) or type(error).__name__
             if isinstance(error, FileNotFoundError) and error.filename == str(image.path):
                 reason = f"No such file; {_remedy_if_missing(image.path)}".rstrip("; ")
+        except KeyboardInterrupt:
+            # Of the main thread. In the queue it would wait for all images before it
+            raise
         except BaseException as error:
             reason = message_for_user(error, device=self.options.device)
             if not reason:
-                self.events.put(error)  # a bug (with its traceback) or Ctrl-C
+                self.events.put(error)  # a bug, with its traceback
                 return
         with self.lock:
             self.summary.failures.append((str(image.path), reason))

@@ -320,6 +320,25 @@ def test_killed_and_started_again_is_the_same_to_the_byte(identity_file, tmp_pat
     assert leftovers
 
 
+def test_ctrl_c_does_not_wait_for_images_that_are_read(
+    identity_file, tmp_path, monkeypatch, capsys
+):
+    """With one thread or a GPU, it used to wait until all images read so far were enlarged."""
+    make_images(tmp_path / "in", 6)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    calls = []
+
+    def interrupted(*arguments, **options):
+        time.sleep(0.5)  # meanwhile the other images are read
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(collection, "upscale", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_main(tmp_path / "in", "--model_path", identity_file, "--output", tmp_path / "out")
+    assert len(calls) == 1 and "0 enlarged x3, 0 failed" in capsys.readouterr().out
+
+
 def test_two_processes_on_one_folder(identity_file, tmp_path):
     make_images(tmp_path / "in", 8)
     arguments = ("upscale.py", "in", "--model_path", identity_file, "--output")
