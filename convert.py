@@ -149,7 +149,7 @@ def notes(network: SRCNN, checkpoint: dict, layout: str) -> list[str]:
             f"channels={architecture}, kernel_sizes={f}{scale})"
         )
     if layout in ("mmagic", "plain") and len(f) != 3:
-        notes.append(f"their network has three layers, these weights have {len(f)}: add layers")
+        notes.append(f"their network has three layers, these weights have {len(f)}: change it")
     if layout == "lornatang" and (architecture, f) != ((1, 64, 32, 1), (9, 5, 5)):
         notes.append(f"Lornatang's model.py has 9-5-5 on Y: make its layers {f} on {architecture}")
     return notes

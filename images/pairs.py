@@ -26,12 +26,21 @@ def pair_files(hr, lr) -> list[tuple[Path, Path]]:
         for factor in range(2, 17) if partner is None else ():
             partner = partner or low.pop(f"{stem}x{factor}", None)
         if partner is None:
-            raise UserError(f"{path}: no image of this name in {lr}; add it, or remove this one")
+            raise UserError(_without_partner(path, low, lr))
         pairs.append((path, partner))
     if low:
         path = next(iter(low.values()))
-        raise UserError(f"{path}: no image of this name in {hr}; add it, or remove this one")
+        raise UserError(_without_partner(path, high, hr))
     return pairs
+
+
+def _without_partner(path: Path, others: dict, folder) -> str:
+    """Return the message for an image whose partner is not among the others, {name: file}."""
+    message = f"{path}: no image of this name in {folder}"
+    for stem, other in others.items():
+        if stem.casefold() == path.stem.casefold():
+            return f"{message}, but {other.name}; rename one of them"
+    return f"{message}; add it, or remove this one"
 
 
 def _by_stem(folder) -> dict[str, Path]:
@@ -56,8 +65,10 @@ def read_pair(hr, lr) -> tuple[np.ndarray, np.ndarray]:
         gray, colour = (hr, lr) if high.ndim == 2 else (lr, hr)
         raise UserError(f"{gray} is gray, {colour} has colours; save both in the same way")
     if not factor_of(high.shape, low.shape):
-        sizes = f"{_size(high)} and {_size(low)} pixels"
-        raise UserError(f"{hr} and {lr}: {sizes}, no whole factor between them; crop one of them")
+        sizes = f"{hr} and {lr}: {_size(high)} and {_size(low)} pixels"
+        if factor_of(low.shape, high.shape):
+            raise UserError(f"{sizes}, the small image is the larger one; swap the two folders")
+        raise UserError(f"{sizes}, no whole factor between them; crop one of them")
     return high, low
 
 

@@ -164,7 +164,8 @@ def begin(settings, device, rank: int = 0, world: int = 1) -> Run:
     Raises UserError for impossible settings, and for a checkpoint with a network or state for other
     settings.
     """
-    if settings.resume == "auto":
+    automatic = settings.resume == "auto"
+    if automatic:
         last = Path(settings.exp_dir) / LAST
         settings = settings.replace(resume=str(last) if last.exists() else "")
     # The mean of the processes' gradients is the batch's gradient only if their parts are equal
@@ -179,7 +180,12 @@ def begin(settings, device, rank: int = 0, world: int = 1) -> Run:
         keep_memory()
     checkpoint = None
     if settings.resume:
-        checkpoint = load_checkpoint(settings.resume, settings.interpolation)
+        try:
+            checkpoint = load_checkpoint(settings.resume, settings.interpolation)
+        except UserError as error:
+            # No other file than the run's own is meant
+            other = "; or remove it, and begin again by --overwrite" if automatic else ""
+            raise UserError(f"{error}{other}") from error
     network, average = recipes.build(settings, checkpoint, device)
     optimizer = recipes.recipe_of(settings).optimizer(network, settings)
     run = Run(settings, rank, world, device, network, average, optimizer)

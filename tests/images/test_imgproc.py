@@ -420,6 +420,7 @@ HOSTILE = {
     + struct.pack("<IiiHHIIiiII", 40, 60000, -60000, 1, 24, 0, 0, 0, 0, 0, 0)
     + bytes(99),
     "bomb.jpg": b"\xff\xd8\xff\xc0\0\x11\x08\xff\xff\xff\xff\x03\x01\x22\0\x02\x11\x01\x03\x11\x01"
+    + b"\xff\xda\0\x0c\x03\x01\0\x02\0\x03\0\0\x3f\0"
     + bytes(99),
     "bomb.webp": b"RIFF\xff\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff\xff\xff" * 2 + bytes(99),
     "cut bomb.tif": b"II*\0\x08\0\0\0\x02\0"
@@ -446,7 +447,9 @@ def test_what_is_no_image_is_refused(tmp_path, name):
         reading.read_image(tmp_path / name)
     assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
     if name.startswith(("bomb", "wide")):
-        assert "pixels" in str(error.value)
+        # Before Pillow 13 the WebP decoder refuses it first
+        other = "decoder object" if name == "bomb.webp" else "pixels"
+        assert "pixels" in str(error.value) or other in str(error.value)
 
 
 def test_missing_files_and_odd_kinds(tmp_path):

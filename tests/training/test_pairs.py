@@ -13,7 +13,7 @@ import dataset
 import imgproc
 from dataset import CropPlan, DeviceCrops, StreamedCrops
 from evaluation import protocol, sets
-from images import jpeg, prepared, reading, writing
+from images import jpeg, pairs, prepared, reading, writing
 from system.settings import load
 
 RANDOM = np.random.default_rng(0)
@@ -150,6 +150,20 @@ def test_errors_name_the_pair(tmp_path, run_script):
     writing.write_image(tmp_path / "lr" / "1.png", np.ones((20, 23), np.uint8))
     line = error_line(run_script("train.py", *words, "--device", "cpu"))
     assert "lr/1.png has changed since" in line
+
+
+def test_swapped_folders_and_other_case_are_named(tmp_path):
+    make_pairs(tmp_path, 3, np.uint8, count=1)
+    swapped = tmp_path / "lr" / "0.png", tmp_path / "hr" / "0.png"
+    with pytest.raises(ValueError, match="hr.0.png: 22 x 20 and 66 x 60 .*; swap the two folders"):
+        pairs.read_pair(*swapped)
+    for folder, name in (("hr", "a.png"), ("lr", "A.png")):
+        (tmp_path / folder / "0.png").rename(tmp_path / folder / name)
+    with pytest.raises(ValueError, match="a.png: no image of this name in .*lr, but A.png; rename"):
+        pairs.pair_files(tmp_path / "hr", tmp_path / "lr")
+    writing.write_image(tmp_path / "lr" / "a.png", np.zeros((20, 22), np.uint8))
+    with pytest.raises(ValueError, match="A.png: no image of this name in .*hr, but a.png; rename"):
+        pairs.pair_files(tmp_path / "hr", tmp_path / "lr")
 
 
 @pytest.mark.parametrize(

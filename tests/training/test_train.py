@@ -941,8 +941,11 @@ def test_resume_auto(start, tmp_path):
     assert on.wait() == 0 and "resumes at step 4 of 8" in on.output
     again = start("--steps", 8, "--resume", "auto")
     assert again.wait() == 0 and "finished already" in again.output
-    # best.pth alone is no run to resume
+    # Neither a damaged last.pth nor best.pth alone is a run to resume
     folder = tmp_path / "results" / NAME
+    (folder / "last.pth").write_bytes(b"")
+    line = start("--steps", 8, "--resume", "auto").error()
+    assert "last.pth: an empty file" in line and "begin again by --overwrite" in line
     (folder / "last.pth").unlink()
     assert "--overwrite" in start("--steps", 8, "--resume", "auto").error()
 
