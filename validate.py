@@ -27,7 +27,7 @@ from evaluation import measuring, records, report, tables
 from evaluation.measuring import Team
 from evaluation.sets import find_sets, origin
 from imgproc import WINDOW
-from system.files import UserError, make_folder, write_csv
+from system.files import UserError, fitting_name, make_folder, write_csv
 from system.processes import processes
 
 
@@ -122,7 +122,8 @@ def validate_files(settings, team: Team, source: Path, files: dict, all_names: l
     found = find(settings, team)
     folder = records.folder_for_all(settings, source)
     make_folder(folder)
-    earlier = {name: records.read_records(folder / f"{name}.json") for name in all_names}
+    paths = {name: folder / fitting_name(name, ".json") for name in all_names}
+    earlier = {name: records.read_records(path) for name, path in paths.items()}
     found = records.distinct_sets(found, list(itertools.chain(*earlier.values())))
     # Rows are printed one by one, so the widths must be known before: one more than the longest
     # name for its "+", and 14 for "36.78 / 0.9552"
@@ -145,13 +146,13 @@ def validate_files(settings, team: Team, source: Path, files: dict, all_names: l
                 team.say(tables.markdown(tables.readable_row(row, found), widths))
             if team.rank == 0:
                 say_below_bicubic(task, name, record, found)
-                keep(record, earlier[name], folder / f"{name}.json")
+                keep(record, earlier[name], paths[name])
         measured += new.values()
     check_measured(measured)
 
     if team.rank == 0:
         # Also the rows of earlier measurements
-        kept = {name: records.read_records(folder / f"{name}.json") for name in all_names}
+        kept = {name: records.read_records(path) for name, path in paths.items()}
         rows = [row for name in kept for r in kept[name] for row in tables.weights_rows(name, r)]
         write_csv(tables.joined_rows(rows), f"{folder}.csv")
     left_out = len(files) - len(networks) + len(unreadable)

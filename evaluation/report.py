@@ -24,7 +24,7 @@ from evaluation.tables import (
 from images import comparison
 from images.comparison import REPORT_SIDE, around_detail, caption, method_label, rgb_picture
 from images.writing import write_image
-from system.files import write_file
+from system.files import fitting_name, write_file
 
 TEMPLATE = Path(__file__).parents[1] / "assets" / "report_template.html"
 KINDS = ("bicubic", "srcnn", "srcnn+")  # methods, as evaluation/protocol.py names them
@@ -46,8 +46,10 @@ def draw_image(folder: Path, name: str, scores: dict, shown: dict) -> str:
         if key != "truth":
             columns.append((comparison.caption(key, scores[key]), picture))
         if key.startswith("srcnn"):
-            write_image(folder / f"{name}_{key}.png", picture)
-    write_image(folder / f"{name}_comparison.png", comparison.comparison(columns, window))
+            write_image(folder / fitting_name(name, f"_{key}.png"), picture)
+    write_image(
+        folder / fitting_name(name, "_comparison.png"), comparison.comparison(columns, window)
+    )
     return slider(name, scores, shown, window)
 
 

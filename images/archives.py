@@ -69,6 +69,9 @@ def _candidates(source: Path, missing: dict):
     """Yield ((set, file name), content) for the files of a source with names of missing ones."""
     if not source.exists():
         raise UserError("no such file or folder")
+    if not source.is_dir() and not source.is_file():
+        # Opening a FIFO would wait forever
+        raise UserError("a FIFO, socket or device; give a folder or an archive")
     if source.is_dir():
         members = _of_folder(source)
     elif zipfile.is_zipfile(source):

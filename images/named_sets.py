@@ -63,7 +63,7 @@ def distinct_names(paths: list[Path]) -> list[str]:
     """
     # Control characters are escaped: the names also go to terminals and tables
     stems, files = (
-        [printable(text) for text in texts]
+        [printable(text, limit=None) for text in texts]
         for texts in ([path.stem for path in paths], [path.name for path in paths])
     )
     count = Counter(stems)

@@ -29,7 +29,7 @@ from images.reading import image_size, read_image
 from images.transparency import drop_alpha
 from imgproc import eight_bits, rgb2y, rgb2ycbcr, to_tensor
 from system.architecture import colours_of
-from system.files import UserError, printable, save
+from system.files import UserError, fitting_name, printable, save
 
 SHARD_BYTES = 64 * 2**20  # of pixels in one file of a prepared set
 WORKERS = 2  # threads for decoding images
@@ -82,7 +82,7 @@ def prepared_folder(
     """
     stem = f"sample-{part}" if name == "sample" else Path(name).expanduser().resolve().name
     pairs = "-pairs" if lr else ""
-    return Path(data_dir) / "prepared" / f"{stem}{pairs}-{colours_of(channels)}"
+    return Path(data_dir) / "prepared" / fitting_name(stem, f"{pairs}-{colours_of(channels)}")
 
 
 def set_files(data_dir, name: str, part: str = "test", lr: str = "") -> list[tuple[Path, ...]]:

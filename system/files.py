@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import hashlib
 import io
 import os
 import re
@@ -15,6 +16,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+LONGEST_NAME = 255  # bytes
 TEMPORARY = re.compile(r"(?P<name>.{1,40})\.tmp-(?:[0-9a-f]{8}|\d+)", re.DOTALL)
 
 
@@ -47,6 +49,19 @@ def similar_paths(path: Path) -> str:
     near = get_close_matches(missing.name, there[:10_000], 3)
     found = [printable(missing.with_name(name) / path.relative_to(missing)) for name in near]
     return f"did you mean {' or '.join(found)}?" if found else ""
+
+
+def fitting_name(name: str, ending: str) -> str:
+    """Return name + ending as the name of a file: file systems allow 255 bytes.
+
+    A longer name is cut; a part of its digest keeps it apart from other long names.
+    """
+    encoded = name.encode(errors="surrogateescape")
+    room = LONGEST_NAME - len(ending.encode())
+    if len(encoded) <= room:
+        return name + ending
+    digest = hashlib.sha256(encoded).hexdigest()[:8]
+    return f"{encoded[: room - 9].decode(errors='ignore')}~{digest}{ending}"
 
 
 @contextlib.contextmanager

@@ -176,10 +176,12 @@ def test_only_what_is_missing_or_damaged_is_taken(tiny, tmp_path):
 def test_sources_without_the_images(tiny, tmp_path):
     (tmp_path / "text.zip").write_text("no archive")
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "fifo")
     for source, words in (
         ("text.zip", "no readable"),
         ("empty", "lacks T91/t0.bmp and 7 more"),
         ("none", "no such"),
+        ("fifo", "a FIFO"),
     ):
         with pytest.raises(ValueError, match=f"source=.*{source}: {words}"):
             main(tmp_path, "--source", str(tmp_path / source))

@@ -176,3 +176,12 @@ def test_csv_cells_are_no_formulas(tmp_path):
     """Issue 21, 31: a text with the beginning of a formula is marked as text; numbers stay."""
     files.write_csv([{"name": "=1+1", "gain": -0.5}, {"name": "@a", "gain": 1}], tmp_path / "a.csv")
     assert (tmp_path / "a.csv").read_text().split() == ["name,gain", "'=1+1,-0.5", "'@a,1"]
+
+
+def test_fitting_names(tmp_path):
+    assert files.fitting_name("a" * 250, ".json") == "a" * 250 + ".json"
+    names = ["é" * 126 + end for end in "ab"]
+    short = [files.fitting_name(name, "_srcnn.png") for name in names]
+    assert len(set(short)) == 2 and all(name.endswith("_srcnn.png") for name in short)
+    for name in short:
+        files.write_file("", tmp_path / name)
