@@ -59,7 +59,7 @@ def main(settings):
         with runs.saved_if_workers_are_lost(run):
             train(run, crops, stop, log)
         log.close()
-        runs.write_curve(run)
+        runs.finish(run)
     messages.report_end(run, runs.FILES)
     if not run.is_finished:
         raise SystemExit(128 + stop.number if stop.number else 1)

@@ -67,6 +67,7 @@ class Run:
     changed: list = field(default_factory=list)  # differences to the checkpoint's settings
     owns_folder: bool = False  # last.pth in the folder is of this run
     replaces: list = field(default_factory=list)  # files of another run, until the first save
+    forgotten: bool = False  # the score of best.pth is on other images
     candidate: tuple | None = None  # (score, checkpoint) to be written to best.pth
 
     @property
@@ -237,7 +238,7 @@ def compare_choice(run):
     digest = _digest(run.sets.get(run.settings.select_by, ()))
     if run.chosen_on not in ("", digest):
         # A score on easier images would never be reached again
-        run.best = -math.inf
+        run.best, run.forgotten = -math.inf, True
         run.changed.append("other images choose best.pth, from the next validation on")
     run.chosen_on = digest
 
@@ -259,9 +260,24 @@ def tidy(run):
     remove_leftovers(run.folder, FILES)
     if run.owns_folder:
         # last.pth is written before the others
-        failure = _failure_of(_write_table, run) or _failure_of(write_curve, run)
-        if failure:
-            say(f"warning: {failure}")
+        for write in (_restore_best, _write_table, write_curve):
+            if failure := _failure_of(write, run):
+                say(f"warning: {failure}")
+
+
+def _restore_best(run):
+    """Write best.pth from last.pth if it is missing, or was locked at the last validation."""
+    if not run.is_measured:
+        return  # measuring writes it
+    column = f"psnr_{run.settings.select_by}"
+    chosen_by_set = any(column in row for row in run.history)
+    score = run.history[-1].get(column, -math.inf) if chosen_by_set else run.step
+    if run.forgotten or not math.isfinite(score):
+        score = -math.inf
+    if score > run.best or not (run.folder / BEST).exists():
+        run.candidate = max(score, run.best), run.average.to_checkpoint(_metadata(run))
+        _save_best(run)
+        save_last(run)
 
 
 # ------------------------------------------------------------------------------ measure and save
@@ -418,6 +434,14 @@ def _save_best(run):
 def _write_table(run):
     if run.history:
         write_csv(run.history, run.folder / METRICS)
+
+
+def finish(run):
+    """Draw the curve. Everything else is saved, so that a locked curve.png is no error."""
+    try:
+        write_curve(run)
+    except OSError as error:
+        say(f"warning: {error}")
 
 
 def write_curve(run):

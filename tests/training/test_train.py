@@ -1171,3 +1171,31 @@ def test_a_step_keeps_nothing_of_autograd(data, tmp_path, monkeypatch):
             signal.signal(number, handler)
     for parameter in runs[0].average.parameters():
         assert parameter.grad_fn is None and not parameter.requires_grad
+
+
+def test_best_that_was_locked_at_the_end(data, tmp_path, monkeypatch):
+    """`--resume` writes best.pth when it is free again, though no step is left."""
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
+    monkeypatch.setattr(runs.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    options = settings("--data_dir", data, *TINY, "--steps", 1, "--results_dir", tmp_path)
+    folder = tmp_path / NAME
+    save = runs.save
+
+    def locked(content, path, durable):
+        if path.name == "best.pth":
+            raise PermissionError(13, "Permission denied", str(path))
+        save(content, path, durable)
+
+    monkeypatch.setattr(runs, "save", locked)
+    with pytest.raises(OSError, match="best.pth.*close the program"):
+        train.main(options)
+    assert not (folder / "best.pth").exists()
+    monkeypatch.setattr(runs, "save", save)
+    train.main(options.replace(resume="auto"))
+    score = load_checkpoint(folder / "best.pth")["facts"]["psnr_holdout"]
+    assert load_checkpoint(folder / "last.pth")["training"]["best"] == score
+    # Nothing to do: the files stay as they are
+    before = contents(folder)
+    train.main(options.replace(resume="auto"))
+    assert contents(folder) == before
