@@ -103,6 +103,9 @@ def results_table(records: list[dict], only=None) -> str:
                         f"{rows[kind]} on {set_name} x{scale} has {known[0]} dB in {first} and "
                         f"{score[0]} in {file}; give one of them"
                     )
+    if missing := [name for name in only or () if name not in scores]:
+        there = ", ".join(dict.fromkeys(name for r in records for name in r["sets"])) or "none"
+        raise UserError(f"no figures of {', '.join(missing)} in the records; sets there: {there}")
     # Published figures, only for measured sets
     for set_name, (label, *published) in PUBLISHED.items():
         if set_name in scores:

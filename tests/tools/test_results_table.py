@@ -74,6 +74,8 @@ def test_own_runs_have_rows_of_their_own(tmp_path, capsys):
         other = record([9, 5, 5], scale, Set5=(30.0 + scale, psnr + 1), Set14=(20.0, 21.0))
         other["model_path"] = "results/mine/best.pth"
         (tmp_path / f"{scale}.json").write_text(json.dumps(content | {"others": [other]}))
+    with pytest.raises(SystemExit, match="no figures of Set6 in the records; sets there: .*Set5"):
+        results_table.main([str(tmp_path / "2.json"), "--sets", "Set6"])
     results_table.main([*(str(tmp_path / f"{scale}.json") for scale in (2, 3)), "--sets", "Set5"])
     assert capsys.readouterr().out.splitlines()[2:] == [
         "| Set5 | bicubic | 32.00 / 0.3200 | 33.00 / 0.3300 |  |",
