@@ -304,9 +304,14 @@ def trained(training: Training, seed: int, given) -> Path:
 
 def script(name: str, *words: str):
     """Run a script of the project. Raises UserError if it fails."""
-    status = subprocess.run([sys.executable, str(ROOT / name), *words]).returncode
+    process = subprocess.Popen([sys.executable, str(ROOT / name), *words])
+    status = None
+    while status is None:
+        # Ctrl-C also reaches the script: it saves its state and ends
+        with contextlib.suppress(KeyboardInterrupt):
+            status = process.wait()
     if status:
-        raise UserError(f"{name} has failed; the same command continues")
+        raise UserError(f"{name} has ended with status {status}; the same command resumes")
 
 
 # ---------------------------------------------------------------------------------- the measuring

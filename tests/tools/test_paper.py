@@ -12,6 +12,7 @@ import train
 import validate
 from images.reading import read_image
 from system import settings
+from system.files import UserError
 from tools import paper
 
 SCRIPTS = {"train.py": train, "validate.py": validate, "prepare_dataset.py": prepare_dataset}
@@ -91,8 +92,28 @@ def test_the_command_line(capsys, monkeypatch):
         paper.main(["figure_99"])
     # A script that fails ends the command
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(SystemExit, match="has failed; the same command continues"):
+    with pytest.raises(SystemExit, match="has ended with status 1; the same command resumes"):
         paper.main(["figure_4", "--data_dir", "nowhere", "--results_dir", "/tmp/nowhere"])
+
+
+def test_ctrl_c_waits_for_the_script(monkeypatch):
+    """The script gets the signal as well, and has time to save."""
+    ends = [KeyboardInterrupt, 130]
+
+    class Process:
+        def __init__(self, command):
+            assert command[1:] == [str(ROOT / "train.py"), "--steps", "2"]
+
+        def wait(self):
+            end = ends.pop(0)
+            if end is KeyboardInterrupt:
+                raise end
+            return end
+
+    monkeypatch.setattr(paper.subprocess, "Popen", Process)
+    with pytest.raises(UserError, match="train.py has ended with status 130"):
+        paper.script("train.py", "--steps", "2")
+    assert not ends
 
 
 def test_without_matplotlib(run, folder, capsys, monkeypatch):
