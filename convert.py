@@ -53,9 +53,10 @@ LAYOUTS_OF = {
     ".safetensors": ("safetensors",),
     ".onnx": ("onnx", "onnx-image"),
     ".mat": ("authors",),
-    **dict.fromkeys((".pth", ".pt", ".tar", ".ckpt"), ("ours", "lornatang", "plain", "mmagic")),
+    **dict.fromkeys(
+        (".pth", ".pt", ".tar", ".ckpt", ".bin"), ("ours", "lornatang", "plain", "mmagic")
+    ),
 }
-OTHER_TOOLS = ".npz .npy .h5 .hdf5 .keras .pb .tflite .caffemodel .prototxt .gguf .json".split()
 # Fixed padding of other code. Our layouts state the weights' own
 PADDING = {"lornatang": "zeros", "plain": "zeros", "mmagic": "zeros", "authors": "replicate"}
 # Fixed bicubic of other code. The graph of onnx-image has the weights' own
@@ -95,10 +96,11 @@ def main(settings):
 def choose_layout(settings) -> str:
     """Return the layout to write: the user's, else the layout of the output's ending.
 
-    Raises UserError if the two contradict each other, or if no layout has such an ending.
+    Raises UserError if the two contradict each other, or if no layout has such an ending. A name
+    without an ending fits every layout.
     """
     suffix = Path(settings.output).suffix.lower()
-    if suffix in OTHER_TOOLS:
+    if suffix and suffix not in LAYOUTS_OF:
         raise UserError(
             f"output={settings.output}: no layout is written as {suffix}; "
             f"endings are {', '.join(LAYOUTS_OF)}"

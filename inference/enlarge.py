@@ -19,6 +19,7 @@ from inference.networks import Networks, bundled_networks, load_network, single_
 from inference.tiling import restore
 from model import SRCNN
 from system.files import UserError
+from system.memory import free_memory
 from system.threads import in_threads
 
 STRIP_PIXELS = 2_000_000  # of the result, in all strips computed at a time: some 300 MB
@@ -70,6 +71,15 @@ def upscale(
     elif isinstance(network, (str, os.PathLike)) and network != "bicubic":
         network = load_network(network)
     height, width = enlarged_size(image.shape, factor)
+    needed, free = (
+        height * width * image.nbytes / image.shape[0] / image.shape[1],
+        free_memory("cpu"),
+    )
+    if needed > free:
+        raise UserError(
+            f"the result of {width}x{height} pixels needs {needed / 2**30:,.1f} GiB of memory, "
+            f"{free / 2**30:,.1f} are free; give a smaller factor"
+        )
     if network == "bicubic" and not isinstance(factor, int):
         return resize_to(image, height, width)
     if not isinstance(network, Networks):
@@ -179,7 +189,14 @@ def _from_float(x: Tensor, dtype) -> np.ndarray:
 
 def _checked(image) -> np.ndarray:
     """Return image as an array. Raise UserError if `upscale` does not support it."""
-    image = np.asarray(image)
+    try:
+        if isinstance(image, Tensor):
+            image = image.detach().cpu()
+            # numpy has no bfloat16
+            image = image.float() if image.dtype == torch.bfloat16 else image
+        image = np.asarray(image)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise UserError(f"not an image: {str(error)[:100]}; give an array H×W or H×W×C") from None
     colours = image.shape[2] if image.ndim == 3 else 1
     if image.ndim not in (2, 3) or not 1 <= colours <= 4 or image.size == 0:
         raise UserError(f"an image of shape {image.shape}: give H×W or H×W×C with C from 1 to 4")

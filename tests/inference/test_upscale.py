@@ -16,6 +16,7 @@ import upscale
 from images import png, reading, writing
 from inference import collection, enlarge
 from model import SRCNN
+from system.files import UserError
 from system.settings import load
 
 
@@ -654,3 +655,19 @@ def test_the_users_own_run_comes_first(identity_file, tmp_path, photograph, monk
         reading.read_image("results/upscaled/a_x3.png"),
         enlarge.upscale(photograph, 3, identity()),
     )
+
+
+def test_torch_tensors_and_ragged_lists():
+    image = torch.rand(9, 8, dtype=torch.float64)
+    expected = enlarge.upscale(image.numpy(), 2, "bicubic")
+    for tensor in (image, image.clone().requires_grad_(), image.bfloat16()):
+        found = enlarge.upscale(tensor, 2, "bicubic")
+        assert np.abs(found - expected).max() < (0.01 if tensor.dtype == torch.bfloat16 else 1e-12)
+    for wrong in ([[1, 2], [3]], image.to("meta"), object()):
+        with pytest.raises(UserError, match="image"):
+            enlarge.upscale(wrong, 2, "bicubic")
+
+
+def test_a_result_larger_than_the_memory_is_refused_at_once():
+    with pytest.raises(UserError, match="GiB of memory"):
+        enlarge.upscale(np.zeros((9, 9), np.uint8), 1e9)
