@@ -156,9 +156,12 @@ class _Stages:
             reason = str(error) or type(error).__name__
             if isinstance(error, FileNotFoundError) and error.filename == str(image.path):
                 reason = f"No such file; {_remedy_if_missing(image.path)}".rstrip("; ")
-        except KeyboardInterrupt:
-            # Of the main thread. In the queue it would wait for all images before it
-            raise
+        except KeyboardInterrupt as error:
+            if threading.current_thread() is threading.main_thread():
+                # In the queue it would wait for all images before it
+                raise
+            self.events.put(error)
+            return
         except BaseException as error:
             reason = message_for_user(error, device=self.options.device)
             if not reason:
