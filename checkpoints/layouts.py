@@ -114,7 +114,8 @@ def _innermost(content, in_order: bool) -> tuple[dict, dict]:
             # A dict for each layer; or one around the dict
             layers = _joined(content)
             if len(found) > 1:
-                names = [name for name, value in content.items() if _is_in(value, found)]
+                ids = set(map(id, found))
+                names = [name for name, value in content.items() if id(value) in ids]
                 raise UserError(_several(names))
             if not found and _has_layers(layers, in_order):
                 return stated, layers
@@ -152,10 +153,6 @@ def _joined(content: dict) -> dict:
     if len(layers) > 100 or any(len(layer) > 4 for layer in layers.values()):
         return {}
     return {f"{_text(a)}.{_text(b)}": t for a, layer in layers.items() for b, t in layer.items()}
-
-
-def _is_in(value, found: list) -> bool:
-    return any(value is other for other in found)
 
 
 def _several(names: list) -> str:

@@ -391,14 +391,14 @@ def test_a_gpus_second_call_is_timed(monkeypatch, kind, calls):
     """Do not count the first call of a shape: it chooses kernels."""
     clock, made = iter(range(100)), []
 
-    def restore(network, x, self_ensemble):
+    def restore(network, x, self_ensemble, colours):
         made.append(next(clock))
         return x
 
     monkeypatch.setattr(protocol, "restore", restore)
     monkeypatch.setattr(protocol.time, "perf_counter", lambda: next(clock))
     with pretended("cuda" if kind == "cpu" else kind):
-        _, milliseconds = protocol._timed(None, torch.rand(1, 1, 4, 4).to(kind), False)
+        _, milliseconds = protocol._timed(None, torch.rand(1, 1, 4, 4).to(kind), False, "y")
     # The clock is read right before the last call and after it, and nothing else lies between
     assert len(made) == calls
     assert made[-1] == calls and milliseconds == 2000
