@@ -306,15 +306,20 @@ def test_killed_and_started_again_is_the_same_to_the_byte(identity_file, tmp_pat
     arguments = (tmp_path / "in", "--model_path", identity_file, "--compare", "--output")
     run_main(*arguments, tmp_path / "whole")
     whole = content(tmp_path / "whole")
+    leftovers = 0
     for trial, outputs in enumerate((1, 4, 9)):
         out = tmp_path / f"killed{trial}"
         run = Run("upscale.py", *arguments, out, cwd=tmp_path, before=slow_writing)
         run.wait_for(lambda out=out, n=outputs: len(list(out.rglob("*_x3*.png"))) >= n)
+        # The delay after a PNG leaves its temporary file there for 0.2 s: kill in that time
+        run.wait_for(lambda out=out: list(out.rglob("*.tmp-*")))
         os.kill(run.process.pid, signal.SIGKILL)
         run.process.join()
+        leftovers += len(list(out.rglob("*.tmp-*")))
         assert len(list(out.rglob("*_x3*.png"))) < 24
         run_main(*arguments, out)
         assert content(out) == whole
+    assert leftovers
 
 
 def test_ctrl_c_does_not_wait_for_images_that_are_read(
