@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from images.jpeg import compressed, jpeg_small, spread_qualities
+from images.jpeg import compressed, compressed_y, jpeg_small, spread_qualities
 from images.named_sets import few
 from images.prepared import (
     check_origin,
@@ -186,7 +186,11 @@ class _Crops:
         if small is None:
             small = downscale(hr, scale, self.plan.quantize)
         if self.plan.jpeg:
-            small = compressed(small, self.qualities(step))
+            qualities = self.qualities(step)
+            if hr.shape[1] == 1:
+                small = compressed_y(small, hr, qualities)
+            else:
+                small = compressed(small, qualities)
         lr = upsample(small, scale)
         # The crop's place in the window: behind the margin, and behind the pixels to the previous
         # multiple of the scale
@@ -427,7 +431,8 @@ def _measured(found, indices, settings) -> list[tuple]:
     # The same qualities at each validation, spread evenly over the range
     for i, quality in zip(indices, spread_qualities(jpeg, len(indices))):
         hr = modcrop(images[i], scale)
-        measured.append((names[i], hr, jpeg_small(hr, scale, quality)))
+        small = jpeg_small(hr, scale, quality, luminance=settings.channels == "y")
+        measured.append((names[i], hr, small))
     return measured
 
 

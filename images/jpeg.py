@@ -9,6 +9,10 @@ from imgproc import downscale
 from system.files import UserError
 
 
+# Limits of MATLAB's Y (rgb2ycbcr). A JPEG file stores luminance from 0 to 255
+DARKEST, BRIGHTEST = 16 / 255, 235 / 255
+
+
 def compressed(images: Tensor, qualities: list[int]) -> Tensor:
     """Return images after JPEG compression and decoding.
 
@@ -31,14 +35,33 @@ def compressed(images: Tensor, qualities: list[int]) -> Tensor:
     return torch.from_numpy(results).permute(0, 3, 1, 2).to(images.device).float() / 255
 
 
-def jpeg_small(hr: Tensor, upscale_factor: int, quality: int) -> Tensor:
+def compressed_y(small: Tensor, hr: Tensor, qualities: list[int]) -> Tensor:
+    """Return Y, N×1×h×w, after the JPEG compression of the colour images that it belongs to.
+
+    A JPEG file stores luminance from 0 to 255 and MATLAB's Y goes from 16 to 235. So Y is stretched
+    before: the same quality then makes the same errors. hr, float N×1×H×W, are the images that
+    small was made of. Values beyond Y's limits in hr mean a gray image: it is compressed as it is.
+    """
+    is_y = (hr.amin((1, 2, 3)) >= DARKEST) & (hr.amax((1, 2, 3)) <= BRIGHTEST)
+    is_y = is_y.view(-1, 1, 1, 1)
+    stretched = (small - DARKEST) / (BRIGHTEST - DARKEST)
+    result = compressed(torch.where(is_y, stretched, small), qualities)
+    return torch.where(is_y, (16 + (235 - 16) * result).round() / 255, result)
+
+
+def jpeg_small(hr: Tensor, upscale_factor: int, quality: int, luminance: bool = False) -> Tensor:
     """Return the small image of hr after JPEG compression, uint8 C×h×w.
 
-    hr: uint8, C×H×W, its sides multiples of upscale_factor.
+    hr: uint8, C×H×W, its sides multiples of upscale_factor. luminance: hr is Y, see `compressed_y`.
     """
     if not hr.numel():
         return hr
-    small = compressed(downscale(hr[None].float() / 255, upscale_factor), [quality])
+    hr = hr[None].float() / 255
+    small = downscale(hr, upscale_factor)
+    if luminance:
+        small = compressed_y(small, hr, [quality])
+    else:
+        small = compressed(small, [quality])
     return (small[0] * 255).round().byte()
 
 

@@ -224,6 +224,28 @@ def test_crops_are_compressed(photographs, channels):
     assert plain.plan.jpeg == ()
 
 
+def test_y_loses_as_much_as_the_colour_image(photographs):
+    """Training compresses Y alone, and validate.py the colour image: the same quality, one loss."""
+
+    def loss(a, b):
+        return float(-10 * torch.log10((a - b).square().mean()))
+
+    for quality in (40, 70, 95):
+        for rgb in _photos(photographs, 3):
+            hr = imgproc.modcrop(rgb, 2)
+            y = (imgproc.rgb2ycbcr(hr[None].float() / 255)[:, :1] * 255).round() / 255
+            clean = imgproc.downscale(y, 2)
+            colours = jpeg.jpeg_small(hr, 2, quality)[None].float() / 255
+            expected = loss(imgproc.rgb2ycbcr(colours)[:, :1], clean)
+            assert loss(jpeg.compressed_y(clean, y, [quality]), clean) == pytest.approx(
+                expected, abs=0.15
+            )
+    # A gray image has values beyond Y's limits: they stay
+    gray = torch.linspace(0, 1, 32).expand(1, 1, 32, 32)
+    small = imgproc.downscale(gray, 2)
+    assert torch.equal(jpeg.compressed_y(small, gray, [90]), jpeg.compressed(small, [90]))
+
+
 def _photos(folder, channels):
     name = f"data/prepared/photos-{'y' if channels == 1 else 'rgb'}"
     return prepared.load_prepared(folder / name).images
