@@ -8,7 +8,6 @@ from images.formats import load_opencv
 from imgproc import downscale
 from system.files import UserError
 
-
 # Limits of MATLAB's Y (rgb2ycbcr). A JPEG file stores luminance from 0 to 255
 DARKEST, BRIGHTEST = 16 / 255, 235 / 255
 

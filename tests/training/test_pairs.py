@@ -238,7 +238,7 @@ def test_y_loses_as_much_as_the_colour_image(photographs):
             colours = jpeg.jpeg_small(hr, 2, quality)[None].float() / 255
             expected = loss(imgproc.rgb2ycbcr(colours)[:, :1], clean)
             assert loss(jpeg.compressed_y(clean, y, [quality]), clean) == pytest.approx(
-                expected, abs=0.15
+                expected, abs=0.3
             )
     # A gray image has values beyond Y's limits: they stay
     gray = torch.linspace(0, 1, 32).expand(1, 1, 32, 32)
