@@ -231,15 +231,16 @@ def test_y_loses_as_much_as_the_colour_image(photographs):
         return float(-10 * torch.log10((a - b).square().mean()))
 
     for quality in (40, 70, 95):
+        differences = []
         for rgb in _photos(photographs, 3):
             hr = imgproc.modcrop(rgb, 2)
             y = (imgproc.rgb2ycbcr(hr[None].float() / 255)[:, :1] * 255).round() / 255
             clean = imgproc.downscale(y, 2)
             colours = jpeg.jpeg_small(hr, 2, quality)[None].float() / 255
-            expected = loss(imgproc.rgb2ycbcr(colours)[:, :1], clean)
-            assert loss(jpeg.compressed_y(clean, y, [quality]), clean) == pytest.approx(
-                expected, abs=0.3
-            )
+            ours = loss(jpeg.compressed_y(clean, y, [quality]), clean)
+            differences.append(ours - loss(imgproc.rgb2ycbcr(colours)[:, :1], clean))
+        # Compressed as it is, Y loses 0.5 to 1 dB more
+        assert abs(np.mean(differences)) < 0.2 and np.abs(differences).max() < 0.4
     # A gray image has values beyond Y's limits: they stay
     gray = torch.linspace(0, 1, 32).expand(1, 1, 32, 32)
     small = imgproc.downscale(gray, 2)
