@@ -81,6 +81,10 @@ RECIPES = {
 }
 
 if __name__ == "__main__":
+    import os
+    import sys
+
+    sys.path.insert(0, os.path.dirname(__file__))  # `python -P` leaves it out
     from system import startup
 
     startup.run_mode()

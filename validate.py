@@ -25,7 +25,7 @@ from checkpoints.layouts import ignored_note
 from checkpoints.lookup import find_weights, several_weights
 from evaluation import measuring, records, report, tables
 from evaluation.measuring import Team
-from evaluation.sets import find_sets, origin
+from evaluation.sets import find_sets, is_compressed, origin
 from imgproc import WINDOW
 from system.files import UserError, fitting_name, make_folder, write_csv
 from system.processes import processes
@@ -203,13 +203,20 @@ def say_below_bicubic(task, name: str, record: dict, found: dict):
         return
     about = f"{name} is " if len(task.networks) > 1 else ""
     note = f"note: {about}below bicubic on {', '.join(below)}"
-    fit = measuring.better_fit(task.networks[name], task, found[below[0]], record["sets"][below[0]])
+    network, images = task.networks[name], found[below[0]]
+    fit = measuring.better_fit(network, task, images, record["sets"][below[0]])
     if fit:
         print(f"{note}; {fit}")
-    else:
+    elif is_compressed(next(iter(images.values()))):
         print(
-            f"{note}; the weights may be for another scale (--upscale_factor), or hardly trained. "
-            "No other --padding_mode or --interpolation fits better"
+            f"{note}; networks trained without JPEG enlarge its errors, too: use weights of "
+            "`train.py --jpeg` for this range of qualities"
+        )
+    else:
+        scale = "" if network.upscale_factor else "--upscale_factor, "
+        print(
+            f"{note}; the weights are hardly trained, or for other images. No other {scale}"
+            "--padding_mode or --interpolation reaches bicubic"
         )
 
 

@@ -1,5 +1,6 @@
 """Measure networks on sets of images, the images split over processes."""
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,8 @@ from torch import distributed
 from tqdm import tqdm
 
 from evaluation import protocol, records, sets
+from evaluation.sets import is_pair
+from evaluation.tables import gain_of
 from inference.networks import load_network
 from inference.tiling import predict
 from system.files import UserError, printable
@@ -134,33 +137,45 @@ def measure_set(task: Task, set_name: str, images: dict, team: Team, draw=None):
 
 
 def better_fit(network, task: Task, images: dict, result: dict) -> str:
-    """Find better padding and interpolation for weights below bicubic, on their first image.
+    """Find better settings for weights below bicubic, on their first image.
+
+    These are padding and interpolation, and the scale if the file does not state it.
 
     Args:
         images: {name: entry} of the set; result: of the network on it.
-    Returns the settings and their PSNR, for the user; "" if none are better by 0.1 dB.
+    Returns the settings and their PSNR, for the user; "" if none reach bicubic.
     """
-    counted = [name for name in result["images"] if name not in result["excluded"]]
-    name = counted[0]
-    pictures = sets.read_entry(images[name], task.upscale_factor)
+    name = next(name for name in result["images"] if name not in result["excluded"])
+    now = result["images"][name]
     present, found = (network.padding_mode, network.interpolation), []
+    scales = [task.upscale_factor]
+    if not network.upscale_factor and not is_pair(images[name]):
+        scales = dict.fromkeys([*scales, 2, 3, 4])
     # Weights trained without padding ("valid") are right inside the image with any padding
-    for padding_mode in dict.fromkeys([present[0], "replicate", "zeros"]):
-        for interpolation in dict.fromkeys([present[1], "matlab", "torch"]):
-            network.padding_mode, network.interpolation = padding_mode, interpolation
-            scores = protocol.evaluate(
-                network, [(name, *pictures)], task.upscale_factor, task.protocol, with_ssim=False
-            )
-            words = []
-            if padding_mode != present[0]:
-                words.append(f"--padding_mode {padding_mode}")
-            if interpolation != present[1]:
-                words.append(f"--interpolation {interpolation}")
+    paddings = dict.fromkeys([present[0], "replicate", "zeros"])
+    interpolations = dict.fromkeys([present[1], "matlab", "torch"])
+    for scale, padding_mode, interpolation in itertools.product(scales, paddings, interpolations):
+        network.padding_mode, network.interpolation = padding_mode, interpolation
+        pictures = sets.read_entry(images[name], scale)
+        scores = protocol.evaluate(
+            network, [(name, *pictures)], scale, task.protocol, with_ssim=False
+        )
+        gain = gain_of(scores, "srcnn")
+        words = []
+        if scale != task.upscale_factor:
+            words.append(f"--upscale_factor {scale}")
+        if padding_mode != present[0]:
+            words.append(f"--padding_mode {padding_mode}")
+        if interpolation != present[1]:
+            words.append(f"--interpolation {interpolation}")
+        if gain is not None:
             # Among equal ones prefer the fewest settings
-            found.append((round(scores["srcnn"]["psnr"] or 0, 2), -len(words), " ".join(words)))
+            found.append((round(gain, 2), -len(words), " ".join(words), scores["srcnn"]["psnr"]))
     network.padding_mode, network.interpolation = present
-    psnr, _, words = max(found)
-    now = result["images"][name]["srcnn"]["psnr"]
-    if not words or psnr < now + 0.1:
+    gain, _, words, psnr = max(found)
+    # More blur makes hardly trained weights a little better, too
+    if not words or gain < max(0, gain_of(now, "srcnn") + 0.1):
         return ""
-    return f"with {words}: {psnr:.2f} dB on {name} instead of {now:.2f}"
+    if words.startswith("--upscale_factor"):
+        return f"with {words}: {gain:.2f} dB above bicubic on {name}"
+    return f"with {words}: {psnr:.2f} dB on {name} instead of {now['srcnn']['psnr']:.2f}"

@@ -78,7 +78,9 @@ def _about_others(table: Path, folder: Path) -> bool:
     try:
         with open(table, newline="", encoding="utf-8") as file:
             row = next(csv.DictReader(file))
-        return folder.resolve() not in Path(row["model_path"]).resolve().parents[:2]
+        # `write_csv` marks a path such as @weights
+        path = Path(row["model_path"].removeprefix("'"))
+        return folder.resolve() not in path.resolve().parents[:2]
     except (OSError, ValueError, LookupError, StopIteration):
         return False
 

@@ -78,6 +78,16 @@ def files_of(entry) -> list[Path]:
     return [part for part in parts if isinstance(part, Path)]
 
 
+def is_pair(entry) -> bool:
+    """Return True for an entry of own pairs."""
+    return len(files_of(entry)) == 2
+
+
+def is_compressed(entry) -> bool:
+    """Return True for an entry with JPEG compression of its small image."""
+    return isinstance(entry, tuple) and not is_pair(entry)
+
+
 def image_names(entries: list) -> dict:
     """Return {name: entry}: names without their endings, unless two are equal."""
     return dict(zip(distinct_names([files_of(entry)[0] for entry in entries]), entries))

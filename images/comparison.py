@@ -1,5 +1,7 @@
 """Draw pictures next to each other, with the detail of the largest difference."""
 
+import math
+
 import numpy as np
 
 from imgproc import eight_bits
@@ -87,7 +89,9 @@ def comparison(columns: list[tuple[str, np.ndarray]], window: tuple[slice, slice
 def caption(kind: str, score: dict) -> str:
     """Return a text such as "SRCNN 32.75 dB / 0.9105"."""
     ssim = f" / {score['ssim']:.4f}" if "ssim" in score else ""
-    return f"{method_label(kind)} {score['psnr']:.2f} dB{ssim}"
+    # A blank page equals its original
+    psnr = f"{score['psnr']:.2f} dB" if math.isfinite(score["psnr"]) else "without any error"
+    return f"{method_label(kind)} {psnr}{ssim}"
 
 
 def around_detail(edge: slice, size: int) -> slice:

@@ -33,6 +33,8 @@ OTHER_NAMES = {
 }
 INPUTS = "i input inputs image image_file".split()
 PARTS_OF_A_RECIPE = "optimizer optim loss scheduler momentum weight_decay betas".split()
+# Points between thousands, as in German: 20.000
+THOUSANDS = re.compile(r"\d{1,3}(\.\d{3})+")
 # The words of a true-or-false setting, in lower case
 BOOLS = {"true": True, "false": False, "1": True, "0": False}
 READERS = {str: str, int: int, float: float, bool: lambda word: BOOLS[word.lower()]}
@@ -92,6 +94,8 @@ def _split(word: str, item: type) -> list[str]:
 
 def _read(word: str, item: type):
     """Convert a word to a type; return it unchanged if it does not fit."""
+    if item is int and THOUSANDS.fullmatch(word):
+        return word  # as a number of Python it would be 20
     for reader in (READERS[item], float) if item is int else (READERS[item],):
         with contextlib.suppress(ValueError, KeyError):
             return reader(word)

@@ -5,7 +5,7 @@ import types
 import typing
 from pathlib import Path
 
-from system.command_line import unknown
+from system.command_line import THOUSANDS, unknown
 from system.files import UserError
 
 # Parts of Python's messages, and their remedies
@@ -48,6 +48,8 @@ class ConfigFile:
         except SyntaxError as error:
             text = f": {error.text.strip()}" if error.text else ""
             hint = next((hint for part, hint in SYNTAX_HINTS.items() if part in error.msg), "")
+            if not hint and re.search(r"\d\.\d{3}\.\d{3}", text):
+                hint = "; write numbers without points between thousands"
             raise UserError(f"config.py, line {error.lineno}: {error.msg}{hint}{text}") from None
         except Exception as error:
             raise UserError(self._message(error)) from error
@@ -87,6 +89,18 @@ class ConfigFile:
     def place(self, name: str) -> str:
         """Return "config.py, line 12: " for messages about a name."""
         return "".join(f"config.py, line {number}: " for number in self.numbers(name)[:1])
+
+    def as_written(self, name: str, value):
+        """Return a value of this file, or its text if it has points between thousands.
+
+        In Python 20.000 is 20.0.
+        """
+        if type(value) is not float or self.kinds[name].item is not int:
+            return value
+        written = re.compile(rf"\b{name}\b[^=]*=\s*({THOUSANDS.pattern})(?![\w.])")
+        matches = (written.search(line.partition("#")[0]) for line in self.lines)
+        found = next((match[1] for match in matches if match), "")
+        return found if found and float(found) == value else value
 
     def text(self, name: str) -> tuple[str, str]:
         """Return the line of a setting: its code and its comment."""

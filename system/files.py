@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import tempfile
+import unicodedata
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -17,6 +18,8 @@ except ImportError:  # Windows
     fcntl = None
 
 LONGEST_NAME = 255  # bytes
+# First characters of formulas, also the wide ones of Asian keyboards
+FORMULAS = tuple("=+-@\t\r\n＝＋－＠")
 TEMPORARY = re.compile(r"(?P<name>.{1,40})\.tmp-(?:[0-9a-f]{8}|\d+)", re.DOTALL)
 
 
@@ -34,7 +37,11 @@ def printable(text, limit: int | None = 300) -> str:
     Names of files and texts from servers may contain any character, and a terminal obeys some.
     """
     return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)[:limit]
+        # Wide and other unusual spaces (category Zs) are no control characters
+        c
+        if c.isprintable() or unicodedata.category(c) == "Zs"
+        else c.encode("unicode_escape").decode()
+        for c in str(text)[:limit]
     )
 
 
@@ -219,9 +226,7 @@ def save(content, path, durable: bool = False):
 
 def _as_text(value):
     """Return a cell of a table; spreadsheets would run a text such as "=A1" as a formula."""
-    return (
-        f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
-    )
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
 
 
 def write_csv(rows, path):
@@ -230,7 +235,7 @@ def write_csv(rows, path):
     columns = list(dict.fromkeys(key for row in rows for key in row))
     # newline="": the csv module ends lines itself
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows({key: _as_text(value) for key, value in row.items()} for row in rows)
+    writer = csv.writer(text)
+    writer.writerow(map(_as_text, columns))
+    writer.writerows([_as_text(row.get(column, "")) for column in columns] for row in rows)
     write_file(text.getvalue(), path)

@@ -144,7 +144,8 @@ def load(script: str, argv=None, path=CONFIG) -> Settings:
 
     settings = Settings()
     for name, default in shipped.values.items():
-        value = adapt(name, shipped.kinds[name], given.get(name, config.values[name]))
+        value = given[name] if name in given else config.as_written(name, config.values[name])
+        value = adapt(name, shipped.kinds[name], value)
         place = "" if name in given else config.place(name)
         setattr(settings, name, value)
         if value is not None or default is not None:
@@ -160,7 +161,7 @@ def load(script: str, argv=None, path=CONFIG) -> Settings:
     # Derived values
     for name, value in config.recipes[settings.recipe].items():
         if getattr(settings, name) is None:
-            value = adapt(name, shipped.kinds[name], value)
+            value = adapt(name, shipped.kinds[name], config.as_written(name, value))
             place = f"{config.place('RECIPES')}{settings.recipe}: "
             check_value(name, shipped.kinds[name], value, place)
             setattr(settings, name, value)
@@ -221,6 +222,8 @@ def check_value(name: str, kind: Kind, value, place: str = ""):
         complaint = "factors between 0 and 1"
     elif name == "exp_name" and (".." in Path(value).parts or value in (".", "./")):
         complaint = "must be a name in results_dir; set results_dir for another folder"
+    elif name == "crf" and not 0 <= value <= 51:
+        complaint = "from 0 (no compression) to 51 (most)"
     elif name == "outsize" and not re.fullmatch(r"([1-9]\d*x[1-9]\d*)?", value):
         complaint = "width x height, for example 3840x2160"
     if complaint:
@@ -235,6 +238,8 @@ def remedy(name: str, kind: Kind, value, place: str) -> str:
     digits = re.findall(r"\d+", str(value))
     if name == "upscale_factor" and type(value) is float:
         return "; for any other number use upscale.py --outscale"
+    if kind.item is int and not kind.several and (number := whole_number(value)):
+        return f"; write {number}"
     if name == "kernel_sizes" and type(value) in (int, str):
         # 955 probably means 9-5-5; in Python 9-5-5 is -1
         sizes = digits if len(digits) > 1 else digits[0] if value in range(111, 10**9) else "915"
@@ -253,6 +258,19 @@ def remedy(name: str, kind: Kind, value, place: str) -> str:
         # In Python 20,000 and 0,5 are two numbers
         return "; write a point, not a comma" if kind.item is float else "; remove the comma"
     return ""
+
+
+def whole_number(value) -> int | None:
+    """Return the number meant by 1e3, "20.000", "20,000", "20k" or "1.5M"; None for others."""
+    if type(value) is float:
+        return int(value) if value.is_integer() else None
+    if not isinstance(value, str):
+        return None
+    if re.fullmatch(r"\d{1,3}([., '’_]\d{3})+", value):
+        return int(re.sub(r"\D", "", value))
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kKmM])", value)
+    number = float(match[1]) * {"k": 1e3, "m": 1e6}[match[2].lower()] if match else 0.5
+    return int(number) if number.is_integer() else None
 
 
 def check_together(settings: Settings, script: str):

@@ -31,7 +31,8 @@ from training.log import name_to_continue, say
 from training.state import all_finite, pack_history, restore
 
 # The files of a run, in its folder
-BEST, LAST, METRICS, CURVE = FILES = ("best.pth", "last.pth", "metrics.csv", "curve.png")
+FILES = ("best.pth", "last.pth", "metrics.csv", "curve.png", "best_new.pth")
+BEST, LAST, METRICS, CURVE, NEW_BEST = FILES  # NEW_BEST: written while best.pth is locked
 # Measurements of a run; delete them when another run replaces it
 MEASURED = ("validation*.json", "report*.html", "events.out.tfevents.*")
 # The important settings for the result; a resumed run reports a change of them
@@ -267,6 +268,7 @@ def tidy(run):
 
 def _restore_best(run):
     """Write best.pth from last.pth if it is missing, or was locked at the last validation."""
+    _adopt_new_best(run)
     if not run.is_measured:
         return  # measuring writes it
     column = f"psnr_{run.settings.select_by}"
@@ -278,6 +280,27 @@ def _restore_best(run):
         run.candidate = max(score, run.best), run.average.to_checkpoint(_metadata(run))
         _save_best(run)
         save_last(run)
+
+
+def _adopt_new_best(run):
+    """Make the file of a run killed while best.pth was locked the candidate for best.pth."""
+    new, best = run.folder / NEW_BEST, run.folder / BEST
+    if not new.exists():
+        return
+    found = load_checkpoint(new)
+    step = load_checkpoint(best)["facts"].get("step", 0) if best.exists() else 0
+    # An older file was left by a kill just after best.pth was written
+    if found["facts"].get("step", 0) > step:
+        score = found["facts"].get(f"psnr_{run.settings.select_by}", -math.inf)
+        if run.forgotten or not math.isfinite(score):
+            score = -math.inf
+        run.candidate = (
+            max(score, run.best),
+            SRCNN.from_checkpoint(found).to_checkpoint(found["facts"]),
+        )
+        _save_best(run)
+        save_last(run)
+    new.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------ measure and save
@@ -427,8 +450,14 @@ def _choose(run, row) -> bool:
 def _save_best(run):
     if run.candidate:
         score, checkpoint = run.candidate
-        save(checkpoint, run.folder / BEST, durable=True)
+        try:
+            save(checkpoint, run.folder / BEST, durable=True)
+        except OSError:
+            # A kill before the next try must not lose these weights
+            save(checkpoint, run.folder / NEW_BEST, durable=True)
+            raise
         run.best, run.candidate = score, None
+        (run.folder / NEW_BEST).unlink(missing_ok=True)
 
 
 def _write_table(run):

@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor, distributed
 
-from system.files import UserError
+from system.files import UserError, printable
 from training.recipes import recipe_of
 
 LARGEST = 2**53  # limit of whole numbers: float64 holds all of them exactly
@@ -40,7 +40,7 @@ def unpack_history(history) -> list[dict] | None:
     names, values = history.get("names"), history.get("values")
     fits = (
         isinstance(names, list)
-        and all(isinstance(name, str) and name.isprintable() and name for name in names)
+        and all(isinstance(name, str) and printable(name, None) == name != "" for name in names)
         and len(set(names)) == len(names)
         and isinstance(values, Tensor)
         and values.layout == torch.strided
@@ -155,7 +155,7 @@ def _is_row(row) -> bool:
     return (
         isinstance(row, dict)
         and type(row.get("step")) is int
-        and all(isinstance(name, str) and name.isprintable() and name for name in row)
+        and all(isinstance(name, str) and printable(name, None) == name != "" for name in row)
         and all(map(_is_number, row.values()))
     )
 

@@ -51,6 +51,7 @@ from config import RECIPES
 from images import fetching, formats, named_sets, reading
 from images.metadata import ImageWarning
 from model import SRCNN
+from system.files import printable
 from system.settings import load
 from training.run import begin
 from training.state import pack_history
@@ -656,7 +657,7 @@ def judge(kind: str, read, path: Path, printed) -> tuple[str, str]:
         outcome = "loaded", ""
     except (ValueError, OSError) as error:
         line = str(error)
-        good = line.isprintable() and "\n" not in line and str(path) in line and len(line) < 600
+        good = printable(line, None) == line and str(path) in line and len(line) < 600
         outcome = (
             ("refused", "") if good else ("finding", f"not one line that names the file: {error!r}")
         )

@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -18,9 +19,10 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import imgproc
 import validate
 from checkpoints.lookup import WEIGHTS, Source, find_weights
-from evaluation import protocol
+from evaluation import measuring, protocol, sets
 from evaluation.protocol import test_pair as make_pair
 from evaluation.report import SLIDERS
+from images import comparison
 from images.reading import read_image
 from imgproc import imresize, rgb2y
 from model import SRCNN
@@ -204,9 +206,7 @@ def test_below_bicubic_has_a_hint(pictures, tmp_path, capsys, brightness, is_sai
         tmp_path,
     )
     printed = capsys.readouterr().out
-    assert ("note: below bicubic on pictures; the weights may be for another scale" in printed) == (
-        is_said
-    )
+    assert ("note: below bicubic on pictures; the weights are hardly trained" in printed) == is_said
 
 
 @pytest.fixture
@@ -290,7 +290,7 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 sys.modules.update(cv2=None, skimage=None, scipy=None, PIL=None)
 import torch
-from evaluation import protocol
+from evaluation import measuring, protocol, sets
 from model import SRCNN
 from system.files import UserError
 image = torch.arange(3600).remainder(251).byte().view(1, 60, 60)
@@ -720,6 +720,44 @@ def test_below_bicubic_names_the_settings_that_fit(photograph, tmp_path, capsys)
     printed = capsys.readouterr().out
     note = "note: below bicubic on photographs; with --padding_mode replicate: "
     assert f"{note}{fits:.2f} dB on astronaut instead of " in printed
+
+
+def test_below_bicubic_names_the_scale_that_fits(photograph, tmp_path):
+    """Weights that state no scale were told to be right with another interpolation."""
+    assert cv2.imwrite(str(tmp_path / "a.png"), photograph[..., ::-1])
+    network = SRCNN.from_pretrained(3)
+    network.upscale_factor = 0
+    for scale, entry in (
+        (2, tmp_path / "a.png"),
+        (4, tmp_path / "a.png"),
+        (2, (tmp_path / "a.png", 95)),
+    ):
+        task = measuring.Task({"x": network}, scale, "y", {})
+        images = {"a": entry}
+        result = protocol.evaluate(network, sets.readable(list(images.items()), {}, scale), scale)
+        fit = measuring.better_fit(network, task, images, result)
+        assert fit.startswith("with --upscale_factor 3: ") and fit.endswith("dB above bicubic on a")
+        assert (network.padding_mode, network.interpolation) == ("replicate", "matlab")
+    # A file that states its scale is right there, whatever is measured
+    network.upscale_factor = 2
+    assert "--upscale_factor" not in measuring.better_fit(network, task, images, result)
+
+
+def test_below_bicubic_by_jpeg_blames_jpeg(photograph, tmp_path, capsys):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    assert cv2.imwrite(str(folder / "a.png"), photograph[..., ::-1])
+    run_main(
+        *("--model_path", "shipped", "--upscale_factor", 2, "--jpeg", 5, 5),
+        *("--test_sets", folder, "--results_dir", tmp_path),
+    )
+    printed = capsys.readouterr().out
+    assert "below bicubic on photographs_jpeg5; networks trained without JPEG" in printed
+
+
+def test_a_blank_page_has_no_infinite_decibels():
+    assert comparison.caption("srcnn", {"psnr": math.inf}) == "SRCNN without any error"
+    assert comparison.caption("bicubic", {"psnr": 30, "ssim": 1}) == "bicubic 30.00 dB / 1.0000"
 
 
 def test_names_with_control_characters(photograph, identity_file, tmp_path, capsys):

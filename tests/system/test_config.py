@@ -135,6 +135,13 @@ def test_command_line(words, name, value):
         ("--steps 1e-4", "steps=0.0001: expected int"),
         ("--steps 2.5e0", "steps=2.5: expected int"),
         ("--steps inf", "expected int"),
+        ("--steps 20.000", "steps='20.000': expected int; write 20000"),
+        ("--steps 20k", "steps='20k': expected int; write 20000"),
+        ("--steps 1.5M", "expected int; write 1500000"),
+        ("--valid_frequency 20,000", "expected int; write 20000"),
+        ("--batch_size 1e3", "batch_size=1000.0: expected int; write 1000"),
+        ("--crf 99", "crf=99: from 0 (no compression) to 51 (most)"),
+        ("--crf -1", "crf=-1: from 0"),
         ("--scale 2", "unknown setting --scale: did you mean --upscale_factor?"),
         ("--lr 0.1", "unknown setting --lr: did you mean --learning_rate?"),
         ("--epochs 5", "unknown setting --epochs: did you mean --steps?"),
@@ -192,6 +199,12 @@ def test_the_shipped_copy_is_config():
         ("widths: tuple[int, ...] = None", "widths: tuple[int, ...] = (64,)", "N: widths=(64,): 3 layers"),
         ("crop_size: int = None", "crop_size: int = 9", "N: crop_size=9: must be at least 13"),
         ("jpeg: tuple[int, ...] = ()", "jpeg: tuple[int, ...] = (95, 40)", "N: jpeg=(95, 40): give"),
+        ("steps: int = None", "steps: int = 20.000", "N: steps='20.000': expected int; write 20000"),
+        ("valid_frequency: int = 1000", "valid_frequency: int = 2.000", "'2.000': expected int; write 2000"),
+        ("        steps=20_000,", "        steps=20.000,", "fast: steps='20.000': expected int; write 20000"),
+        ("steps: int = None", "steps: int = 1.000.000", "write numbers without points between"),
+        ("steps: int = None", 'steps: int = "20k"', "N: steps='20k': expected int; write 20000"),
+        ("crf: int = 16", "crf: int = 52", "N: crf=52: from 0 (no compression)"),
         ("steps: int = None", "steps = 9", "N: steps lacks its type; write steps: int = 9"),
         ("kernel_sizes: tuple[int, ...] = (9, 1, 5)", "kernel_sizes = 9-5-5", "write kernel_sizes: tuple[int, ...] = (9, 1, 5)"),
         ("kernel_sizes: tuple[int, ...] = (9, 1, 5)", "kernel_sizes = 9, 5, 5", "N: kernel_sizes lacks its type; write kernel_sizes: tuple[int, ...] = (9, 5, 5)"),
@@ -475,8 +488,12 @@ def test_a_bug_in_our_own_code_keeps_its_traceback(tmp_path):
     assert process.returncode == 1 and "ZeroDivisionError" in process.stderr
 
 
-@pytest.mark.parametrize("mode, script", [("train", "train"), ("valid", "validate")])
-def test_config_itself_runs_what_mode_says(tmp_path, mode, script):
+@pytest.mark.parametrize(
+    "mode, script, option", [("train", "train", "-P"), ("valid", "validate", "-u")]
+)
+def test_config_itself_runs_what_mode_says(tmp_path, mode, script, option):
+    if option == "-P" and sys.version_info < (3, 11):
+        option = "-u"  # Python 3.10 has no -P
     project(tmp_path)
     for name in ("train", "validate"):
         code = (
@@ -485,7 +502,7 @@ def test_config_itself_runs_what_mode_says(tmp_path, mode, script):
         )
         (tmp_path / f"{name}.py").write_text(code)
     process = subprocess.run(
-        [sys.executable, tmp_path / "config.py", "--mode", mode, "--steps", "7"],
+        [sys.executable, option, tmp_path / "config.py", "--mode", mode, "--steps", "7"],
         capture_output=True,
         text=True,
     )

@@ -184,6 +184,10 @@ def test_csv_cells_are_no_formulas(tmp_path):
     """Issue 21, 31: a text with the beginning of a formula is marked as text; numbers stay."""
     files.write_csv([{"name": "=1+1", "gain": -0.5}, {"name": "@a", "gain": 1}], tmp_path / "a.csv")
     assert (tmp_path / "a.csv").read_text().split() == ["name,gain", "'=1+1,-0.5", "'@a,1"]
+    # Columns have names of sets, and a cell may be missing
+    files.write_csv([{"=A1_psnr": "\t=1", "b": 1}, {"＋c": "－d"}], tmp_path / "a.csv")
+    text = (tmp_path / "a.csv").read_text(encoding="utf-8")
+    assert text.splitlines() == ["'=A1_psnr,b,'＋c", "'\t=1,1,", ",,'－d"]
 
 
 def test_fitting_names(tmp_path):

@@ -147,6 +147,11 @@ def test_a_script_without_stderr(tmp_path):
         ("\u202egnp.exe", r"\u202egnp.exe"),
         ("\udce9", r"\udce9"),
         ("caf\xe9 \u732b", "caf\xe9 \u732b"),
+        (
+            "\u5199\u771f\u3000\u732b 5\xa0km\u202f",
+            "\u5199\u771f\u3000\u732b 5\xa0km\u202f",
+        ),  # spaces
+        ("a\u2028b\u2029c\u2066d\u200f", r"a\u2028b\u2029c\u2066d\u200f"),
     ],
 )
 def test_control_characters_are_escaped(text, shown):

@@ -1198,4 +1198,44 @@ def test_best_that_was_locked_at_the_end(data, tmp_path, monkeypatch):
     # Nothing to do: the files stay as they are
     before = contents(folder)
     train.main(options.replace(resume="auto"))
-    assert contents(folder) == before
+    assert contents(folder) == before and not (folder / "best_new.pth").exists()
+
+
+def test_the_best_weights_survive_a_lock_and_a_kill(data, tmp_path, monkeypatch):
+    """best.pth is locked at the best step, and still at the end; then the process is gone."""
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
+    monkeypatch.setattr(runs.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    options = settings("--data_dir", data, *TINY, "--steps", 8, "--results_dir", tmp_path)
+    folder, save, evaluate, scores = (
+        tmp_path / NAME,
+        runs.save,
+        runs.evaluate,
+        iter([40.0, 40.0, 30.0, 30.0]),
+    )
+
+    def falling(*arguments, **more):
+        result = evaluate(*arguments, **more)
+        result["srcnn"]["psnr"] = next(scores)
+        return result
+
+    def locked(content, path, durable):
+        if path.name == "best.pth":
+            raise PermissionError(13, "Permission denied", str(path))
+        save(content, path, durable)
+
+    monkeypatch.setattr(runs, "evaluate", falling)
+    monkeypatch.setattr(runs, "save", locked)
+    with pytest.raises(OSError, match="best.pth.*close the program"):
+        train.main(options)
+    weights = load_checkpoint(folder / "best_new.pth")["state_dict"]
+    # The first start finds it locked as well
+    train.main(options.replace(resume="auto"))
+    assert not (folder / "best.pth").exists()
+    monkeypatch.setattr(runs, "save", save)
+    train.main(options.replace(resume="auto"))
+    best = load_checkpoint(folder / "best.pth")
+    assert (best["facts"]["step"], best["facts"]["psnr_holdout"]) == (4, 40)
+    assert all(torch.equal(best["state_dict"][name], weights[name]) for name in weights)
+    assert load_checkpoint(folder / "last.pth")["training"]["best"] == 40
+    assert not (folder / "best_new.pth").exists()
