@@ -4,10 +4,12 @@ Files are untrusted: nothing in them is imported, called or run, and time and me
 """
 
 import os
+from difflib import get_close_matches
 from pathlib import Path
 
 from checkpoints import authors, foreign, pickles, tensors
 from checkpoints.layouts import recognise
+from checkpoints.lookup import bundled_file, bundled_names
 from system.download import address_of, cached, hub_file
 from system.files import UserError, printable, similar_paths
 
@@ -35,8 +37,9 @@ def load_checkpoint(path, interpolation: str = "auto", padding_mode: str = "auto
     weights, in a state dict's ``_metadata`` or in the metadata of safetensors.
 
     Args:
-        path: a file; an https:// address, downloaded once into torch.hub's folder; or
-            hf://owner/name/file[@revision], by huggingface_hub.
+        path: a file; the name of bundled weights, such as "srcnn_9-1-5_x3"; an https:// address,
+            downloaded once into torch.hub's folder; or hf://owner/name/file[@revision], by
+            huggingface_hub.
         interpolation: "matlab" or "torch", if the file does not state it; "auto": by the table.
         padding_mode: "replicate", "zeros" or "valid" (trained without padding), likewise. Weights
             stated to be "valid" can be used with any.
@@ -49,6 +52,7 @@ def load_checkpoint(path, interpolation: str = "auto", padding_mode: str = "auto
     Raises OSError if the file cannot be read, UserError if it holds no SRCNN, in one line each.
     """
     name = printable(path)
+    path = bundled_file(path)
     address = address_of(path)
     if address.startswith("hf:"):
         path = hub_file(address, MAX_BYTES)
@@ -93,7 +97,9 @@ def _existing(path, name: str):
         )
         raise UserError(f"{name}: {kind}; {remedy}")
     except FileNotFoundError:
+        near = get_close_matches(os.fspath(path), bundled_names(), 1, 0.8)
         remedy = similar_paths(Path(path)) or "give the path of a checkpoint"
+        remedy = f"did you mean {near[0]}, bundled with the project?" if near else remedy
         raise FileNotFoundError(f"{name}: no such file; {remedy}") from None
     except UnicodeEncodeError:
         raise UserError(

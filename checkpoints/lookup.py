@@ -1,5 +1,6 @@
 """Find the weights for a script, by the setting model_path."""
 
+import os
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -20,7 +21,7 @@ def shipped_weights(upscale_factor: int, kernel_sizes=(9, 1, 5), channels: int =
     """
     path = WEIGHTS / f"{network_name(kernel_sizes, upscale_factor, channels, widths)}.pth"
     if not path.is_file():
-        there = ", ".join(sorted(p.stem for p in WEIGHTS.glob("*.pth"))) or "none"
+        there = ", ".join(bundled_names()) or "none"
         any_size = ""
         if path.with_name(f"{network_name(kernel_sizes, 3, channels, widths)}.pth").is_file():
             any_size = f"; to enlarge x{upscale_factor} use upscale.py --outscale {upscale_factor}"
@@ -29,6 +30,22 @@ def shipped_weights(upscale_factor: int, kernel_sizes=(9, 1, 5), channels: int =
             f"them{any_size}"
         )
     return path
+
+
+def bundled_file(path):
+    """Return the path of bundled weights for their bare name, or any other path unchanged.
+
+    Example: "srcnn_9-5-5_x2_jpeg". An existing file or folder of that name comes first.
+    """
+    name = os.fspath(path)
+    if isinstance(name, str) and name in bundled_names() and not os.path.exists(name):
+        return WEIGHTS / f"{name}.pth"
+    return path
+
+
+def bundled_names() -> list[str]:
+    """Return the names of all bundled weights, such as srcnn_9-1-5_x3."""
+    return sorted(path.stem for path in WEIGHTS.glob("*.pth"))
 
 
 @dataclass(frozen=True)
@@ -53,6 +70,7 @@ def find_weights(settings) -> Source:
     settings.model_path selects them:
 
     - a file or an address: this one
+    - the bare name of bundled weights, such as srcnn_9-5-5_x2_jpeg: these
     - a run's folder: its best.pth
     - "shipped": the bundled weights (./shipped is a file of this name)
     - empty: best.pth of the run in results_dir/exp_name if there is one; else the bundled weights,
@@ -108,6 +126,7 @@ def _missing_run(best: Path) -> str:
 
 def _named_source(model_path: str, results_dir) -> Source:
     """Return the source for weights named by the user."""
+    model_path = os.fspath(bundled_file(model_path))
     path = Path(model_path)
     if path.is_dir():
         there = weights_in_folder(path)

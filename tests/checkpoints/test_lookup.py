@@ -8,6 +8,7 @@ from conftest import error_line
 from sample_layouts import mat_bytes, ours, random_layers, torch_bytes
 
 from checkpoints.lookup import find_weights, weights_in_folder
+from model import SRCNN
 from system.settings import load
 
 
@@ -103,3 +104,20 @@ def test_a_missing_scale_names_outscale(results):
         found("--upscale_factor", 5)
     with pytest.raises(ValueError, match="train them$"):
         found("--upscale_factor", 5, "--kernel_sizes", "9-7-5")
+
+
+def test_bundled_weights_by_their_name(tmp_path, monkeypatch, run_script):
+    """From any folder, in scripts and in Python; an own file of that name comes first."""
+    monkeypatch.chdir(tmp_path)
+    source = found("--model_path", "srcnn_9-1-5_x4")
+    assert (source.kind, source.name) == ("shipped", "shipped_srcnn_9-1-5_x4")
+    assert SRCNN.from_pretrained("srcnn_9-3-5_x2").kernel_sizes == (9, 3, 5)
+    with pytest.raises(FileNotFoundError, match="did you mean srcnn_9-1-5_x4, bundled"):
+        SRCNN.from_pretrained("srcnn_9-1-5_x5")
+    process = run_script("validate.py", "--model_path", "srcnn_9-3-5_x5", "--test_sets", "sample")
+    assert "srcnn_9-3-5_x5: no such file; did you mean srcnn_9-3-5_x" in error_line(process)
+    (tmp_path / "srcnn_9-1-5_x4").write_bytes(
+        torch_bytes(ours(random_layers((9, 1, 5), widths=(4, 3))))
+    )
+    assert SRCNN.from_pretrained("srcnn_9-1-5_x4").widths == (4, 3)
+    assert found("--model_path", "srcnn_9-1-5_x4").kind == "file"
