@@ -112,7 +112,8 @@ async function tile({id, bitmap, scale, network, shown, alpha, context, provider
   const margin = Math.ceil((network.split("-").reduce((sum, f) => sum + Number(f), -3)) / (2 * scale)) + 3;
   const x0 = Math.max(0, left - margin), x1 = Math.min(bitmap.width, right + margin);
   const y0 = Math.max(0, top - margin), y1 = Math.min(bitmap.height, bottom + margin);
-  const small = read(bitmap, context, x0, y0, x1 - x0, y1 - y0);
+  const part = [bitmap, context, x0, y0, x1 - x0, y1 - y0];
+  const small = alpha ? readFilled(...part, margin) : read(...part);
   const cut = {x: (left - x0) * scale, y: (top - y0) * scale, width: (right - left) * scale, height: (bottom - top) * scale};
   const bicubic = new ImageData(cut.width, cut.height), srcnn = new ImageData(cut.width, cut.height);
 
@@ -138,6 +139,49 @@ function read(bitmap, context, x, y, width, height) {
   context.canvas.height = height;
   context.drawImage(bitmap, -x, -y);
   return context.getImageData(0, 0, width, height);
+}
+
+// As read, with colours from around in the hidden pixels (alpha 0), so many rings of them:
+// the models would mix the hidden colours into visible pixels. The same as images/transparency.py.
+function readFilled(bitmap, context, x, y, width, height, rings) {
+  const left = Math.max(0, x - rings), right = Math.min(bitmap.width, x + width + rings);
+  const top = Math.max(0, y - rings), bottom = Math.min(bitmap.height, y + height + rings);
+  const around = read(bitmap, context, left, top, right - left, bottom - top);
+  fillHidden(around, rings);
+  const result = new ImageData(width, height);
+  for (let row = 0; row < height; row++) {
+    const from = 4 * ((y - top + row) * around.width + x - left);
+    result.data.set(around.data.subarray(from, from + 4 * width), 4 * row * width);
+  }
+  return result;
+}
+
+function fillHidden({data, width, height}, rings) {
+  const colours = Float32Array.from(data), known = new Uint8Array(width * height);
+  let hidden = [];
+  for (let i = 0; i < known.length; i++) data[4 * i + 3] ? known[i] = 1 : hidden.push(i);
+  for (let ring = 0; ring < rings && hidden.length; ring++) {
+    const filled = [], left = [];
+    for (const i of hidden) {
+      const row = Math.floor(i / width), column = i % width, sum = [0, 0, 0];
+      let count = 0;
+      for (let r = Math.max(0, row - 1); r <= Math.min(height - 1, row + 1); r++) {
+        for (let c = Math.max(0, column - 1); c <= Math.min(width - 1, column + 1); c++) {
+          if (!known[r * width + c]) continue;
+          count++;
+          for (let k = 0; k < 3; k++) sum[k] += colours[4 * (r * width + c) + k];
+        }
+      }
+      if (count) filled.push([i, sum.map(value => value / count)]);
+      else left.push(i);
+    }
+    for (const [i, mean] of filled) {
+      known[i] = 1;
+      colours.set(mean, 4 * i);
+      for (let k = 0; k < 3; k++) data[4 * i + k] = Math.floor(mean[k] + 0.5);
+    }
+    hidden = left;
+  }
 }
 
 function hasAlpha(bitmap, context) {

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import math
 import re
+import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,13 +24,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from images.named_sets import distinct_names, image_paths, known_files, set_folder
+from images.named_sets import distinct_names, few, image_paths, known_files, set_folder
 from images.pairs import factor_of, pair_files, read_pair
 from images.reading import image_size, read_image
 from images.transparency import drop_alpha
 from imgproc import eight_bits, rgb2y, rgb2ycbcr, to_tensor
 from system.architecture import colours_of
-from system.files import UserError, fitting_name, printable, save
+from system.files import Note, UserError, fitting_name, printable, save
 
 SHARD_BYTES = 64 * 2**20  # of pixels in one file of a prepared set
 WORKERS = 2  # threads for decoding images
@@ -54,7 +55,11 @@ def training_image(path, channels: int | str) -> Tensor:
     Args:
         channels: "y" or 1: Y of MATLAB's rgb2ycbcr, and gray as it is; "ycbcr"; "rgb" or 3.
     """
-    return in_channels(eight_bits(drop_alpha(read_image(path))), channels)
+    return _in_8_bits(read_image(path), channels)
+
+
+def _in_8_bits(image: np.ndarray, channels: int | str) -> Tensor:
+    return in_channels(eight_bits(drop_alpha(image)), channels)
 
 
 def in_channels(image: np.ndarray, channels: int | str) -> Tensor:
@@ -296,6 +301,7 @@ def prepare(
     set stays unprepared until the files are replaced or removed.
     """
     complaints: dict[Path, str] = {}
+    rounded: list[Path] = []
     groups = in_shards(files, channels, complaints)
     todo = {folder / f"{i:05d}-of-{len(groups):05d}.pth": g for i, g in enumerate(groups)}
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -309,7 +315,9 @@ def prepare(
             for path, group in todo.items():
                 # map gives the images in the order of the files
                 images = []
-                for image in pool.map(lambda paths: _read(paths, channels, complaints), group):
+                for image in pool.map(
+                    lambda paths: _read(paths, channels, complaints, rounded), group
+                ):
                     images.append(image)
                     bar.update()
                 if None in images:
@@ -324,6 +332,14 @@ def prepare(
                 if len(group[0]) > 1:
                     content["small"] = [image[1] for image in tensors]
                 save(content, path)
+    if rounded:
+        names = few(printable(path.name) for path in sorted(rounded))
+        warnings.warn(
+            f"{folder}: {len(rounded)} of {len(files)} images have 16 bits a channel, rounded to 8 "
+            f"as in the paper; own pairs (train_lr) keep 16: {names}",
+            Note,
+            stacklevel=2,
+        )
     return list(complaints.values())
 
 
@@ -356,15 +372,21 @@ def _record(path: Path) -> list:
     return [*_stat(path), _digest(path)]
 
 
-def _read(paths, channels: int | str, complaints: dict):
-    """Return (records, tensors) of an image or of a pair; None and a complaint if unusable."""
+def _read(paths, channels: int | str, complaints: dict, rounded: list):
+    """Return (records, tensors) of an image or of a pair; None and a complaint if unusable.
+
+    rounded: gets the path of an image rounded from 16 to 8 bits.
+    """
     if any(path in complaints for path in paths):
         return None
     try:
         # Make the record before reading the image: the file may change afterwards
         records = [_record(path) for path in paths]
         if len(paths) == 1:
-            return records, [training_image(paths[0], channels)]
+            image = read_image(paths[0])
+            if image.dtype == np.uint16:
+                rounded.append(paths[0])
+            return records, [_in_8_bits(image, channels)]
         return records, [in_channels(image, channels) for image in read_pair(*paths)]
     except (UserError, OSError) as error:
         complaints[paths[0]] = " ".join(str(error).split())

@@ -8,6 +8,7 @@ import functools
 import os
 import queue
 import re
+import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -271,6 +272,8 @@ class _Stages:
                 continue
             if os.path.samestat(input_stat, output_stat):
                 raise UserError(f"{source}: the output would replace it; give another name")
+            if not stat.S_ISREG(output_stat.st_mode):
+                raise UserError(f"{source}: {path} is no file; give another name or folder")
             if self.options.overwrite:
                 unfinished[name] = path
             elif output_stat.st_mtime_ns < input_stat.st_mtime_ns:

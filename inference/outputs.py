@@ -10,7 +10,7 @@ from pathlib import Path
 from images import formats
 from images.finding import Image
 from inference.video import KEPT, film_suffix, is_film
-from system.files import UserError
+from system.files import UserError, refuse_special
 from system.shares import Share
 
 
@@ -39,6 +39,7 @@ class Outputs:
         folder, is_file = None, False
         if settings.output != "beside":
             folder = Path(settings.output or os.path.join(settings.results_dir, "upscaled"))
+            refuse_special(folder)
             is_file = _names_a_file(settings.output, folder, suffix)
         ending = settings.suffix or f"_{size_label(settings)}"
         return cls(folder, is_file, ending, suffix, settings.compare)

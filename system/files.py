@@ -7,6 +7,7 @@ import io
 import os
 import re
 import secrets
+import stat
 import tempfile
 import unicodedata
 from difflib import get_close_matches
@@ -71,6 +72,22 @@ def fitting_name(name: str, ending: str) -> str:
     return f"{encoded[: room - 9].decode(errors='ignore')}~{digest}{ending}"
 
 
+def refuse_special(path):
+    """Raise UserError for a FIFO, socket or device, and for links to an open file (/dev/stdout).
+
+    Files are written under another name first. Renaming that would remove the device.
+    """
+    try:
+        mode = os.stat(path).st_mode
+        folder = Path(path).parent.resolve()
+    except (OSError, ValueError):
+        return  # it is missing; or writing says why it cannot be used
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or (
+        folder == Path("/dev") and os.path.islink(path) or folder.parts[:2] == ("/", "proc")
+    ):
+        raise UserError(f"{path}: a FIFO, socket or device; give a file or a folder")
+
+
 @contextlib.contextmanager
 def replace_file(path, durable: bool = False):
     """Write a file atomically: ``with replace_file(path) as temporary:`` write to temporary.
@@ -80,9 +97,10 @@ def replace_file(path, durable: bool = False):
 
     Args:
         durable: flush the file and its folder to the disk: the file survives a power cut.
-    Raises OSError with the name of path.
+    Raises OSError with the name of path, and the UserError of `refuse_special`.
     """
     path = Path(path)
+    refuse_special(path)
     temporary, descriptor = path, None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -193,7 +211,8 @@ def remove_unused(temporary: Path):
 
 
 def make_folder(path):
-    """Make a folder for results, and test writing to it. Raises OSError, one line."""
+    """Make a folder for results, and test writing to it. Raises OSError or UserError, one line."""
+    refuse_special(path)
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         # Permissions do not show a disk mounted read-only

@@ -281,3 +281,15 @@ def test_profiles_of_the_tests_are_what_they_say():
     profile = ImageCms.ImageCmsProfile(io.BytesIO(ADOBE_RGB))
     seen = ImageCms.profileToProfile(green, profile, ImageCms.ImageCmsProfile(io.BytesIO(SRGB)))
     assert seen.getpixel((0, 0))[0] < 50 and abs(seen.getpixel((0, 0))[1] - 201) < 6
+
+
+def test_image_io_has_the_names_of_earlier_versions(tmp_path, photograph):
+    """Case 13 of issue 21 reads its image by it: floats of 0..255 are an error, not a white image."""
+    import image_io
+    from inference import upscale
+    from system.files import UserError
+
+    assert image_io.write_image(tmp_path / "a.png", photograph) == []
+    image = image_io.read_image(tmp_path / "a.png").astype(np.float32)
+    with pytest.raises(UserError, match="0"):
+        upscale(image, 2)

@@ -27,6 +27,7 @@ import prepare_dataset
 from evaluation import sets
 from images import archives, fetching, named_sets, prepared, reading, writing
 from system import download
+from system.files import Note
 from system.settings import load
 
 RANDOM = np.random.default_rng(0)
@@ -573,6 +574,16 @@ def test_kinds_of_images(tmp_path):
         ).all()
 
 
+def test_rounded_16_bits_are_one_note(tmp_path):
+    image = RANDOM.integers(0, 65536, (20, 20, 3), dtype=np.uint16)
+    for name in ("a", "b", "c"):
+        writing.write_image(tmp_path / "in" / f"{name}.png", image)
+    writing.write_image(tmp_path / "in" / "d.png", imgproc.eight_bits(image))
+    with pytest.warns(Note, match="3 of 4 images have 16 bits .* rounded to 8 .*: a.png") as caught:
+        assert write(sorted((tmp_path / "in").iterdir()), tmp_path / "prepared") == []
+    assert len(caught) == 1
+
+
 def test_shards_hold_what_fits_and_only_changed_ones_are_made_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(prepared, "SHARD_BYTES", 25_000)  # two images each
     paths, folder = folder_of_images(tmp_path / "photos"), tmp_path / "prepared"
@@ -596,9 +607,9 @@ def test_a_run_that_ended_early_is_completed(tmp_path, monkeypatch):
     """Killed outright while it works; the second run keeps the finished shards."""
     paths = folder_of_images(tmp_path / "photos", 12)
     code = (
-        "import sys, time, pathlib\nfrom images import prepared as p\np.SHARD_BYTES, work = 25_000, p.training_image\n"
-        "def slow(path, channels):\n    time.sleep(60 * (path.stem >= '08'))\n    return work(path, channels)\n"
-        "p.training_image = slow\np.prepare([(f,) for f in sorted(pathlib.Path('photos').iterdir())], pathlib.Path('prepared'), 1, ['photos'])"
+        "import sys, time, pathlib\nfrom images import prepared as p\np.SHARD_BYTES, work = 25_000, p.read_image\n"
+        "def slow(path):\n    time.sleep(60 * (path.stem >= '08'))\n    return work(path)\n"
+        "p.read_image = slow\np.prepare([(f,) for f in sorted(pathlib.Path('photos').iterdir())], pathlib.Path('prepared'), 1, ['photos'])"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],

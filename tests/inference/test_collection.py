@@ -16,8 +16,9 @@ import upscale
 from images import finding, reading, writing
 from images.finding import Finder
 from inference import collection, enlarge
+from inference.outputs import Outputs
 from system import devices, files, shares
-from system.files import UserError
+from system.files import UserError, write_file
 from system.settings import load
 
 
@@ -85,6 +86,28 @@ def test_small_folders_are_sorted_and_numbered_one_by_one(tmp_path):
     for name in ("a/image0_x3.png", "a/image1_large.png", "b/image2_20x30_compare.png"):
         (tmp_path / name).write_bytes(b"")
     assert found() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_outputs_are_files(identity_file, tmp_path, capsys):
+    """A FIFO and a folder counted as finished outputs; /dev/null would have been replaced."""
+    os.mkfifo(tmp_path / "fifo.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        (tmp_path / "link.png").symlink_to("/dev/null")
+        special = [tmp_path / name for name in ("fifo.png", "socket", "link.png")]
+        for path in [*special, "/dev/null", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/2"]:
+            with pytest.raises(UserError, match=f"^{path}: a FIFO, socket or device; give a file"):
+                Outputs.of(load("upscale", ["a.png", "--output", str(path)]))
+            with pytest.raises(UserError, match="a FIFO, socket or device"):
+                write_file("x", path)
+    make_images(tmp_path, 2)
+    (tmp_path / "image0_x3.png").mkdir()
+    os.mkfifo(tmp_path / "image1_x3.png")
+    with pytest.raises(SystemExit):
+        images = tmp_path / "image0.png", tmp_path / "image1.png"
+        run_main(*images, "--model_path", identity_file, "--output", tmp_path, "--overwrite")
+    assert capsys.readouterr().err.count("_x3.png is no file; give another name") == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
