@@ -1,5 +1,6 @@
 """Read a config.py, and report mistakes with their line."""
 
+import functools
 import re
 import types
 import typing
@@ -83,8 +84,15 @@ class ConfigFile:
 
     def numbers(self, name: str) -> list[int]:
         """Return the numbers of the lines with a value for a name."""
-        begin = re.compile(rf"(^|; *){re.escape(name)} *[:=]")
-        return [n for n, text in enumerate(self.lines, 1) if begin.search(text.partition("#")[0])]
+        return self._numbers.get(name, [])
+
+    @functools.cached_property
+    def _numbers(self) -> dict[str, list[int]]:
+        numbers = {}
+        for number, text in enumerate(self.lines, 1):
+            for name in set(re.findall(r"(?:^|; *)(\w+) *[:=]", text.partition("#")[0])):
+                numbers.setdefault(name, []).append(number)
+        return numbers
 
     def place(self, name: str) -> str:
         """Return "config.py, line 12: " for messages about a name."""
