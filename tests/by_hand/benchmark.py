@@ -1,7 +1,7 @@
 """Compare the speed of this project with published ports, each pair in the same run on this machine.
 
     python tests/by_hand/benchmark.py             # about seven minutes; the table, and results/benchmark.json
-    python tests/by_hand/benchmark.py --quick     # a minute: everything runs, on inputs too small for the figures to mean much
+    python tests/by_hand/benchmark.py --quick     # half a minute: everything runs, on inputs too small for the figures to mean much
 
 The ports' operations are written plainly here: eager float32, contiguous NCHW, zero-padded convolutions over the whole image,
 a DataLoader with worker processes over single sub-images, loss.item() at every step, imresize row by row in Python.
@@ -35,6 +35,7 @@ SOURCE = ROOT.parent / "shared" / "data"  # T91 and the test sets, if they exist
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 from launch import prepare, write_images
 
+import train
 import upscale
 from evaluation.protocol import test_pair
 from images.named_sets import sample_images
@@ -58,7 +59,10 @@ def main(quick: bool, output: Path):
             ("imresize", lambda: resizing(quick)),
             ("training", lambda: training(Path(folder), quick)),
             ("memory", lambda: memory(quick)),
-            ("folder", lambda: a_folder(Path(folder), 6 if quick else 200)),
+            (
+                "folder",
+                lambda: a_folder(Path(folder), *((6, 87, 113) if quick else (200, 348, 450))),
+            ),
         ]
         if not quick:
             sections.append(("preparing", lambda: preparing(Path(folder))))
@@ -176,6 +180,7 @@ def exactness(quick):
     """The largest difference from the network in float64: the plain network in float32, and predict."""
     rows, (path, *_) = [], sample_images("test")
     y = torch.from_numpy(rgb2y(read_image(path)[..., :3]))[None]
+    y = y[..., :60, :60] if quick else y
     for kernel_sizes in ((9, 1, 5), (9, 3, 5), (9, 5, 5)):
         for scale in (3,) if quick else (2, 3, 4):
             network = SRCNN.from_pretrained(scale, kernel_sizes)
@@ -293,7 +298,7 @@ def training(folder, quick):
             rates["ports"].append(train_as_ports(kernel_sizes, 5 if quick else 150))
             for precision in precisions:
                 options = {"precision": precision, "kernel_sizes": kernel_sizes, "device": "cpu"}
-                rates[precision].append(train_rate(folder, 8 if quick else 200, **options))
+                rates[precision].append(train_rate(folder, 8 if quick else 200, quick, **options))
         ports, *ours = map(statistics.median, rates.values())
         for precision, rate in zip(precisions, ours):
             what = f"training {'-'.join(map(str, kernel_sizes))}, 33×33, {precision}, all cores"
@@ -347,13 +352,15 @@ def train_as_ports(kernel_sizes, steps) -> float:
     return 16 * steps / (time.perf_counter() - started)
 
 
-def train_rate(folder, steps, **settings) -> float:
+def train_rate(folder, steps, quick, **settings) -> float:
     """Sub-images a second of train.py --recipe paper (128 sub-images of 33×33 a step)."""
     if not (folder / "data").exists():
-        write_images(folder / "data" / "noise", 30, 240, 240)
+        count, side = (4, 120) if quick else (30, 240)
+        write_images(folder / "data" / "noise", count, side, side)
         prepare(folder / "data", "--train_set", "noise", "--test_sets")
     first, *_, last = run_training(
         folder,
+        quick,
         recipe="paper",
         train_set="noise",
         test_sets=(),
@@ -366,8 +373,8 @@ def train_rate(folder, steps, **settings) -> float:
     )
 
 
-def run_training(folder, **settings) -> list[dict]:
-    """Return the rows of train.py's metrics.csv."""
+def run_training(folder, quick, **settings) -> list[dict]:
+    """Return the rows of train.py's metrics.csv. quick: train in this process, which starts sooner."""
     settings |= {
         "data_dir": folder / "data",
         "results_dir": folder / "results",
@@ -379,7 +386,10 @@ def run_training(folder, **settings) -> list[dict]:
         for k, v in settings.items()
         for w in (f"--{k}", *map(str, v if isinstance(v, tuple) else (v,)))
     ]
-    run_script(ROOT / "train.py", *words)
+    if quick:
+        train.main(load("train", [str(word) for word in words]))
+    else:
+        run_script(ROOT / "train.py", *words)
     with open(folder / "results" / "benchmark" / "metrics.csv", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -419,7 +429,7 @@ def preparing(folder):
 
 # --------------------------------------------------------------------------------------------------------------- memory
 MEMORY = """
-import sys, numpy, torch
+import os, sys, numpy, torch
 from inference import predict
 from model import SRCNN
 from inference import upscale
@@ -433,10 +443,13 @@ def measure(function, small, large):
     before = kilobytes("VmRSS")
     result = function(large)
     print((kilobytes("VmHWM") - before) / 2**10 - result.nbytes / 2**20)
-if sys.argv[2] == "upscale":
-    measure(lambda x: upscale(x, 3, network), numpy.zeros((99, 99), "uint8"), numpy.ones((side, side), "uint8"))
-else:
+if os.fork():  # each in a process of its own, which starts with the same memory
+    _, status = os.wait()
+    if status:
+        sys.exit("the measurement of upscale failed")
     measure(lambda x: predict(network, x), torch.rand(1, 1, 300, 300), torch.rand(1, 1, 3 * side, 3 * side))
+else:
+    measure(lambda x: upscale(x, 3, network), numpy.zeros((99, 99), "uint8"), numpy.ones((side, side), "uint8"))
 """
 
 
@@ -445,22 +458,22 @@ def memory(quick):
     if not Path("/proc/self/clear_refs").exists():
         not_measured("memory", "not on Linux")
         return []
+    figures = run_script("-c", MEMORY, side).split()
     return [
         result(
             f"peak memory above the images, {name} to {side}×{side}",
             "MiB",
             64 * 4 * side**2 / 2**20,
-            max(1, float(run_script("-c", MEMORY, side, name))),
+            max(1, float(figure)),
             "< 1,500 MiB",
         )
-        for name in ("upscale", "predict")
+        for name, figure in zip(("upscale", "predict"), figures, strict=True)
     ]
 
 
 # --------------------------------------------------------------------------------------------------------------- folder
-def a_folder(folder, count) -> list[dict]:
+def a_folder(folder, count, height, width) -> list[dict]:
     """upscale.py on PNG files of photographs, against a loop of predict alone on the same Y."""
-    height, width = 348, 450
     pictures = sample_images("train")
     luma = []
     for i in range(count):
@@ -491,7 +504,7 @@ def a_folder(folder, count) -> list[dict]:
 def gpu(folder, quick, device="cuda"):
     rows = []
     for compiled in (False, True):
-        rate = train_rate(folder, 8 if quick else 4000, device=device, compile=compiled)
+        rate = train_rate(folder, 8 if quick else 4000, quick, device=device, compile=compiled)
         name = "recipe=paper" + ", compiled" * compiled
         rows += [
             result(f"training 9-1-5, {name}, {device}", "sub-images/s", None, rate),
@@ -513,7 +526,9 @@ def gpu(folder, quick, device="cuda"):
             "--test_sets",
             "Set5",
         )
-        history = run_training(folder, test_sets=("Set5",), valid_frequency=250, device=device)
+        history = run_training(
+            folder, False, test_sets=("Set5",), valid_frequency=250, device=device
+        )
         reached = [float(row["seconds"]) for row in history if float(row["psnr_Set5"]) >= 32.39]
         rows.append(
             result(

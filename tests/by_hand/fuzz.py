@@ -18,6 +18,7 @@ import gzip
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import pickle
 import pickletools
@@ -27,7 +28,6 @@ import resource
 import shutil
 import signal
 import struct
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -607,7 +607,7 @@ def read_archive(path: Path):
         files = [p for p in data.rglob("*") if p.is_file()] if data.exists() else []
         written = {p.relative_to(data).as_posix() for p in files}
         assert written <= {"/".join(target) for target in TARGETS}, written
-        assert {p.name for p in path.parent.iterdir()} <= {"case", "data", "stderr"}
+        assert {p.name for p in path.parent.iterdir()} <= {"case", "data", "results", "stderr"}
 
 
 # ------------------------------------------------------------------------------------- the cases
@@ -673,7 +673,9 @@ def judge(kind: str, read, path: Path, printed) -> tuple[str, str]:
 
 
 def child(first: int, cases: int, seed: int, folder: Path):
-    """Run cases one after the other; print one line of JSON for each."""
+    """Run cases one after the other; print one line of JSON for each, into the file "results"."""
+    for stream, name in ((1, "results"), (2, "stderr")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     for number in range(first, cases):
         (kind, data), reader = choose(seed, number)
         (folder / "case").write_bytes(data)
@@ -693,35 +695,23 @@ def run(cases: int, seed: int, keep: Path):
     counts, findings, done = collections.Counter(), [], 0
     with tempfile.TemporaryDirectory() as folder:
         while done < cases:
-            with (
-                open(Path(folder) / "stderr", "ab") as stderr,
-                subprocess.Popen(
-                    [
-                        sys.executable,
-                        __file__,
-                        "--child",
-                        str(done),
-                        "--cases",
-                        str(cases),
-                        "--seed",
-                        str(seed),
-                        "--keep",
-                        folder,
-                    ],
-                    stdout=subprocess.PIPE,
-                    stderr=stderr,
-                    text=True,
-                ) as process,
-            ):
-                for line in process.stdout:
-                    number, kind, outcome, what = json.loads(line)
-                    counts[kind, outcome] += 1
-                    done = number + 1
-                    if outcome == "finding":
-                        findings.append((number, kind, what))
+            # Forked: it has all imports and samples already
+            process = multiprocessing.get_context("fork").Process(
+                target=child, args=(done, cases, seed, Path(folder))
+            )
+            process.start()
+            process.join()
+            results = Path(folder) / "results"
+            for line in results.read_text().splitlines():
+                number, kind, outcome, what = json.loads(line)
+                counts[kind, outcome] += 1
+                done = number + 1
+                if outcome == "finding":
+                    findings.append((number, kind, what))
+            results.unlink()
             if done < cases:  # it ended within case number `done`
                 kind = make(seed, done)[0]
-                number = -process.returncode if process.returncode < 0 else 0
+                number = max(0, -process.exitcode)
                 findings.append(
                     (
                         done,
@@ -772,11 +762,8 @@ if __name__ == "__main__":
         "--keep", type=Path, default=Path("results/fuzz"), help="folder for the files of findings"
     )
     parser.add_argument("--only", type=int, help="run this one case again")
-    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.child is not None:
-        child(given.child, given.cases, given.seed, given.keep)
-    elif given.only is not None:
+    if given.only is not None:
         given.keep.mkdir(parents=True, exist_ok=True)
         (_, data), reader = choose(given.seed, given.only)
         (given.keep / "case").write_bytes(data)

@@ -2,13 +2,12 @@
 
 import hashlib
 import http.server
-import os
 import subprocess
 import sys
 import threading
 
 import pytest
-from conftest import ROOT
+from launch import finished
 from sample_layouts import random_layers, state_dict, torch_bytes
 
 from system.download import hub_file
@@ -75,27 +74,26 @@ def server(tmp_path, monkeypatch):
     running.server_close()
 
 
-def in_a_process(code: str) -> subprocess.CompletedProcess:
+def in_a_process(folder, code: str) -> subprocess.CompletedProcess:
     """Run code in a process of its own: the package reads its settings when it is imported."""
-    return subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    (folder / "code.py").write_text(code)
+    return finished(folder / "code.py", cwd=folder)
 
 
-def test_weights_from_the_hub(server):
+def test_weights_from_the_hub(server, tmp_path):
     """Load by name and by revision, with the user's token; the second time from the cache, also
     without a connection."""
     Server.files["a" * 40, "weights/x3.pth"] = torch_bytes(state_dict(LAYERS))
     Server.files["b" * 40, "weights/x3.pth"] = torch_bytes(state_dict(random_layers((9, 5, 5))))
-    done = in_a_process("""
+    done = in_a_process(
+        tmp_path,
+        """
 from pathlib import Path
 from model import SRCNN
 for name in ("hf://owner/name/weights/x3.pth", "hf://owner/name/weights/x3.pth@v1"):
     print(SRCNN.from_pretrained(name).kernel_sizes, SRCNN.from_pretrained(Path(name)).kernel_sizes)
-""")
+""",
+    )
     assert done.stdout.split("\n")[:2] == ["(9, 1, 5) (9, 1, 5)", "(9, 5, 5) (9, 5, 5)"], (
         done.stderr
     )
@@ -103,23 +101,28 @@ for name in ("hf://owner/name/weights/x3.pth", "hf://owner/name/weights/x3.pth@v
     assert len(gets) == 2 and Server.tokens == {"Bearer hf_secret"}
     server.shutdown()
     server.server_close()
-    done = in_a_process("""
+    done = in_a_process(
+        tmp_path,
+        """
 from checkpoints.loading import load_checkpoint
 print(load_checkpoint("hf://owner/name/weights/x3.pth")["widths"])
 try:
     load_checkpoint("hf://owner/name/weights/x2.pth")
 except OSError as error:
     print(error)
-""")
+""",
+    )
     lines = done.stdout.splitlines()
     assert lines[0] == "(8, 4)", done.stderr
     assert lines[1].startswith("hf://owner/name/weights/x2.pth: cannot be downloaded (it is not")
 
 
-def test_what_is_wrong_is_one_line(server):
+def test_what_is_wrong_is_one_line(server, tmp_path):
     Server.files["a" * 40, "text.pth"] = b"text"
     Server.files["a" * 40, "large.pth"] = b"P" * 2000
-    done = in_a_process("""
+    done = in_a_process(
+        tmp_path,
+        """
 import checkpoints.loading
 checkpoints.loading.MAX_BYTES = 1000
 for name in ("owner/name/none.pth", "owner/name/text.pth@v9", "other/name/a.pth", "owner/file",
@@ -128,7 +131,8 @@ for name in ("owner/name/none.pth", "owner/name/text.pth@v9", "other/name/a.pth"
         checkpoints.loading.load_checkpoint(f"hf://{name}")
     except (ValueError, OSError) as error:
         print(type(error).__name__, error)
-""")
+""",
+    )
     lines = done.stdout.splitlines()
     assert len(lines) == 6, done.stdout + done.stderr
     expected = (
