@@ -71,7 +71,8 @@ training images that were excluded from training.
 ## Limits
 
 Trained for pictures that were reduced by bicubic, without noise and compression. JPEG and video
-gain little. It sharpens and does not invent detail.
+gain little, except by the two `_jpeg` networks: they are for pictures of a JPEG quality below 92,
+and lose on clean ones. It sharpens and does not invent detail.
 
 ## Citation
 

@@ -86,6 +86,16 @@ RUNS = {
         "--kernel_sizes 9 5 5 --upscale_factor 4 --learning_rate 0.003 --steps 6000"
         " --valid_frequency 2000",
     ),
+    "srcnn_9-5-5_x2_jpeg": (
+        "srcnn_9-5-5_x2",
+        "--kernel_sizes 9 5 5 --upscale_factor 2 --jpeg 40 95 --learning_rate 0.003 --steps 8000"
+        " --valid_frequency 2000",
+    ),
+    "srcnn_9-5-5_x3_jpeg": (
+        "srcnn_9-5-5_x3",
+        "--kernel_sizes 9 5 5 --jpeg 40 95 --learning_rate 0.003 --steps 8000"
+        " --valid_frequency 2000",
+    ),
 }
 
 

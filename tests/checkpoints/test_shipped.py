@@ -8,6 +8,8 @@ import torch
 from conftest import ROOT, image_set
 
 from evaluation.protocol import evaluate, evaluate_all
+from evaluation.sets import read_entry
+from images.jpeg import spread_qualities
 from images.named_sets import image_paths
 from images.prepared import training_image
 from model import SRCNN
@@ -83,6 +85,35 @@ def test_carries_what_made_it(network):
         .read_text()
         .startswith("step,samples,seconds")
     )
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_jpeg_weights_have_their_figures(shared, scale):
+    """Measure the bundled weights on compressed images, and those for JPEG also on clean ones."""
+    paths = image_paths(shared / "data", "Set5")
+    lines = {}
+    for name in (f"srcnn_9-5-5_x{scale}", f"srcnn_9-5-5_x{scale}_jpeg"):
+        network = SRCNN.from_pretrained(name)
+        small = zip(paths, spread_qualities((40, 95), len(paths)))
+        pairs = [(path.stem, *read_entry((path, quality), scale)) for path, quality in small]
+        scores = evaluate(network, pairs, scale)
+        for row, key in ((f"bicubic x{scale}", "bicubic"), (name, "srcnn")):
+            lines[row] = f"{scores[key]['psnr']:.2f} / {scores[key]['ssim']:.4f}"
+    clean = evaluate(network, images(shared / "data", "Set5", 1), scale)["srcnn"]
+    assert f"| {name} | {clean['psnr']:.2f} / {clean['ssim']:.4f} |" in WEIGHTS
+    for row, figures in lines.items():
+        table = WEIGHTS.partition("| quality 40 to 95 |")[2].replace("**", "")
+        assert f"| {row} | {figures} |" in table
+    gain = [float(text.split(" / ")[0]) for text in lines.values()]
+    assert gain[2] > gain[1] + 0.3 and gain[2] > gain[0] + 0.3
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_jpeg_weights_carry_what_made_them(scale):
+    path = ROOT / "assets" / "weights" / f"srcnn_9-5-5_x{scale}_jpeg.pth"
+    metadata = torch.load(path, weights_only=True)["facts"]
+    assert metadata["settings"]["jpeg"] == [40, 95] and metadata["train_set"] == "T91"
+    assert "/" not in metadata["settings"]["data_dir"] and path.stat().st_size < 300_000
 
 
 def results_rows() -> dict:
