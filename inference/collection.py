@@ -24,7 +24,7 @@ from images.finding import Image
 from imgproc import resize_to
 from inference.enlarge import STRIP_PIXELS, enlarged_size, fitting_factor, upscale
 from inference.networks import Networks, describe_steps
-from inference.video import enlarge_film, is_film
+from inference.video import enlarge_film, is_film, remove_parts
 from system.files import UserError, find_leftovers, printable, remove_unused, similar_paths
 from system.memory import free_memory
 from system.threads import worker_pool
@@ -180,13 +180,19 @@ class _Stages:
     def _read(self, image: Image, outputs):
         if isinstance(outputs, UserError):
             raise outputs
+        film = is_film(image.path)
+        if film and len(outputs) > 1:
+            self._note("no comparison is drawn of films", image.path)
+            outputs = outputs[:1]
         unfinished = self._unfinished(image.path, outputs)
         if not unfinished:
             with self.lock:
                 self.summary.finished += 1
+            if film:
+                remove_parts(outputs[0])
             self._end(image)
             return
-        if is_film(image.path):
+        if film:
             self.events.put((image, unfinished, None, None))
             return
         # Wait for memory before decoding; the header gives the size
@@ -208,8 +214,6 @@ class _Stages:
     def _enlarge(self, image: Image, outputs: dict[str, Path], picture: np.ndarray, metadata):
         options = self.options
         if picture is None:
-            if "comparison" in outputs:
-                self._note("no comparison is drawn of films", image.path)
             enlarge_film(
                 image.path, outputs["image"], options, lambda text: self._note(text, image.path)
             )

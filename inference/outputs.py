@@ -10,6 +10,7 @@ from pathlib import Path
 from images import formats
 from images.finding import Image
 from inference.video import KEPT, film_suffix, is_film
+from inference.video import SUFFIXES as FILMS
 from system.files import UserError, refuse_special
 from system.shares import Share
 
@@ -20,13 +21,15 @@ class Outputs:
 
     folder: the folder of all outputs, or the one output if is_file; None: next to each input.
     ending: the text after the input's name in an output's name, such as _x3.
-    suffix: such as .png; "": the input's.
+    suffix: of images, such as .png; "": the input's.
+    film_suffix: of films, such as .mkv; "": the input's.
     """
 
     folder: Path | None
     is_file: bool
     ending: str
     suffix: str
+    film_suffix: str
     compare: bool
     # {output: input} of files named by the user. `Finder` knows those of images in folders
     taken: dict[str, Path] = field(default_factory=dict)
@@ -35,14 +38,15 @@ class Outputs:
     def of(cls, settings) -> "Outputs":
         """Read the settings. Raises UserError if they contradict each other."""
         refuse_contradictions(settings)
-        suffix = "" if settings.ext == "auto" else _with_dot(settings.ext)
+        wanted = "" if settings.ext == "auto" else _with_dot(settings.ext)
+        suffix, film = ("", wanted) if wanted in KEPT else (wanted, "")
         folder, is_file = None, False
         if settings.output != "beside":
             folder = Path(settings.output or os.path.join(settings.results_dir, "upscaled"))
             refuse_special(folder)
-            is_file = _names_a_file(settings.output, folder, suffix)
+            is_file = _names_a_file(settings.output, folder, wanted)
         ending = settings.suffix or f"_{size_label(settings)}"
-        return cls(folder, is_file, ending, suffix, settings.compare)
+        return cls(folder, is_file, ending, suffix, film, settings.compare)
 
     def of_image(self, image: Image) -> list[Path]:
         """Return an image's output, and with `compare` the path of its comparison picture.
@@ -93,7 +97,8 @@ class Outputs:
     def _target(self, source: Path, inside: Path) -> Path:
         suffix = self.suffix or source.suffix.lower()
         if is_film(source):
-            name = source.stem + self.ending + film_suffix(source.suffix.lower())
+            kept = self.film_suffix or film_suffix(source.suffix.lower())
+            name = source.stem + self.ending + kept
             return source.with_name(name) if self.folder is None else self.folder / inside / name
         # PNG is smaller than BMP, and unlike GIF, AVIF or HEIC every program can open it
         if not self.suffix and (suffix == ".bmp" or suffix not in formats.SUFFIXES):
@@ -113,8 +118,8 @@ def refuse_contradictions(settings):
         raise UserError("outscale and outsize: give one of them")
     if settings.outscale is not None and not 1 < settings.outscale < math.inf:
         raise UserError(f"outscale={settings.outscale}: a number above 1, for example 2.5")
-    if settings.ext != "auto" and _with_dot(settings.ext) not in formats.SUFFIXES:
-        names = ", ".join(suffix.removeprefix(".") for suffix in formats.SUFFIXES)
+    if settings.ext != "auto" and _with_dot(settings.ext) not in (*formats.SUFFIXES, *KEPT):
+        names = ", ".join(suffix.removeprefix(".") for suffix in (*formats.SUFFIXES, *KEPT))
         raise UserError(f"ext={settings.ext!r}: one of auto, {names}")
     if re.search(r'[/\\:*?"<>|]', settings.suffix):
         raise UserError(f"suffix={settings.suffix!r}: part of a file name, for example _large")
@@ -134,14 +139,13 @@ def _names_a_file(output: str, path: Path, ext: str) -> bool:
     suffix = path.suffix.lower()
     # A folder may be called "holiday.2026"; a known suffix is a file, unless a slash says otherwise
     named_folder = output.endswith(("/", os.sep)) or path.is_dir()
-    if named_folder or suffix not in {*formats.known_suffixes(), *KEPT}:
+    if named_folder or suffix not in {*formats.known_suffixes(), *FILMS}:
         return False
-    if suffix in KEPT:
-        return True
-    if suffix not in formats.SUFFIXES:
+    possible = KEPT if suffix in FILMS else formats.SUFFIXES
+    if suffix not in possible:
         raise UserError(
             f"output={output!r}: {suffix} files cannot be written; "
-            f"name it {', '.join(formats.SUFFIXES)}, or give a folder"
+            f"name it {', '.join(possible)}, or give a folder"
         )
     if ext not in ("", suffix):
         raise UserError(f"output={output!r} and ext={ext.removeprefix('.')!r}: two formats")

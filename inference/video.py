@@ -3,10 +3,13 @@
 The film is encoded in segments. Each is a file of its own, so a killed run resumes.
 """
 
+import contextlib
 import functools
 import importlib.util
+import io
 import json
 import shutil
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,11 +26,22 @@ from system.locks import folder_lock
 from system.threads import in_threads
 
 SUFFIXES = tuple(".mp4 .m4v .mov .mkv .webm .avi .ts .mts .m2ts .mpg .mpeg .wmv .flv .3gp".split())
-# Containers for H.264 and H.265 with exact time stamps; films in others become .mkv
-KEPT = (".mp4", ".m4v", ".mov", ".mkv", ".ts")
+# Containers for H.264 and H.265 with exact time stamps, and FFmpeg's names; others become .mkv
+MATROSKA, MPEGTS = "matroska", "mpegts"
+KEPT = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": MATROSKA, ".ts": MPEGTS}
+# FFmpeg has no list for MPEG-TS, and writes any other codec as data without a name
+IN_MPEGTS = (
+    "mpeg1video mpeg2video mpeg4 h264 hevc mp2 mp3 aac aac_latm ac3 eac3 dts opus truehd "
+    "dvb_subtitle dvb_teletext"
+).split()
 SEGMENT = 240  # frames
 LIMITED_RANGE, FULL_RANGE, BT709 = 1, 2, 1  # FFmpeg's numbers
-MATROSKA = "matroska"
+# Metadata that changes from frame to frame: no encoder here writes it
+DYNAMIC = {
+    "DOVI_RPU_BUFFER": "Dolby Vision",
+    "DOVI_METADATA": "Dolby Vision",
+    "DYNAMIC_HDR_PLUS": "HDR10+",
+}
 
 
 def enlarge_film(source: Path, target: Path, options, note):
@@ -40,9 +54,15 @@ def enlarge_film(source: Path, target: Path, options, note):
     Raises UserError for a file without pictures, and if another process enlarges it.
     """
     av = load_av()
-    parts = target.with_name(target.name + ".parts")
-    # Opened once for each pass: not every container can be wound back exactly
-    opened = functools.partial(av.open, str(source), metadata_errors="replace")
+    parts = parts_of(target)
+    # Opened once for each pass: not every container can be wound back exactly. An absolute path,
+    # because FFmpeg takes the 12 of 12:30.mp4 for a protocol. No other file or address is opened
+    opened = functools.partial(
+        av.open,
+        str(source.absolute()),
+        metadata_errors="replace",
+        options={"protocol_whitelist": "file"},
+    )
     try:
         with opened() as film:
             plan = _Plan(film, source, options, note)
@@ -63,6 +83,17 @@ def enlarge_film(source: Path, target: Path, options, note):
         raise UserError(f"{source}: {error.strerror}; replace or remove it") from None
 
 
+def parts_of(target: Path) -> Path:
+    """Return the folder of a film's finished segments."""
+    return target.with_name(target.name + ".parts")
+
+
+def remove_parts(target: Path):
+    """Remove the segments of a finished film, left by a kill in the last moment."""
+    with contextlib.suppress(FileNotFoundError, BlockingIOError), folder_lock(parts_of(target)):
+        shutil.rmtree(parts_of(target))
+
+
 def is_film(path: Path) -> bool:
     """Return True for the name of a film."""
     return path.suffix.lower() in SUFFIXES
@@ -71,6 +102,11 @@ def is_film(path: Path) -> bool:
 def film_suffix(suffix: str) -> str:
     """Return the suffix of an enlarged film: the input's, or .mkv."""
     return suffix if suffix in KEPT else ".mkv"
+
+
+def kind_of(target: Path) -> str:
+    """Return FFmpeg's name for the container of an output."""
+    return KEPT[target.suffix.lower()]
 
 
 def load_av():
@@ -91,6 +127,9 @@ class _Plan:
         self.stream = _pictures_of(film)
         if self.stream is None:
             raise UserError(f"{source}: no pictures in it; name a film or an image")
+        # FFmpeg returns covers first
+        covers = [s for s in film.streams.video if _is_cover(s)]
+        self.covers = {s.index: bytes(next(film.demux(s))) for s in covers}
         first = next(_frames(film, self.stream, lambda text: None), None)
         if first is None:
             raise UserError(f"{source}: not one picture of it can be decoded; replace it")
@@ -123,6 +162,9 @@ class _Plan:
         if first.format.is_rgb:
             self.colours |= {"color_range": LIMITED_RANGE, "colorspace": BT709}
         self.rate = self.stream.average_rate or self.stream.guessed_rate or Fraction(25)
+        self.mastering = _mastering(first) if self.deep else ""
+        for name in sorted({DYNAMIC[kind] for kind in DYNAMIC if kind in first.side_data}):
+            note(f"{name} is left out")
 
     def configure(self, context):
         """Set an encoder up."""
@@ -136,7 +178,7 @@ class _Plan:
         # Without B-frames time stamps need no reordering, so segments can be put together
         context.options = {"crf": str(self.options.crf), "bf": "0", "preset": "medium"}
         if self.deep:
-            context.options["x265-params"] = "bframes=0:log-level=none:open-gop=0"
+            context.options["x265-params"] = "bframes=0:log-level=none:open-gop=0" + self.mastering
 
     @property
     def codec(self) -> str:
@@ -149,9 +191,30 @@ class _Plan:
             "source": [str(self.source.resolve()), there.st_size, there.st_mtime_ns],
             "size": [self.size, self.steps, self.options.crf, self.options.self_ensemble],
             "frames": SEGMENT,
-            "container": target.suffix,
+            "container": kind_of(target),
             "weights": [self.options.networks[scale].digest() for scale in self.steps],
         }
+
+
+def _mastering(frame) -> str:
+    """Return x265's parameters for HDR10's static metadata: the screen and the brightest pixels."""
+    params, data = "", frame.side_data
+    if "MASTERING_DISPLAY_METADATA" in data:
+        # FFmpeg's AVMasteringDisplayMetadata: ten fractions, then two flags
+        values = np.frombuffer(bytes(data["MASTERING_DISPLAY_METADATA"]), np.int32)
+        numbers = [int(a) / (int(b) or 1) for a, b in values[:20].reshape(10, 2)]
+        if values[20] and values[21]:
+            # x265 wants units of 0.00002 and 0.0001 cd/m², and green first
+            places = [round(number * 50_000) for number in numbers[:8]]
+            red, green, blue, white = zip(places[::2], places[1::2])
+            darkest, brightest = (round(number * 10_000) for number in numbers[8:])
+            named = {"G": green, "B": blue, "R": red, "WP": white, "L": (brightest, darkest)}
+            text = "".join(f"{name}({x},{y})" for name, (x, y) in named.items())
+            params += f":master-display={text}"
+    if "CONTENT_LIGHT_LEVEL" in data:
+        most, average = np.frombuffer(bytes(data["CONTENT_LIGHT_LEVEL"]), np.uint32)[:2]
+        params += f":max-cll={most},{average}"
+    return params + (":hdr10=1:repeat-headers=1" if params else "")
 
 
 class _Format:
@@ -182,10 +245,13 @@ def _format(given, note) -> _Format:
 # -------------------------------------------------------------------------------------- frames
 def _pictures_of(film):
     """Return the first stream of moving pictures (a cover is none), or None."""
+    return next((s for s in film.streams.video if not _is_cover(s)), None)
+
+
+def _is_cover(stream) -> bool:
     import av
 
-    cover = av.stream.Disposition.attached_pic
-    return next((s for s in film.streams.video if not s.disposition & cover), None)
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
 def _frames(film, stream, note):
@@ -307,7 +373,7 @@ class _Encoder:
 
         self.context = av.CodecContext.create(plan.codec, "w")
         plan.configure(self.context)
-        if target.suffix != ".ts":
+        if kind_of(target) != MPEGTS:
             self.context.flags |= av.codec.context.Flags.global_header
         self.packets = []
 
@@ -465,12 +531,13 @@ def _assemble(film, plan: _Plan, parts: Path, count: int, target: Path, note):
     import av
 
     options = {"fflags": "+bitexact"}  # Matroska's have random numbers otherwise
-    if target.suffix in (".mp4", ".m4v", ".mov"):
-        options["movflags"] = "use_metadata_tags+faststart"
+    kind = kind_of(target)
+    if kind in ("mp4", "mov"):
+        # Other tags than iTunes' exclude a cover
+        options["movflags"] = "faststart" + "+use_metadata_tags" * (not plan.covers)
         if plan.time_base.numerator == 1:
             options["video_track_timescale"] = str(plan.time_base.denominator)
-    kind = {".mkv": MATROSKA, ".ts": "mpegts", ".mov": "mov"}.get(target.suffix, "mp4")
-    with replace_file(target, durable=True) as temporary:
+    with replace_file(target, durable=True) as temporary, _muxing(plan.source, target):
         with av.open(str(temporary), "w", format=kind, options=options) as result:
             video = result.add_stream(plan.codec, rate=plan.rate)
             plan.configure(video.codec_context)
@@ -481,13 +548,11 @@ def _assemble(film, plan: _Plan, parts: Path, count: int, target: Path, note):
             result.metadata.update(film.metadata)
             if chapters := film.chapters():
                 result.set_chapters(chapters)
-            copies = _copies(film, result, note)
+            copies = _copies(film, result, plan, kind, note)
             result.start_encoding()
             pictures = _pictures(parts, count, video, plan)
             waiting = next(pictures, None)
-            for packet in film.demux(list(copies)) if copies else ():
-                if packet.dts is None:
-                    continue
+            for packet in _copied(film, list(copies)):
                 while waiting is not None and waiting.dts * waiting.time_base <= (
                     packet.dts * packet.time_base
                 ):
@@ -500,7 +565,42 @@ def _assemble(film, plan: _Plan, parts: Path, count: int, target: Path, note):
                 waiting = next(pictures, None)
 
 
-def _copies(film, result, note) -> dict:
+def _copied(film, streams):
+    """Yield the packets of some streams, each with a decoding time stamp."""
+    missing = Counter()
+    for packet in film.demux(streams) if streams else ():
+        if packet.dts is None:
+            # At the end of each stream there is an empty packet
+            if not packet.size:
+                continue
+            if packet.pts is None:
+                packet.pts = 0  # a cover
+            # Matroska has no decoding time stamps. FFmpeg cannot derive the first ones of streams
+            # with B-frames: as many as a decoder holds back
+            stream, context = packet.stream, getattr(packet.stream, "codec_context", None)
+            held = getattr(context, "reorder_depth", 0)
+            frame = packet.duration or 1
+            first = stream.start_time or 0
+            packet.dts = min(packet.pts, first - (held - missing[stream.index]) * frame)
+            missing[stream.index] += 1
+        yield packet
+
+
+@contextlib.contextmanager
+def _muxing(source: Path, target: Path):
+    """Explain FFmpeg's errors other than the disk's."""
+    import av
+
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        if isinstance(error, OSError):
+            raise
+        line = f"{source}: does not fit into {target.name} ({error.strerror}); use --ext mkv"
+        raise UserError(line) from error
+
+
+def _copies(film, result, plan: _Plan, kind: str, note) -> dict:
     """Add the streams of sound, subtitles and attachments; name unsupported ones."""
     copies, enlarged = {}, _pictures_of(film)
     for stream in film.streams:
@@ -512,19 +612,46 @@ def _copies(film, result, note) -> dict:
             if not film.chapters():
                 note(f"{name}: left out; only sound, subtitles and attachments are copied")
             continue
-        codec = getattr(getattr(stream, "codec_context", None), "name", None)
-        if codec and codec not in result.supported_codecs and result.format.name == MATROSKA:
+        if _is_cover(stream) and kind == MATROSKA:
+            # In Matroska a cover is an attachment
+            facts = stream.metadata
+            given = facts.get("filename", "cover"), facts.get("mimetype", "image/jpeg")
+            result.add_attachment(*given, plan.covers[stream.index])
+            continue
+        if not _fits(stream, kind):
+            context = getattr(stream, "codec_context", None)
+            codec = context.name if context else "it"
             note(f"{name}: {codec} does not fit into this container, and is left out")
             continue
-        try:
-            copy = result.add_stream_from_template(stream)
-            copy.time_base = stream.time_base
-            copy.metadata.update(stream.metadata)
-            copy.disposition = stream.disposition
-            copies[stream] = copy
-        except (ValueError, TypeError, AttributeError) as error:
-            note(f"{name}: left out ({error})")
+        copy = result.add_stream_from_template(stream)
+        copy.time_base = stream.time_base
+        copy.metadata.update(stream.metadata)
+        copy.disposition = stream.disposition
+        copies[stream] = copy
     return copies
+
+
+def _fits(stream, kind: str) -> bool:
+    """Return True if a container can hold a stream."""
+    import av
+
+    if _is_cover(stream) and kind != "mp4":
+        return False
+    context = getattr(stream, "codec_context", None)
+    if kind == MPEGTS:
+        return bool(context) and context.codec.canonical_name in IN_MPEGTS
+    # Tables of codecs do not tell everything: try it. MP4 refuses some PCM, but only with a packet
+    try:
+        with av.open(io.BytesIO(), "w", format=kind) as trial:
+            copy = trial.add_stream_from_template(stream)
+            trial.start_encoding()
+            if context and context.name.startswith("pcm_"):
+                packet = av.Packet(bytes(20160))  # a multiple of every frame's size
+                packet.stream, packet.pts, packet.dts = copy, 0, 0
+                trial.mux(packet)
+        return True
+    except (av.error.FFmpegError, ValueError, TypeError, AttributeError):
+        return False
 
 
 def _pictures(parts: Path, count: int, video, plan: _Plan):
