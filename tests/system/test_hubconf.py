@@ -1,8 +1,11 @@
 """Use hubconf.py from a folder with own modules of our names."""
 
+import json
+import os
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 import hubconf
@@ -16,21 +19,62 @@ image = numpy.random.default_rng(0).integers(0, 256, (20, 24, 3), numpy.uint8)
 """
 
 
-def run(folder, code):
-    """Run code in a folder with modules of its own. Each of them has OWN."""
-    for name in OWN:
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / f"{name}.py").write_text("OWN = __name__")
-    (folder / "images").mkdir(exist_ok=True)
-    (folder / "images" / "picture.txt").write_text("")
-    (folder / "script.py").write_text(BEGIN + code)
-    command = [sys.executable, "script.py"]
-    process = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    return process.stdout.split()
+# Import torch, but none of our modules; run each script in a process forked from this one
+SERVER = """
+import json, os, runpy, sys, traceback, torch, torch.hub, torch.nn.functional
+for line in sys.stdin:
+    folder, script, outputs = json.loads(line)
+    if not (child := os.fork()):
+        os.chdir(folder)
+        sys.path[0] = folder
+        for stream, path in zip((1, 2), outputs):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+        try:
+            runpy.run_path(script, run_name="__main__")
+            sys.stdout.flush()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 
 
-def test_the_caller_keeps_own_modules(tmp_path):
+@pytest.fixture(scope="module")
+def server():
+    if not hasattr(os, "fork"):
+        return (yield None)
+    command = [sys.executable, "-c", SERVER]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def run(server, tmp_path):
+    """``run(code)`` in a folder, with modules of its own: each of them has OWN. Return the words printed."""
+
+    def run(code, own=OWN):
+        for name in own:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / f"{name}.py").write_text("OWN = __name__")
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / "picture.txt").write_text("")
+        script, *outputs = (str(tmp_path / name) for name in ("script.py", "out.txt", "errors.txt"))
+        (tmp_path / "script.py").write_text(BEGIN + code)
+        if server is None:  # Windows has no fork
+            command = [sys.executable, script]
+            return subprocess.check_output(command, cwd=tmp_path, text=True).split()
+        print(json.dumps([str(tmp_path), script, outputs]), file=server.stdin, flush=True)
+        status = server.stdout.readline().strip()
+        assert status == "0", (tmp_path / "errors.txt").read_text()
+        return (tmp_path / "out.txt").read_text().split()
+
+    return run
+
+
+def test_the_caller_keeps_own_modules(run, tmp_path):
     code = """
 import model, config, system
 path = list(sys.path)
@@ -42,10 +86,10 @@ for module in (model, config, system, inference, weights, checkpoints):
 import imgproc_of_mine
 """
     (tmp_path / "imgproc_of_mine.py").write_text("import model; assert model.OWN")
-    run(tmp_path, code)
+    run(code)
 
 
-def test_functions_work_later(tmp_path):
+def test_functions_work_later(run):
     """Networks, `upscale` and `predict` are used after the load, when the caller's modules are back."""
     code = """
 import model
@@ -60,13 +104,11 @@ assert type(load("srcnn", 3)) is type(network)  # imported once
 torch.save(network.state_dict(), "own.pth")
 assert model.OWN
 """
-    run(tmp_path, code)
+    run(code)
 
 
-def test_without_clashing_names_networks_can_be_pickled(tmp_path):
-    code = BEGIN + "import pickle; pickle.loads(pickle.dumps(load('srcnn')))"
-    command = [sys.executable, "-c", code]
-    subprocess.run(command, cwd=tmp_path, check=True)
+def test_without_clashing_names_networks_can_be_pickled(run):
+    run("import pickle; pickle.loads(pickle.dumps(load('srcnn')))", own=())
 
 
 def test_the_hub_lists_the_entries():
@@ -74,12 +116,12 @@ def test_the_hub_lists_the_entries():
     assert [name for name in entries if name[0] != "_"] == ["predict", "srcnn", "upscale"]
 
 
-def test_a_notebook_with_an_own_model_is_told_what_to_do(tmp_path):
+def test_a_notebook_with_an_own_model_is_told_what_to_do(run, tmp_path):
     code = f"""
 import model; sys.path.append({str(ROOT)!r})
 (__import__("os")).remove("inference.py")
 try: from inference import upscale
 except ImportError as error: print(error)
 """
-    words = " ".join(run(tmp_path, code))
+    words = " ".join(run(code))
     assert words.startswith(str(tmp_path / "system")) and "torch.hub.load" in words

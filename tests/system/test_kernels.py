@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -183,8 +184,12 @@ def test_a_forked_process_has_threads_of_its_own(threads):
 def test_scripts_spin_shortly_unless_the_user_says_otherwise(users, spins):
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     environment = {k: v for k, v in os.environ.items() if k not in names} | users
+    # GNU's OpenMP reads the settings when it is loaded. torch loads it, in seconds: once is enough
+    load_openmp, libraries = "import torch", Path(torch.__file__).parent / "lib"
+    if users and (found := sorted(libraries.glob("libgomp*.so*"))):
+        load_openmp = f"import ctypes; ctypes.CDLL({str(found[0])!r})"
     code = (
-        "import os, sys; from system import startup; startup.settings('upscale'); import torch; "
+        f"import os, sys; from system import startup; startup.settings('upscale'); {load_openmp}; "
         "print(os.environ.get('GOMP_SPINCOUNT'))"
     )
     process = subprocess.run(
