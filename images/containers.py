@@ -16,11 +16,24 @@ PNG = b"\x89PNG\r\n\x1a\n"
 COLOUR_TAGS = {"cICP": 4, "sRGB": 1, "gAMA": 4, "cHRM": 32, "mDCV": 24, "cLLI": 8}
 LENGTHS = {**COLOUR_TAGS, "pHYs": 9}
 TEXTS = ("tEXt", "zTXt", "iTXt")
+ANIMATION = ("acTL", "fcTL", "fdAT")
+# Lengths of tRNS by the colour type in IHDR; the other types hold alpha themselves
+TRANSPARENCY = {0: (2,), 2: (6,), 3: range(1, 257)}
 MOST_TEXT = 2**20  # bytes of text; Pillow refuses PNG files of more
 MOST_PROFILE = 2**24  # bytes of a colour profile: the limit of JPEG
+MOST_FRAMES = 100_000  # chunks of an animation
+MOST_NOTES = 20  # about a file
 PIECE = 2**20  # bytes to read at a time
 EXIF = b"Exif\0\0"  # how the segment begins
+# JPEG segments by number and beginning, and their shortest content. Decoders ignore shorter ones
+SHORTEST = {
+    (0xE0, b"JFIF\0"): 14,
+    (0xE2, b"ICC_PROFILE\0"): 14,
+    (0xEE, b"Adobe"): 12,
+}
 MOST_EXIF = 100  # EXIF segments of a JPEG file; Pillow needs minutes for more than a thousand
+# Of AVIF and HEIC files; films begin in the same way
+BRANDS = b"avif avis heic heix heim heis hevc hevx hevm hevs mif1 msf1".split()
 MOST_META = 2**23  # bytes of a box with metadata
 
 
@@ -45,21 +58,35 @@ def inspect(file) -> Inspected:
     Raises UserError, without the file's name, if the file is damaged or hostile.
     """
     file.seek(0)
-    head = file.read(32)
+    name = named_format(file.read(32))
     found = Inspected(file)
-    if head.startswith(PNG):
+    if name == "PNG":
         _inspect_png(file, found)
-    elif head.startswith(b"\xff\xd8"):
+    elif name == "JPEG":
         _check_jpeg(file)
-    elif head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        _drop_short_segments(file, found)
+    elif name == "WebP":
         if _webp_is_lossless(file):
             found.metadata["lossless"] = True
-    elif head[4:8] == b"ftyp":
+    elif name == "AVIF or HEIC":
         _inspect_boxes(file, found)
-    elif head.startswith(b"BM"):
+    elif name == "BMP":
         _inspect_bmp(file, found)
     found.file.seek(0)
     return found
+
+
+def named_format(head: bytes) -> str:
+    """Return the format of a file by its first 32 bytes; "" for others."""
+    if head.startswith(PNG):
+        return "PNG"
+    if head.startswith(b"\xff\xd8"):
+        return "JPEG"
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return "WebP"
+    if head[4:8] == b"ftyp" and head[8:12] in BRANDS:
+        return "AVIF or HEIC"
+    return "BMP" if head.startswith(b"BM") else ""
 
 
 # ------------------------------------------------------------------------------------------- PNG
@@ -70,7 +97,7 @@ def _inspect_png(file, found: Inspected):
     ignore them too.
     """
     file.seek(len(PNG))
-    spans, dropped, tags = [[0, len(PNG)]], False, {}
+    dropped, animation, tags, header = [], [], {}, bytes(13)
     text_left, pixels_began, name = MOST_TEXT, False, ""
     while name != "IEND":
         start = file.tell()
@@ -81,31 +108,76 @@ def _inspect_png(file, found: Inspected):
             # A lower-case first letter: the picture can be decoded without it
             if not name[0].islower():
                 raise UserError(f"damaged (checksum of {name}); replace or remove it")
-            found.metadata_notes.append(f"ignored its {name}: the checksum is wrong")
+            _add(found.metadata_notes, f"ignored its {name}: the checksum is wrong")
         elif name in LENGTHS and len(body) != LENGTHS[name]:
             keep = False
-            found.metadata_notes.append(f"ignored its {name}: the length is wrong")
+            _add(found.metadata_notes, f"ignored its {name}: the length is wrong")
         elif name in COLOUR_TAGS and not pixels_began:
             tags.setdefault(name, body)
+        elif name == "IHDR" and len(body) == 13:
+            header = body
+        elif name == "tRNS" and len(body) not in TRANSPARENCY.get(header[9], [len(body)]):
+            keep = False
+            _add(found.notes, "ignored its transparency: the length of tRNS is wrong")
         elif name == "iCCP":
             keep = _read_profile(body, found)
         elif name in TEXTS:
             # Text is not kept, but Pillow looks for EXIF in it
             text_left -= _text_length(name, body, text_left) if text_left else 0
             keep = text_left > 0
-        if keep and spans[-1][1] == start:
-            spans[-1][1] = file.tell()
-        elif keep:
-            spans.append([start, file.tell()])
-        dropped = dropped or not keep
+        if name in ANIMATION and keep:
+            animation.append((name, body, (start, file.tell())))
+            if len(animation) > MOST_FRAMES:
+                raise UserError(f"an animation of more than {MOST_FRAMES} chunks; save a picture")
+        elif not keep and dropped and dropped[-1][1] == start:
+            dropped[-1] = dropped[-1][0], file.tell()
+        elif not keep:
+            dropped.append((start, file.tell()))
     if tags:
         found.metadata["colour_tags"] = tags
+    if animation and not _is_animation(animation, header):
+        dropped += [span for _, _, span in animation]
+        found.notes.append("ignored its animation: it is damaged")
     if dropped:
-        copy = io.BytesIO()
-        for first, last in spans:
-            file.seek(first)
-            copy.write(file.read(last - first))
-        found.file = copy
+        dropped.append((file.tell(), file.seek(0, io.SEEK_END)))  # nothing belongs behind IEND
+        found.file = _without(file, dropped)
+
+
+def _add(notes: list[str], note: str):
+    """Add a note once; a file may have millions of damaged chunks."""
+    if note not in notes and len(notes) < MOST_NOTES:
+        notes.append(note)
+
+
+def _is_animation(chunks, header: bytes) -> bool:
+    """Return True if the chunks of an animation are complete, in order and inside the image."""
+    (first, control, _), *others = chunks
+    if first != "acTL" or len(control) != 8:
+        return False
+    frames, (width, height) = 0, struct.unpack_from(">II", header)
+    for number, (name, body, _) in enumerate(others):
+        if name == "acTL" or len(body) < 4 or body[:4] != number.to_bytes(4, "big"):
+            return False
+        if name == "fcTL":
+            if len(body) != 26:
+                return False
+            columns, rows, left, top = struct.unpack_from(">4I", body, 4)
+            if not (rows and columns and left + columns <= width and top + rows <= height):
+                return False
+            frames += 1
+    return frames == int.from_bytes(control[:4], "big") > 0
+
+
+def _without(file, spans) -> io.BytesIO:
+    """Return a copy of a file in memory without some of its parts, (start, end) each."""
+    copy, at = io.BytesIO(), 0
+    for start, end in sorted(spans):
+        file.seek(at)
+        copy.write(file.read(start - at))
+        at = end
+    file.seek(at)
+    copy.write(file.read())
+    return copy
 
 
 def _next_chunk(file) -> tuple[str, bytes, bool]:
@@ -117,14 +189,16 @@ def _next_chunk(file) -> tuple[str, bytes, bool]:
     if not name.isalpha():
         raise UserError(f"damaged (a chunk named {name!r}); replace or remove it")
     checksum, text = zlib.crc32(name), name.decode()
-    needed = text in LENGTHS or text in TEXTS or text == "iCCP"
+    needed = text in (*LENGTHS, *TEXTS, *ANIMATION, "IHDR", "tRNS", "iCCP")
     pieces, left = [], length
     while left:
         piece = file.read(min(left, PIECE))
         if not piece:
             raise UserError("damaged (it ends too early); replace or remove it")
         checksum, left = zlib.crc32(piece, checksum), left - len(piece)
-        if needed and length <= MOST_PROFILE:
+        if text == "fdAT":
+            pieces = pieces or [piece[:4]]  # its number; the rest are pixels
+        elif needed and length <= MOST_PROFILE:
             pieces.append(piece)
     return text, b"".join(pieces), file.read(4) == struct.pack(">I", checksum)
 
@@ -139,7 +213,7 @@ def _read_profile(body: bytes, found: Inspected) -> bool:
         if packed[:1] != b"\0" or not unpacker.eof:
             raise ValueError
     except (zlib.error, ValueError):
-        found.metadata_notes.append("ignored its colour profile: it is damaged")
+        _add(found.metadata_notes, "ignored its colour profile: it is damaged")
         return False
     found.metadata.setdefault("icc_profile", profile)
     return len(profile) < MOST_TEXT
@@ -176,6 +250,23 @@ def _check_jpeg(file):
         if count > MOST_EXIF:
             raise UserError(f"more than {MOST_EXIF} EXIF segments; remove its EXIF data")
         tail = piece[1 - len(EXIF) :]
+
+
+def _drop_short_segments(file, found: Inspected):
+    """Leave segments out of a copy in memory if Pillow would refuse the file because of them."""
+    file.seek(2)
+    dropped = []
+    while (head := file.read(4))[:1] == b"\xff" and len(head) == 4:
+        marker, length = head[1], int.from_bytes(head[2:], "big")
+        # Segments with a length; the pixels begin after SOS
+        if not 0xC0 <= marker <= 0xFE or 0xD0 <= marker <= 0xDA or length < 2:
+            break
+        start, content = file.tell() - 4, file.read(length - 2)
+        for (number, begin), shortest in SHORTEST.items():
+            if marker == number and content.startswith(begin) and len(content) < shortest:
+                dropped.append((start, file.tell()))
+    if dropped:
+        found.file = _without(file, dropped)
 
 
 def _webp_is_lossless(file) -> bool:

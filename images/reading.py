@@ -16,9 +16,17 @@ from pathlib import Path
 import numpy as np
 
 from images import formats
-from images.containers import Inspected, inspect
+from images.containers import Inspected, inspect, named_format
 from images.formats import BLOCK, FORMATS, load_opencv, load_pillow, readable_suffixes
-from images.metadata import BITS_PER_SAMPLE, fitting_metadata, read_metadata, warn_about
+from images.metadata import (
+    BITS_PER_SAMPLE,
+    EXIF_PART,
+    GPS_PART,
+    INTEROPERABILITY,
+    fitting_metadata,
+    read_metadata,
+    warn_about,
+)
 from imgproc import row_blocks
 from system.files import UserError
 
@@ -89,6 +97,8 @@ def _decoded(path) -> tuple[np.ndarray, int, dict, list[str]]:
             raise UserError(
                 "16 bits, one channel after the other; save it with channels interleaved"
             )
+        if tiff:
+            notes += _drop_damaged_groups(picture)
         if not deep:
             # libtiff, inside Pillow, prints its own messages
             with _stderr_closed() if tiff else contextlib.nullcontext():
@@ -115,6 +125,24 @@ def _decoded(path) -> tuple[np.ndarray, int, dict, list[str]]:
             image = image[..., :3]
             notes.append("left out its fourth channel: it is no transparency")
     return image, turn, metadata, notes
+
+
+def _drop_damaged_groups(picture) -> list[str]:
+    """Leave out damaged groups of EXIF tags of a TIFF image: Pillow would refuse its pixels.
+
+    Returns notes.
+    """
+    notes = []
+    for tag in (EXIF_PART, GPS_PART, INTEROPERABILITY):
+        try:
+            picture.getexif().get_ifd(tag)
+        except MemoryError:
+            raise
+        except Exception:  # Pillow's reader of EXIF raises errors of many kinds
+            with contextlib.suppress(Exception):
+                picture.getexif().pop(tag, None)
+                notes = ["ignored a part of its EXIF data: it is damaged"]
+    return notes
 
 
 def notes_on_pixels(picture) -> list[str]:
@@ -218,6 +246,9 @@ def _reason(error: Exception, path) -> str:
         return (
             "a TIFF of another kind, such as float, or damaged; save it with 8 or 16 bits a channel"
         )
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if name := named_format(file.read(32)):
+            return f"damaged, or {name} of a kind that cannot be read; replace or remove it"
     return "not a PNG, JPEG, WebP, TIFF (8 or 16 bits) or other known image; replace or remove it"
 
 

@@ -54,6 +54,72 @@ def test_a_wrong_length_of_an_ancillary_chunk(tmp_path, name):
     assert metadata == {"notes": [f"ignored its {name}: the length is wrong"]}
 
 
+FRAME = struct.pack(">5I2H2B", 0, 8, 9, 0, 0, 1, 1, 0, 0)  # fcTL: number, size, place, time
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [(b"acTL", b"abc")],
+        [(b"acTL", struct.pack(">II", 2**31, 0))],  # no frames follow
+        [(b"fcTL", FRAME)],
+        [(b"fdAT", b"")],
+        [(b"acTL", struct.pack(">II", 1, 0)), (b"fcTL", b"\xff" * 26)],
+        [(b"acTL", struct.pack(">II", 1, 0)), (b"fdAT", b"\xff" * 5)],
+        [(b"acTL", struct.pack(">II", 1, 0)), (b"fcTL", FRAME[:4] + b"\0\0\1\0" + FRAME[8:])],
+    ],
+)
+def test_a_damaged_animation_is_its_first_picture(tmp_path, chunks):
+    with_chunks(tmp_path / "a.png", SMALL, *(chunk(*parts) for parts in chunks))
+    result, metadata = reading.read_photo(tmp_path / "a.png")
+    assert (result == SMALL).all()
+    assert metadata == {"notes": ["ignored its animation: it is damaged"]}
+
+
+def test_a_whole_animation_is_refused(tmp_path):
+    pictures = [Image.fromarray(np.roll(SMALL, i)) for i in range(3)]
+    pictures[0].save(tmp_path / "a.png", save_all=True, append_images=pictures[1:])
+    with pytest.raises(ValueError, match=r"an animation \(PNG, 3 pictures\)"):
+        reading.read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("image, length", [(SMALL, 5), (SMALL, 0), (SMALL[..., 0], 1)])
+def test_transparency_of_a_wrong_length_is_ignored(tmp_path, image, length):
+    with_chunks(tmp_path / "a.png", image, chunk(b"tRNS", bytes(length)))
+    result, metadata = reading.read_photo(tmp_path / "a.png")
+    assert (result == image).all()
+    assert metadata == {"notes": ["ignored its transparency: the length of tRNS is wrong"]}
+
+
+@pytest.mark.parametrize(
+    "number, content",
+    [(0xE0, b"JFIF\0"), (0xE2, b"ICC_PROFILE\0"), (0xEE, b"Adobe"), (0xEE, b"Adobe" + b"\xff" * 6)],
+)
+def test_short_segments_of_a_jpeg_file(tmp_path, number, content):
+    """Decoders ignore them; Pillow alone refuses the file."""
+    writing.write_image(tmp_path / "a.jpg", SMALL)
+    data = (tmp_path / "a.jpg").read_bytes()
+    segment = struct.pack(">BBH", 0xFF, number, len(content) + 2) + content
+    (tmp_path / "b.jpg").write_bytes(data[:2] + segment + data[2:])
+    images = [reading.read_image(tmp_path / name) for name in ("a.jpg", "b.jpg")]
+    assert (images[0] == images[1]).all()
+
+
+def test_a_million_damaged_chunks_are_a_few_notes(tmp_path):
+    names = (f"a{i:03}".translate(str.maketrans("0123456789", "abcdefghij")) for i in range(999))
+    bad = b"".join(chunk(name.encode(), b"", checksum=1) for name in names)
+    with_chunks(tmp_path / "a.png", SMALL, bad)
+    result, metadata = reading.read_photo(tmp_path / "a.png")
+    assert (result == SMALL).all() and len(metadata["notes"]) == 20
+
+
+@pytest.mark.parametrize("name, head", [("JPEG", b"\xff\xd8\xff\xe0"), ("WebP", b"RIFF\0\0\0\0WEBP")])
+def test_a_damaged_file_of_a_known_format_is_named_so(tmp_path, name, head):
+    (tmp_path / "a.jpg").write_bytes(head + bytes(40))
+    with pytest.raises(ValueError, match=f"a.jpg: damaged, or {name} of a kind that cannot be"):
+        reading.read_image(tmp_path / "a.jpg")
+
+
 def test_damage_of_pixels_names_the_chunk(tmp_path):
     path = tmp_path / "a.png"
     writing.write_image(path, SMALL)
@@ -120,6 +186,7 @@ PROFILE, TITLE, RESOLUTION, TURN, XMP = 34675, 270, 282, 274, 700
         ([(XMP, 3, 1, 7)], "ignored its XMP: it is no text"),
         ([(34665, 2, 4, 7)], ""),
         ([(34853, 3, 1, 7)], ""),
+        ([(34665, 9, 1, 2**32 - 1)], "ignored a part of its EXIF data: it is damaged"),
     ],
 )
 def test_tiff_tags_of_wrong_types(tmp_path, tags, note):
