@@ -113,7 +113,9 @@ def test_a_million_damaged_chunks_are_a_few_notes(tmp_path):
     assert (result == SMALL).all() and len(metadata["notes"]) == 20
 
 
-@pytest.mark.parametrize("name, head", [("JPEG", b"\xff\xd8\xff\xe0"), ("WebP", b"RIFF\0\0\0\0WEBP")])
+@pytest.mark.parametrize(
+    "name, head", [("JPEG", b"\xff\xd8\xff\xe0"), ("WebP", b"RIFF\0\0\0\0WEBP")]
+)
 def test_a_damaged_file_of_a_known_format_is_named_so(tmp_path, name, head):
     (tmp_path / "a.jpg").write_bytes(head + bytes(40))
     with pytest.raises(ValueError, match=f"a.jpg: damaged, or {name} of a kind that cannot be"):
