@@ -13,13 +13,13 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, error_line, image_set
+from launch import Run
 
 import dataset
 import imgproc
@@ -611,21 +611,11 @@ def test_a_run_that_ended_early_is_completed(tmp_path, monkeypatch):
         "def slow(path):\n    time.sleep(60 * (path.stem >= '08'))\n    return work(path)\n"
         "p.read_image = slow\np.prepare([(f,) for f in sorted(pathlib.Path('photos').iterdir())], pathlib.Path('prepared'), 1, ['photos'])"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    deadline = time.time() + 100
-    while (
-        len(list((tmp_path / "prepared").glob("*.pth"))) < 4
-        and time.time() < deadline
-        and process.poll() is None
-    ):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    (tmp_path / "code.py").write_text(code)
+    run = Run(tmp_path / "code.py", cwd=tmp_path)
+    run.wait_for(lambda: len(list((tmp_path / "prepared").glob("*.pth"))) == 4)
+    run.process.kill()
+    assert run.wait() == -signal.SIGKILL
     finished = {p: p.stat().st_mtime_ns for p in (tmp_path / "prepared").glob("*.pth")}
     assert len(finished) == 4
     with pytest.raises(FileNotFoundError, match="not prepared"):

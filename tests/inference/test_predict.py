@@ -1,11 +1,10 @@
 """model.predict against the plain network: tiles, borders, types, memory."""
 
-import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from launch import finished
 from torch.nn import functional as F
 
 from checkpoints import layouts
@@ -191,10 +190,9 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, whose /proc it reads")
-def test_memory_does_not_grow_with_the_image():
-    process = subprocess.run(
-        [sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+def test_memory_does_not_grow_with_the_image(tmp_path):
+    (tmp_path / "memory.py").write_text(MEMORY)
+    process = finished(tmp_path / "memory.py", cwd=tmp_path)
     assert int(process.stdout) < 5 + 60, (
         "MiB, of which the result is 5; layer 1's output would be 146"
     )

@@ -1,7 +1,6 @@
 """tests/by_hand/gpu.py, to the degree that a machine without a GPU shows."""
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,7 +12,6 @@ import gpu_speed
 import pytest
 import rows as table
 import torch
-from conftest import ROOT
 from launch import make_tiny
 
 import train
@@ -26,9 +24,8 @@ CPU = torch.device("cpu")
     any(getattr(torch, kind).device_count() for kind in devices.GPUS),
     reason="needs a machine without a GPU; with one: python tests/by_hand/gpu.py",
 )
-def test_without_a_gpu_nothing_is_run_and_nothing_claimed(tmp_path):
-    command = [sys.executable, ROOT / "tests" / "by_hand" / "gpu.py", "--output", tmp_path / "gpu"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+def test_without_a_gpu_nothing_is_run_and_nothing_claimed(run_script, tmp_path):
+    done = run_script("tests/by_hand/gpu.py", "--output", tmp_path / "gpu")
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
         "no GPU here that torch can compute on: nothing was run, nothing is claimed\n"
