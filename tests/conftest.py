@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-# Two tests run at a time: each process of pytest-xdist keeps to one thread, before torch is imported
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before torch is imported. Two tests run at a time, and for tiny tensors more threads cost time
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"

@@ -38,7 +38,6 @@ TINY = (
     "--train_set tiny --test_sets tinytest --holdout 1 --shrink 0.9 --batch_size 4 --crop_size 24 --device cpu "
     "--print_frequency 1 --valid_frequency 4 --precision fp32 --kernel_sizes 5 1 3"
 ).split()
-torch.set_num_threads(1)  # more cost time where tensors are tiny
 _context = multiprocessing.get_context("forkserver")
 SCRIPTS = "convert", "prepare_dataset", "train", "upscale", "validate"
 _context.set_forkserver_preload(

@@ -1,19 +1,15 @@
 """Run the benchmark; people read its figures."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT
 
 
 @pytest.mark.slow
-def test_quick(tmp_path):
-    command = [sys.executable, ROOT / "tests" / "by_hand" / "benchmark.py", "--quick"]
-    command += ["--output", tmp_path / "benchmark.json"]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+def test_quick(run_script, tmp_path):
+    options = ("--quick", "--output", tmp_path / "benchmark.json")
+    process = run_script("tests/by_hand/benchmark.py", *options, timeout=900)
     assert process.returncode == 0, process.stderr
     assert "ports" in process.stdout and (
         "not measured: no CUDA device" in process.stdout or "cuda" in process.stdout

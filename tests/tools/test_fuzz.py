@@ -1,28 +1,14 @@
 """The readers of files from elsewhere hold against a few thousand damaged and hostile files; see fuzz.py."""
 
-import subprocess
-import sys
-
 import pytest
-from conftest import ROOT
 
 
 @pytest.mark.slow
-def test_thousands_of_mutated_files_end_well(tmp_path):
+def test_thousands_of_mutated_files_end_well(run_script, tmp_path):
     pytest.importorskip("scipy", reason="needs scipy: pip install scipy")
     pytest.importorskip("safetensors", reason="needs safetensors: pip install safetensors")
-    done = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "tests" / "by_hand" / "fuzz.py",
-            "--cases",
-            "2500",
-            "--keep",
-            tmp_path / "findings",
-        ],
-        capture_output=True,
-        text=True,
-    )
+    options = ("--cases", 2500, "--keep", tmp_path / "findings")
+    done = run_script("tests/by_hand/fuzz.py", *options, timeout=900)
     print(done.stdout)
     assert done.returncode == 0 and "finding:" not in done.stdout, done.stdout + done.stderr
     for kind in (

@@ -29,8 +29,6 @@ from training import recipes
 from training.batches import batches
 from training.state import unpack_history
 
-torch.set_num_threads(1)  # more cost time where tensors are tiny
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

@@ -9,8 +9,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.soap import SOAP
 
-torch.set_num_threads(1)  # more cost time where tensors are tiny
-
 
 def quadratic(optimizer_of, steps):
     """Loss after some steps down an ill-conditioned quadratic of a weight 12×8, its axes turned."""
