@@ -36,7 +36,7 @@ from images.prepared import (
     set_files,
 )
 from imgproc import measurable, modcropped
-from system.files import UserError, printable
+from system.files import UserError, printable, real_path
 
 
 def main(settings):
@@ -65,7 +65,7 @@ def main(settings):
             continue
         print(f"{printable(folder)}: {len(files)} {'image' if len(files) == 1 else 'images'}")
         for line in remarks(load_prepared(folder, mmap=True), part, settings):
-            print(f"  {line}")
+            print(printable(f"  {line}", limit=None))
     if failed:
         raise UserError("; ".join(failed))
 
@@ -82,8 +82,8 @@ def wanted_sets(settings) -> dict:
         folder = prepared_folder(settings.data_dir, name, settings.channels, part, lr)
         # One folder may well be both training and test set
         earlier = sets.setdefault(folder, (name, part, lr))
-        if [Path(each).resolve() for each in (earlier[0], earlier[2])] != [
-            Path(each).resolve() for each in (name, lr)
+        if [real_path(each) for each in (earlier[0], earlier[2])] != [
+            real_path(each) for each in (name, lr)
         ]:
             raise UserError(
                 f"{earlier[0]} and {name} would both be prepared as {folder.name}; "

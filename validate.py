@@ -27,7 +27,7 @@ from evaluation import measuring, records, report, tables
 from evaluation.measuring import Team
 from evaluation.sets import find_sets, is_compressed, origin
 from imgproc import WINDOW
-from system.files import UserError, fitting_name, make_folder, write_csv
+from system.files import UserError, fitting_name, make_folder, printable, write_csv
 from system.processes import processes
 
 
@@ -77,7 +77,7 @@ def validate_file(settings, team: Team) -> int:
         if team.rank == 0:
             report.write_sliders(folder / pictures, [drawn[name] for name in result["images"]])
         # Each table is printed as soon as its set is done
-        team.say(tables.aligned(*tables.image_table(f"{set_name} x{task.upscale_factor}", result)))
+        team.show(tables.aligned(*tables.image_table(f"{set_name} x{task.upscale_factor}", result)))
         say_left_out(set_name, result, task.upscale_factor, team)
     check_measured([record])
     # Every process has the whole result by now; process 0 alone writes it
@@ -85,18 +85,18 @@ def validate_file(settings, team: Team) -> int:
     if team.rank:
         return unreadable
 
-    say_below_bicubic(task, source.name, record, found)
+    say_below_bicubic(task, source.name, record, found, team)
     seconds = time.perf_counter() - started
     missing = f", {unreadable} left out" if unreadable else ""
     count = sum(len(result["images"]) for result in record["sets"].values())
     count = "1 image" if count == 1 else f"{count} images"
-    print(f"{count} in {seconds:.1f} s, pictures included{missing}")
-    keep(record, earlier, folder / "validation.json")
+    team.say(f"{count} in {seconds:.1f} s, pictures included{missing}")
+    keep(record, earlier, folder / "validation.json", team)
     # Reports are given to other people: the weights are named without the folders of this machine
     title = f"SRCNN x{task.upscale_factor}"
-    report.write_report(title, f"{source.name}: {network_line}", folder)
+    report.write_report(title, printable(f"{source.name}: {network_line}", None), folder)
     written = f"{folder / 'validation.json'}, {folder / 'report.html'}"
-    print(f"written: {written} and pictures in {folder}/<set>/")
+    team.say(f"written: {written} and pictures in {folder}/<set>/")
     return unreadable
 
 
@@ -145,8 +145,8 @@ def validate_files(settings, team: Team, source: Path, files: dict, all_names: l
             for row in tables.weights_rows(name, record):
                 team.say(tables.markdown(tables.readable_row(row, found), widths))
             if team.rank == 0:
-                say_below_bicubic(task, name, record, found)
-                keep(record, earlier[name], paths[name])
+                say_below_bicubic(task, name, record, found, team)
+                keep(record, earlier[name], paths[name], team)
         measured += new.values()
     check_measured(measured)
 
@@ -195,7 +195,7 @@ def check_measured(measured: list[dict]):
         )
 
 
-def say_below_bicubic(task, name: str, record: dict, found: dict):
+def say_below_bicubic(task, name: str, record: dict, found: dict, team: Team):
     """Print a note if a network makes images worse, with better settings if there are any."""
     gains = {s: tables.gain_of(result, "srcnn") for s, result in record["sets"].items()}
     below = [s for s, gain in gains.items() if gain is not None and gain < -0.1]
@@ -206,25 +206,25 @@ def say_below_bicubic(task, name: str, record: dict, found: dict):
     network, images = task.networks[name], found[below[0]]
     fit = measuring.better_fit(network, task, images, record["sets"][below[0]])
     if fit:
-        print(f"{note}; {fit}")
+        team.say(f"{note}; {fit}")
     elif is_compressed(next(iter(images.values()))):
-        print(
+        team.say(
             f"{note}; networks trained without JPEG enlarge its errors, too: use weights of "
             "`train.py --jpeg` for this range of qualities"
         )
     else:
         scale = "" if network.upscale_factor else "--upscale_factor, "
-        print(
+        team.say(
             f"{note}; the weights are hardly trained, or for other images. No other {scale}"
             "--padding_mode or --interpolation reaches bicubic"
         )
 
 
-def keep(record: dict, earlier: list[dict], path: Path):
+def keep(record: dict, earlier: list[dict], path: Path, team: Team):
     """Write a record with the earlier ones of its folder, and name the dropped ones."""
     everything, dropped = records.merged(record, earlier)
     if dropped:
-        print(f"note: {path}: earlier measurements dropped; {record['model_path']} has changed")
+        team.say(f"note: {path}: earlier measurements dropped; {record['model_path']} has changed")
     records.write_records(everything, path)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from system.architecture import network_name
 from system.download import address_of
-from system.files import UserError, printable
+from system.files import UserError, printable, real_path
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "assets" / "weights"
 SUFFIXES = ".pth .pt .tar .ckpt .mat .safetensors .bin .pkl .pickle .th".split()
@@ -142,10 +142,10 @@ def _named_source(model_path: str, results_dir) -> Source:
     # hf://owner/name/file@revision
     name = path.name.partition("@")[0] if address_of(model_path).startswith("hf:") else path.name
     # Without .pth, and without .pth.tar, the ending of Lornatang's files
-    place, stem = path.resolve().parent, Path(name.removesuffix(".tar")).stem
+    place, stem = real_path(path).parent, Path(name.removesuffix(".tar")).stem
     if place == WEIGHTS:
         return Source(model_path, "shipped", f"shipped_{stem}")
-    if path.name == "best.pth" and place.parent == Path(results_dir).resolve():
+    if path.name == "best.pth" and place.parent == real_path(results_dir):
         return Source(model_path, "run", place.name)
     # Every run calls its files best.pth and last.pth: the folder's name tells them apart
     name = f"{place.name}_{stem}" if stem in ("best", "last") else stem

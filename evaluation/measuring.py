@@ -29,9 +29,12 @@ class Team:
     def say(self, line: str, file=None):
         """Print a line once, not once for each process."""
         if self.rank == 0:
-            # A table has several lines
-            lines = [printable(each, limit=None) for each in line.split("\n")]
-            print(*lines, sep="\n", file=file, flush=True)
+            print(printable(line, limit=None), file=file, flush=True)
+
+    def show(self, table: str):
+        """Print a table, as `say` does a line."""
+        for line in table.split("\n"):
+            self.say(line)
 
 
 @dataclass

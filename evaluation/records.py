@@ -13,7 +13,7 @@ from pathlib import Path
 
 from checkpoints.lookup import Source
 from evaluation import sets
-from system.files import write_file
+from system.files import real_path, write_file
 
 # Two records are different if any of these differ
 KEY = (
@@ -66,7 +66,7 @@ def _others(folder: Path, weights: str) -> bool:
     # Results of the same file may be added to
     try:
         record, *_ = read_json(folder / "validation.json")
-        return Path(record["model_path"]).resolve() != Path(weights).resolve()
+        return real_path(record["model_path"]) != real_path(weights)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         # There is no usable record
         return False
@@ -80,7 +80,7 @@ def _about_others(table: Path, folder: Path) -> bool:
             row = next(csv.DictReader(file))
         # `write_csv` marks a path such as @weights
         path = Path(row["model_path"].removeprefix("'"))
-        return folder.resolve() not in path.resolve().parents[:2]
+        return real_path(folder) not in real_path(path).parents[:2]
     except (OSError, ValueError, LookupError, StopIteration):
         return False
 

@@ -11,7 +11,7 @@ from images.pairs import factor_of, pair_files, read_pair
 from images.reading import read_image
 from images.transparency import drop_alpha
 from imgproc import eight_bits, modcrop, to_tensor
-from system.files import UserError, printable
+from system.files import UserError, printable, real_path
 
 
 def find_sets(settings) -> tuple[dict[str, dict[str, Path]], list[str]]:
@@ -48,7 +48,7 @@ def find_sets(settings) -> tuple[dict[str, dict[str, Path]], list[str]]:
     for folder in (*found, *(own[item] for item in found if item in own)):
         if note := unread_note(settings.data_dir, folder):
             missing.append(note)
-    names = short_names([Path(item).expanduser().resolve() for item in found])
+    names = short_names([real_path(Path(item).expanduser()) for item in found])
     if settings.jpeg:
         low, high = settings.jpeg
         names = [f"{name}_jpeg{low}" + (f"-{high}" if high > low else "") for name in names]

@@ -8,7 +8,7 @@ import zipfile
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from system.files import UserError
+from system.files import UserError, real_path
 
 # Possible folders of a set in a --source, below any other folders: its own name, and the one in the
 # public repository
@@ -96,7 +96,7 @@ def _of_folder(source: Path):
 
     `_of_zip` and `_of_tar` yield the same.
     """
-    source = source.resolve()
+    source = real_path(source)
     # The folder may be a set's own. Otherwise the sets are up to two folders below it
     patterns = ["*"]
     for place in sum(PLACES.values(), ()):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from images.formats import readable_suffixes
+from system.files import real_path
 
 # Up to so many images of a folder come sorted. A larger folder is never held in memory
 SORTED = 4096
@@ -48,7 +49,7 @@ class Finder:
 
     def __init__(self, inputs, recursive: bool, output: Path | None, ending: str, more_suffixes=()):
         self.inputs, self.recursive = inputs, recursive
-        self.output = output and output.resolve()
+        self.output = output and real_path(output)
         self.suffixes = readable_suffixes()
         self.more_suffixes = tuple(more_suffixes)
         # photo_x3.png and photo_x3_compare.png, of a run with any size
@@ -64,7 +65,7 @@ class Finder:
         named = [(path, exact) for item in self.inputs for path, exact in self._expand(item)]
         stems = {path.parent / path.stem for path, _ in named}
         for path, exact in named:
-            if path.is_dir():
+            if os.path.isdir(path):
                 yield from self._folder(path)
             elif self._is_made(path.stem, lambda stem, path=path: path.parent / stem in stems):
                 self.earlier += 1
@@ -106,7 +107,7 @@ class Finder:
         earlier_tops = self._tops.setdefault(resolved.name, [])
         if resolved in earlier_tops:
             return
-        found, earlier = False, self.earlier
+        found, earlier, failed = False, self.earlier, len(self.failures)
         stack = [top]
         while stack:
             folder = stack.pop()
@@ -127,7 +128,7 @@ class Finder:
                 yield self._image(folder / name, Path(resolved.name) / relative, others, number)
             stack += [folder / name for name in sorted(subfolders, reverse=True)]
         earlier_tops.append(resolved)
-        if not found and earlier == self.earlier:
+        if not found and (earlier, failed) == (self.earlier, len(self.failures)):
             self.failures.append((str(top), f"no images there ({', '.join(self.suffixes)})"))
 
     def _names(self, folder: Path, subfolders: list, origins):
@@ -169,7 +170,7 @@ class Finder:
         self.other_kinds[os.path.splitext(name)[1].lower()] += 1
 
     def _is_output(self, folder: Path, entry) -> bool:
-        return entry.name == self.output.name and Path(folder, entry.name).resolve() == self.output
+        return entry.name == self.output.name and real_path(Path(folder, entry.name)) == self.output
 
     def _is_made(self, stem: str, is_there) -> bool:
         """Return True for the stem of an output if its input exists."""

@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -152,6 +153,8 @@ def set_folder(data_dir, name: str) -> Path:
 
 def unknown_set(name: str) -> str:
     """Return the message about a name of neither a set nor a folder."""
+    if os.path.isfile(name):
+        return f"{name}: a file; give its folder"
     sets = [*manifest(), *COMPOSED, "sample"]
     # As for set5 and Set-5: only letters and digits count
     plain = {"".join(filter(str.isalnum, known)).lower(): known for known in sets}

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import math
 import re
+import sys
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,7 @@ from images.reading import image_size, read_image
 from images.transparency import drop_alpha
 from imgproc import eight_bits, rgb2y, rgb2ycbcr, to_tensor
 from system.architecture import colours_of
-from system.files import Note, UserError, fitting_name, printable, save
+from system.files import Note, UserError, fitting_name, printable, real_path, save
 
 SHARD_BYTES = 64 * 2**20  # of pixels in one file of a prepared set
 WORKERS = 2  # threads for decoding images
@@ -85,7 +86,10 @@ def prepared_folder(
         part: of "sample", train or test.
         lr: the folder of the low-resolution images of own pairs, or "".
     """
-    stem = f"sample-{part}" if name == "sample" else Path(name).expanduser().resolve().name
+    stem = f"sample-{part}" if name == "sample" else real_path(Path(name).expanduser()).name
+    # torch opens names of UTF-8 alone; Python holds other bytes as surrogates
+    if sys.getfilesystemencoding() == "utf-8":
+        stem = re.sub(r"[\ud800-\udfff]", lambda match: f"_{ord(match[0]) & 0xFF:02x}", stem)
     pairs = "-pairs" if lr else ""
     return Path(data_dir) / "prepared" / fitting_name(stem, f"{pairs}-{colours_of(channels)}")
 

@@ -247,7 +247,10 @@ def _reason(error: Exception, path) -> str:
             "a TIFF of another kind, such as float, or damaged; save it with 8 or 16 bits a channel"
         )
     with contextlib.suppress(OSError), open(path, "rb") as file:
-        if name := named_format(file.read(32)):
+        head = file.read(32)
+        if not head:
+            return "an empty file; copy or download it again"
+        if name := named_format(head):
             return f"damaged, or {name} of a kind that cannot be read; replace or remove it"
     return "not a PNG, JPEG, WebP, TIFF (8 or 16 bits) or other known image; replace or remove it"
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import os
@@ -59,6 +60,11 @@ def similar_paths(path: Path) -> str:
     return f"did you mean {' or '.join(found)}?" if found else ""
 
 
+def real_path(path) -> Path:
+    """Return the absolute path without links, as Path.resolve. Links in a circle are no error."""
+    return Path(os.path.realpath(path))
+
+
 def fitting_name(name: str, ending: str) -> str:
     """Return name + ending as the name of a file: file systems allow 255 bytes.
 
@@ -79,7 +85,7 @@ def refuse_special(path):
     """
     try:
         mode = os.stat(path).st_mode
-        folder = Path(path).parent.resolve()
+        folder = real_path(Path(path).parent)
     except (OSError, ValueError):
         return  # it is missing; or writing says why it cannot be used
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or (
@@ -103,7 +109,12 @@ def replace_file(path, durable: bool = False):
     refuse_special(path)
     temporary, descriptor = path, None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(
+                errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)
+            ) from None
         temporary, descriptor = _new_temporary(path)
         yield temporary
         if durable:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from checkpoints.layouts import ignored_note
 from dataset import StreamedCrops
 from evaluation.tables import excluded_note, number
-from system.files import printable
+from system.files import printable, real_path
 
 
 class Log:
@@ -123,8 +123,8 @@ def name_to_continue(run) -> str:
     settings, resumed = run.settings, Path(run.settings.resume)
     forgotten = run.step and not run.owns_folder and "exp_name" not in settings.user_set
     if forgotten and resumed.name == "last.pth" and resumed.exists():
-        folder, results = resumed.parent.resolve(), Path(settings.results_dir).resolve()
-        if folder != run.folder.resolve() and folder.parent == results:
+        folder, results = real_path(resumed.parent), real_path(settings.results_dir)
+        if folder != real_path(run.folder) and folder.parent == results:
             return f"--exp_name {shlex.quote(folder.name)}"
     return ""
 

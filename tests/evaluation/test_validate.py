@@ -765,10 +765,13 @@ def test_names_with_control_characters(photograph, identity_file, tmp_path, caps
     folder.mkdir()
     assert cv2.imwrite(str(folder / "i.png"), photograph[..., ::-1])
     (folder / "i.png").rename(folder / "\x1b[31mred.png")
-    run_main("--model_path", identity_file, "--test_sets", folder, "--results_dir", tmp_path)
+    weights = tmp_path / "\x1b[31m\nw.pth"
+    weights.write_bytes(identity_file.read_bytes())
+    run_main("--model_path", weights, "--test_sets", folder, "--results_dir", tmp_path)
     printed = capsys.readouterr().out
+    assert r"\x1b[31m\nw/report.html and pictures in" in printed
     assert "\x1b" not in printed and r"\x1b[31mred" in printed and r"a\nset x3" in printed
-    assert "\x1b" not in (tmp_path / "identity" / "report.html").read_text()
+    assert "\x1b" not in (tmp_path / "\x1b[31m\nw" / "report.html").read_text()
 
 
 def test_ms_ssim_is_a_column_of_its_own(identity_file, tmp_path, capsys):

@@ -574,6 +574,28 @@ def test_kinds_of_images(tmp_path):
         ).all()
 
 
+def test_a_folder_whose_name_is_no_utf8(tmp_path):
+    """torch cannot open such names: the prepared set has another one."""
+    folder = prepared.prepared_folder(tmp_path, tmp_path / os.fsdecode(b"a\xff\xe9b"), "y")
+    assert folder == tmp_path / "prepared" / "a_ff_e9b-y"
+
+
+def test_a_file_in_place_of_a_folder_is_named_so(tmp_path):
+    writing.write_image(tmp_path / "a.png", np.zeros((9, 9), np.uint8))
+    with pytest.raises(FileNotFoundError, match="a.png: a file; give its folder"):
+        named_sets.image_paths(tmp_path, str(tmp_path / "a.png"))
+
+
+def test_remarks_escape_names(tmp_path, capsys):
+    image = RANDOM.integers(0, 256, (9, 9), np.uint8)
+    writing.write_image(tmp_path / "in" / "a.png", image)
+    (tmp_path / "in" / "a.png").rename(tmp_path / "in" / "\x1b[31m\nred.png")
+    words = ["--train_set", str(tmp_path / "in"), "--test_sets", "--data_dir", str(tmp_path)]
+    prepare_dataset.main(load("prepare_dataset", words))
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and r"\x1b[31m\nred" in printed
+
+
 def test_rounded_16_bits_are_one_note(tmp_path):
     image = RANDOM.integers(0, 65536, (20, 20, 3), dtype=np.uint16)
     for name in ("a", "b", "c"):

@@ -124,6 +124,28 @@ def test_fifos_and_sockets_do_not_hang(identity_file, tmp_path, capsys):
     assert "pipe.png: a FIFO, socket or device" in capsys.readouterr().err
 
 
+def test_a_name_that_cannot_exist_does_not_end_the_run(identity_file, tmp_path, capsys):
+    make_images(tmp_path, 1)
+    (tmp_path / "zero.png").touch()
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    names = "x" * 300 + ".png", "image0.png/x.png", "zero.png", "loop.png"
+    with pytest.raises(SystemExit):
+        images = [tmp_path / name for name in (*names, "image0.png")]
+        run_main(*images, "--model_path", identity_file, "--output", tmp_path)
+    printed = capsys.readouterr()
+    assert "1 enlarged x3, 4 failed" in printed.out
+    assert "zero.png: an empty file; copy" in printed.err
+
+
+def test_a_folder_without_permission_is_one_failure(tmp_path, monkeypatch):
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", denied)
+    finder = Finder([str(tmp_path)], False, None, "_x3")
+    assert list(finder) == [] and len(finder.failures) == 1
+
+
 def test_long_names(identity_file, tmp_path, monkeypatch, capsys):
     """255 bytes are the limit of Linux, for temporary names as well."""
     monkeypatch.chdir(tmp_path)

@@ -9,8 +9,11 @@ import sys
 import pytest
 from launch import ROOT
 
+from checkpoints.loading import load_checkpoint
+from checkpoints.lookup import find_weights
 from system import files, locks
 from system.architecture import default_widths, network_name
+from system.settings import load
 
 
 def test_replace_file_leaves_all_or_nothing(tmp_path):
@@ -180,6 +183,18 @@ def test_csv_cells_are_no_formulas(tmp_path):
     files.write_csv([{"=A1_psnr": "\t=1", "b": 1}, {"＋c": "－d"}], tmp_path / "a.csv")
     text = (tmp_path / "a.csv").read_text(encoding="utf-8")
     assert text.splitlines() == ["'=A1_psnr,b,'＋c", "'\t=1,1,", ",,'－d"]
+
+
+def test_true_causes(tmp_path):
+    """Links in a circle, and a file in place of a folder."""
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert files.real_path(tmp_path / "loop") == tmp_path / "loop"
+    with pytest.raises(OSError, match="loop"):
+        source = find_weights(load("convert", ["--model_path", str(tmp_path / "loop")]))
+        load_checkpoint(source.path)
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="Not a directory: .*file'"):
+        files.write_file("", tmp_path / "file" / "x")
 
 
 def test_fitting_names(tmp_path):
