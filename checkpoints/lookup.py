@@ -38,7 +38,8 @@ def bundled_file(path):
     Example: "srcnn_9-5-5_x2_jpeg". An existing file or folder of that name comes first.
     """
     name = os.fspath(path)
-    if isinstance(name, str) and name in bundled_names() and not os.path.exists(name):
+    bare = isinstance(name, str) and not os.path.dirname(name)
+    if bare and name in bundled_names() and not os.path.exists(name):
         return WEIGHTS / f"{name}.pth"
     return path
 

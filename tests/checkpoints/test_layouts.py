@@ -331,13 +331,14 @@ def test_messages_name_the_true_cause(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="null"):
         load_checkpoint(f"{tmp_path}/a\0b")
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
     # A user without permission for the folder: "no such file" would be wrong
-    monkeypatch.setattr("os.stat", refuse)
-    with pytest.raises(PermissionError, match="file: Permission denied"):
+    with monkeypatch.context() as patch, pytest.raises(PermissionError) as raised:
+        patch.setattr("os.stat", refuse)
         load_checkpoint(path)
+    assert "file: Permission denied" in str(raised.value)
 
 
 def test_a_missing_file_gets_similar_names(tmp_path):
