@@ -44,7 +44,7 @@ valid_frequency: int = 1000  # train: steps between validations; each also saves
 seed: int = 0  # train: decides the initial weights and the batches
 # The machine
 device: str = "auto"  # "auto" (first found of cuda, xpu, mps, cpu), "cpu", "cuda:1", ...
-precision: str = "auto"  # train: "fp32", "bf16" or "auto" (fast recipe: bf16 where it is fast)
+precision: str = "auto"  # "fp32", "bf16" or "auto" (fp32; fast recipe: bf16 where it is fast)
 compile: bool = False  # train: torch.compile the network
 max_device_gb: float = None  # train: stream larger sets from disk; None: 40 % of the free memory
 num_workers: int = 2  # train: processes to load batches of a streamed set

@@ -42,7 +42,8 @@ class SRCNN(nn.Module):
     Attributes: ``channels`` is the number of channels, ``colours`` is "y", "ycbcr" or "rgb".
     ``upscale_factor`` (0: unknown) and ``interpolation`` ("matlab" or "torch") describe the input
     of the weights. ``metadata`` describes their training. ``ignored`` lists unused names in their
-    file. `from_pretrained` sets all of them.
+    file. `from_pretrained` sets all of them. `predict` computes in ``inference_dtype``, float32;
+    set it to torch.bfloat16 for more speed.
     Raises ValueError for arguments that do not make a network.
     """
 
@@ -75,6 +76,7 @@ class SRCNN(nn.Module):
         # `from_checkpoint` sets these
         self.upscale_factor, self.interpolation, self.metadata = 0, "matlab", {}
         self.ignored = []
+        self.inference_dtype = torch.float32
 
         # A layer's inputs, outputs and kernel size. None of them pads: `forward` does
         first, *middle, last = zip((channels, *widths), (*widths, channels), kernel_sizes)

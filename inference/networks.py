@@ -4,9 +4,12 @@ import itertools
 import math
 import threading
 
+import torch
+
 from checkpoints.layouts import ignored_note
 from checkpoints.lookup import find_weights
 from model import SRCNN
+from system.devices import quick_bf16
 from system.files import UserError
 
 SCALES = (2, 3, 4)  # bundled networks
@@ -87,7 +90,12 @@ def networks_for(settings, device, report) -> Networks:
         network = load_network(source.path, scale, settings.interpolation, settings.padding_mode)
         if network.ignored:
             report(f"note: {ignored_note(network.ignored)}")
+        if settings.precision == "bf16":
+            network.inference_dtype = torch.bfloat16
         return network.to(device)
+
+    if settings.precision == "bf16" and not quick_bf16(device):
+        report("note: bf16 is slow on this device, fp32 is faster: give precision=fp32")
 
     if not (settings.outscale or settings.outsize):
         networks = Networks([settings.upscale_factor], load)

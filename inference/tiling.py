@@ -14,6 +14,7 @@ from system.convolutions import keep_memory
 from system.devices import exact_float32
 from system.files import UserError
 from system.memory import free_memory
+from system.rounding import round_weights
 from system.threads import in_threads
 from system.torch_errors import lacks_memory
 
@@ -26,16 +27,17 @@ PIXELS_ON_GPU = 2**18  # of a tile at least, however little memory seems to be f
 
 
 def predict(
-    network: SRCNN, lr: Tensor, dtype: torch.dtype = torch.float32, self_ensemble: bool = False
+    network: SRCNN, lr: Tensor, dtype: torch.dtype | None = None, self_ensemble: bool = False
 ) -> Tensor:
     """Return ``network(lr)``, computed by tiles: faster on a CPU, and in bounded memory.
 
     Args:
         network: on the device to compute on. It is only read.
         lr: N×C×H×W in [0, 1], already enlarged by bicubic; C is network.channels, N, H, W are any.
-        dtype: to compute in. float32 is as near to the network in float64 as ``network(lr)`` is (a
-            GPU uses TF32 only after ``torch.set_float32_matmul_precision("high")``). bfloat16 is
-            faster where the processor has it, and costs less than 0.01 dB.
+        dtype: to compute in; None: network.inference_dtype, float32 unless it was set. float32 is
+            as near to the network in float64 as ``network(lr)`` is (a GPU uses TF32 only after
+            ``torch.set_float32_matmul_precision("high")``). bfloat16 is faster where the processor
+            has it, and costs less than 0.01 dB (the bundled networks, on a CPU).
         self_ensemble: return the mean over the eight flips and rotations of lr, each result turned
             back (EDSR, Lim et al. 2017, section 3.4): 0.1 to 0.2 dB more for eight times the work.
     Returns:
@@ -50,6 +52,7 @@ def predict(
             f"lr of shape {tuple(lr.shape)}: give N×{network.channels}×H×W "
             f"of at least {1 + lost}×{1 + lost} pixels"
         )
+    dtype = dtype or network.inference_dtype
     if self_ensemble:
         return _mean_of_eight(lambda turned: predict(network, turned, dtype), lr)
     keep_memory()
@@ -68,7 +71,7 @@ def predict(
     if device.type == "cpu":
         # Each thread takes whole tiles and computes alone: no waiting between the layers
         threads = torch.get_num_threads()
-        pixels = TILE_BYTES // (max(network.widths) * exact.itemsize)
+        pixels = TILE_BYTES // (max(network.widths) * dtype.itemsize)
         tiles = _tiles(sr.shape, pixels, threads)
         in_threads(threads, [functools.partial(fill, tile) for tile in tiles])
     else:
@@ -122,15 +125,28 @@ class _Tile(NamedTuple):
 def _in_type(network: SRCNN, dtype: torch.dtype) -> SRCNN:
     """Return the network, or a copy of it, with weights of this type."""
     exact = torch.promote_types(dtype, torch.float32)
-    # Layer 1 takes differences of pixels: rounding these to bfloat16 costs up to 0.02 dB, and saves
-    # little time with one input channel. The last bias is a part of every pixel
+    # Layer 1 takes differences of pixels: rounding its weights to bfloat16 costs up to 0.8 dB. The
+    # last layer's sums and bias are a part of every pixel
     types = {name: dtype for name, _ in network.named_parameters()}
-    types |= dict.fromkeys(["features.0.weight", "features.0.bias", "reconstruction.bias"], exact)
+    kept = ["features.0.weight", "reconstruction.bias"]
+    if network.reconstruction.weight.device.type == "cpu":
+        # `narrow` has its summands in the weight's type. On a GPU float32 takes too long
+        kept.append("reconstruction.weight")
+    types |= dict.fromkeys(kept, exact)
     if all(value.dtype == types[name] for name, value in network.named_parameters()):
         return network
     network = copy.deepcopy(network)
-    for name, value in network.named_parameters():
-        value.data = value.data.to(types[name])
+    parameters = dict(network.named_parameters())
+    values = {name: value.data for name, value in parameters.items()}
+    if dtype == torch.bfloat16:
+        weights = [name for name in parameters if name.endswith(".weight")]
+        biases = [name for name in parameters if name.endswith(".bias")]
+        rounded = round_weights(
+            [values[name] for name in weights], [values[name] for name in biases]
+        )
+        values |= {n: r for n, r in zip(weights, rounded) if types[n] == dtype}
+    for name, parameter in parameters.items():
+        parameter.data = values[name].to(types[name])
     return network
 
 

@@ -52,14 +52,19 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return the unpadded convolution of x by the fastest kernel, with gradients if needed.
 
     Args:
-        x: N×C×H×W or C×H×W. If the weight's type has fewer bits, x is rounded to it.
+        x: N×C×H×W or C×H×W. Converted to the weight's type.
         weight: O×C×k×k. Up to three outputs, as in a last layer, are summed in float32 at least.
+        bias: O. Without gradients the result has its type, even if the weight has another.
     Returns N×O×(H-k+1)×(W-k+1) or O×(H-k+1)×(W-k+1).
     """
     if x.ndim == 3:
         return convolve(x[None], weight, bias)[0]
-    if weight.itemsize < x.itemsize:
+    fewer, more = weight.itemsize < x.itemsize, weight.itemsize > x.itemsize
+    # autocast rounds x, and not the weight, before this
+    if fewer or (more and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")):
         x = x.to(weight.dtype)
+    if weight.itemsize > bias.itemsize:
+        return _rounded_at_the_end(x, weight, bias)
     if is_traced():
         return _by_library(x, weight, bias)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias)):
@@ -68,7 +73,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return narrow(x, weight).add_(bias.view(-1, 1, 1)).to(bias.dtype)
     if nnpack_wins(x, weight):
         return _by_nnpack(x, weight, bias)
-    if weight.shape[-1] == 1:
+    if weight.shape[-1] == 1 and weight.dtype != torch.bfloat16:
         return _by_matrix(x, weight, bias)
     # `.to` sets the strides in any case. `.contiguous` would not: with C = 1 both layouts are the
     # same memory, and the output would have the slower layout
@@ -91,6 +96,36 @@ def _by_library(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.conv2d(x, weight, bias)
 
 
+def _rounded_at_the_end(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolve in the type of the weight, float32, and round the result to the bias's type.
+
+    AMX multiplies bfloat16 alone. There x and the weight are sums of two bfloat16 numbers each,
+    with 16 bits together. The smallest of the four products is left out. The others are one
+    convolution of three times the channels, summed in float32: 0.7 of the time for 9×9.
+    """
+    if x.device.type == "cpu" and bias.dtype == torch.bfloat16 and has_amx() and not is_traced():
+        (x, x_rest), (weight, weight_rest) = _halves(x), _halves(weight)
+        x = torch.cat([x, x_rest, x], 1)
+        weight = torch.cat([weight, weight, weight_rest], 1)
+        return F.conv2d(x.to(memory_format=torch.channels_last), weight, bias)
+    x = x.to(memory_format=torch.channels_last)
+    return F.conv2d(x, weight, bias.to(weight.dtype)).to(bias.dtype)
+
+
+def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two bfloat16 tensors. Their sum is the float32 tensor x, to 2^-17 of each value."""
+    high = x.bfloat16()
+    return high, (x - high).bfloat16()
+
+
+@functools.cache
+def has_amx() -> bool:
+    """Return True if the processor has AMX, for products of bfloat16 matrices."""
+    # torch 2.4 does not have the question
+    known = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return torch.backends.mkldnn.is_available() and known()
+
+
 def is_traced() -> bool:
     """Return True while torch.compile, an exporter or torch.jit.trace records operations.
 
@@ -101,7 +136,10 @@ def is_traced() -> bool:
 
 # ------------------------------------------------------------------------- layers of 1×1 kernels
 def _by_matrix(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Mix the channels of each pixel (1×1) by a matrix product. The result has x's layout."""
+    """Mix the channels of each pixel (1×1) by a matrix product. The result has x's layout.
+
+    In bfloat16 the library's convolution is faster, with its bias.
+    """
     (n, _, h, w), weight = x.shape, weight.flatten(1)
     if _in_planes(x):
         y = torch.baddbmm(bias[:, None], weight.expand(n, -1, -1), x.flatten(2))
@@ -139,13 +177,18 @@ def narrow(x: Tensor, weight: Tensor) -> Tensor:
     height, width = h - k + 1, w - k + 1
     exact = torch.promote_types(x.dtype, torch.float32)
     # First along the rows, then along the columns: 2·k sums over the image instead of k·k
-    across = x.new_zeros((k, n, o, h, width), dtype=exact)
-    for j in range(k):
-        across += parts[:, j, ..., j : j + width]
-    y = x.new_zeros((n, o, height, width), dtype=exact)
-    for i in range(k):
-        y += across[i, :, :, i : i + height]
-    return y
+    across = _sum([parts[:, j, ..., j : j + width] for j in range(k)], exact)
+    return _sum([across[i, :, :, i : i + height] for i in range(k)], exact)
+
+
+def _sum(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """Return the sum of tensors, in this type and in this order."""
+    total = parts[0].to(dtype)
+    if len(parts) > 1:
+        total = total + parts[1]  # new memory: parts[0] may be a view
+    for part in parts[2:]:
+        total += part
+    return total
 
 
 def _taps(weight: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ SCRIPTS = {
         "the enlarged images to results_dir/upscaled, or where --output says",
         "upscale_factor kernel_sizes widths channels model_path output ext suffix outscale outsize "
         "recursive overwrite compare self_ensemble interpolation padding_mode results_dir exp_name "
-        "device part crf",
+        "device precision part crf",
         files="inputs",
     ),
     "prepare_dataset": Script(

@@ -15,6 +15,7 @@ from launch import Run, ranks
 import upscale
 from images import finding, reading, writing
 from images.finding import Finder
+from images.named_sets import sample_images
 from inference import collection, enlarge
 from inference.outputs import Outputs
 from system import devices, files, shares
@@ -452,3 +453,19 @@ def test_memory_is_bounded(identity_file, tmp_path, monkeypatch):
     monkeypatch.setattr(collection.reading, "read_photo", counted)
     run_main(tmp_path / "in", "--model_path", identity_file, "--output", tmp_path / "out")
     assert max(most) == 1 and len(decoded) == 6
+
+
+def test_precision_bf16_changes_a_few_pixels_by_a_level(tmp_path, monkeypatch, capsys):
+    """The default is float32; bf16 is used on request alone, with a note where it is slow."""
+    monkeypatch.chdir(tmp_path)
+    picture = reading.read_image(sample_images("test")[0])[:60, :60]
+    writing.write_image("in.png", picture)
+    results = {}
+    for precision in ("auto", "fp32", "bf16"):
+        run_main("in.png", "--output", f"{precision}.png", "--precision", precision)
+        results[precision] = reading.read_image(f"{precision}.png").astype(int)
+        quick = devices.quick_bf16(devices.pick_device("auto"))
+        assert ("bf16 is slow" in capsys.readouterr().out) == (precision == "bf16" and not quick)
+    assert (results["auto"] == results["fp32"]).all()
+    changes = abs(results["bf16"] - results["fp32"])
+    assert 0 < (changes > 0).mean() < 0.3 and changes.max() <= 3

@@ -153,22 +153,44 @@ def test_an_empty_batch_and_wrong_shapes():
         predict(random_network(padding_mode="valid"), torch.rand(1, 1, 12, 40))
 
 
-def test_bfloat16_costs_less_than_a_hundredth_of_a_decibel(shared):
-    network = SRCNN.from_pretrained(3)
+def test_a_networks_own_type_is_the_default():
+    network, x = random_network(), torch.rand(1, 1, 30, 40)
+    exact, fast = predict(network, x), predict(network, x, torch.bfloat16)
+    network.inference_dtype = torch.bfloat16
+    assert torch.equal(predict(network, x), fast) and not torch.equal(fast, exact)
+    assert torch.equal(predict(network, x, torch.float32), exact)
+    with torch.no_grad():
+        network.layers[1].weight.mul_(2)
+    assert not torch.equal(predict(network, x), fast), "the rounded weights are the present ones"
+
+
+@pytest.mark.parametrize(
+    "scale, kernel_sizes, sets",
+    [
+        (3, (9, 1, 5), ("Set5", "Set14")),
+        # Rounded to the nearest, their weights would lose 0.015 and 0.013
+        (2, (9, 1, 5), ("Set5",)),
+        (3, (9, 5, 5), ("Set5",)),
+    ],
+)
+def test_bfloat16_costs_less_than_a_hundredth_of_a_decibel(shared, scale, kernel_sizes, sets):
+    network = SRCNN.from_pretrained(scale, kernel_sizes)
     # Where bfloat16 is emulated, ten times as slow, of each image a corner; in smaller ones Set14
     # loses 0.011
     side = None if quick_bf16(torch.device("cpu")) else 256
-    for name in ("Set5", "Set14"):
-        scores = []
+    for name in sets:
+        scores, inner = [], slice(scale, -scale)
         for path in sorted((shared / "data" / name).iterdir()):
             image = read_image(path)[:side, :side]
             y = torch.from_numpy(image if image.ndim == 2 else rgb2y(image[..., :3]))[None]
-            lr, hr = make_pair(y, 3)
+            lr, hr = make_pair(y, scale)
             eight_bits = [
                 (predict(network, lr, dtype)[0, 0] * 255).round().clamp(0, 255).byte().numpy()
                 for dtype in (torch.float32, torch.bfloat16)
             ]
-            scores.append([psnr(sr[3:-3, 3:-3], hr[0, 3:-3, 3:-3].numpy()) for sr in eight_bits])
+            scores.append(
+                [psnr(sr[inner, inner], hr[0, inner, inner].numpy()) for sr in eight_bits]
+            )
         exact, fast = torch.tensor(scores).mean(0)
         assert abs(exact - fast) < 0.01, (name, exact, fast)
 

@@ -54,6 +54,19 @@ def test_convolve(with_nnpack, threads, layer, layout):
         torch.testing.assert_close(y.double(), expected, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("layer", [(1, 64, 9), (3, 64, 9), (64, 32, 5)])
+@pytest.mark.parametrize("amx", [True, False])
+def test_only_the_result_is_rounded_if_the_bias_has_fewer_bits(monkeypatch, layer, amx):
+    monkeypatch.setattr(convolutions, "has_amx", lambda: amx)
+    x, weight, _ = case(*layer, 20, 30)
+    bias = torch.randn(layer[1]).bfloat16()
+    expected = F.conv2d(x.double(), weight.double(), bias.double())
+    y = convolutions.convolve(x, weight, bias)
+    assert y.dtype == torch.bfloat16
+    # Half a unit of bfloat16's 8 bits, and a little for the sums
+    torch.testing.assert_close(y.double(), expected, rtol=2**-8, atol=1e-4)
+
+
 @pytest.mark.parametrize("layer", [(32, 1, 5), (32, 3, 5), (32, 1, 1), (1, 1, 3)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_narrow(layer, layout):
