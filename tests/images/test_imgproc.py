@@ -1,8 +1,6 @@
 """imgproc.py against MATLAB's rules, written out here a second time, and against the paper's figures."""
 
 import struct
-import subprocess
-import sys
 import zlib
 
 import cv2
@@ -469,7 +467,7 @@ def test_missing_files_and_odd_kinds(tmp_path):
         named_sets.list_images(ROOT / "tests")
 
 
-def test_opencv_adds_no_lines_of_its_own(tmp_path):
+def test_opencv_adds_no_lines_of_its_own(run_script, tmp_path):
     (tmp_path / "cut.png").write_bytes(png(50, 50, bytes(50 * 151))[:80])
     (tmp_path / "cut.tif").write_bytes(
         b"II*\0\x08\0\0\0\x02\0"
@@ -481,13 +479,8 @@ def test_opencv_adds_no_lines_of_its_own(tmp_path):
         "from images import reading\nfor name in ('cut.png', 'cut.tif'):\n    try: reading.read_image(name)\n"
         "    except ValueError as error: print(error)"
     )
-    process = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": str(ROOT), "PATH": ""},
-    )
+    (tmp_path / "code.py").write_text(code)
+    process = run_script(tmp_path / "code.py")
     assert process.stderr == "" and process.stdout.count("\n") == 2, process.stderr
 
 

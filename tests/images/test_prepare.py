@@ -107,13 +107,8 @@ def test_the_real_sets(shared, tmp_path, run_script):
         "names, images = found.names, found.images\n"
         "print(len(names), images[0].dtype, images[0].shape[0], sum(i.numel() for i in images))"
     )
-    process = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    (tmp_path / "code.py").write_text(code)
+    process = run_script(tmp_path / "code.py")
     assert process.stdout.split() == ["91", "torch.uint8", "1", "5355633"], process.stderr
 
 
