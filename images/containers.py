@@ -32,6 +32,12 @@ SHORTEST = {
     (0xEE, b"Adobe"): 12,
 }
 MOST_EXIF = 100  # EXIF segments of a JPEG file; Pillow needs minutes for more than a thousand
+# TIFF: bytes of each type of value; tags of the places of further groups of tags
+TIFF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+TIFF_BYTES |= {16: 8, 17: 8, 18: 8}
+GROUPS = (34665, 34853, 40965)
+MOST_GROUPS = 20
+SLACK = 2**16  # bytes that tags may share
 # Of AVIF and HEIC files; films begin in the same way
 BRANDS = b"avif avis heic heix heim heis hevc hevx hevm hevs mif1 msf1".split()
 MOST_META = 2**23  # bytes of a box with metadata
@@ -64,10 +70,13 @@ def inspect(file) -> Inspected:
         _inspect_png(file, found)
     elif name == "JPEG":
         _check_jpeg(file)
-        _drop_short_segments(file, found)
+        _drop_damaged_segments(file, found)
     elif name == "WebP":
         if _webp_is_lossless(file):
             found.metadata["lossless"] = True
+    elif name == "TIFF":
+        if tags_overlap(file):
+            raise UserError("damaged (its tags are larger than the file); replace or remove it")
     elif name == "AVIF or HEIC":
         _inspect_boxes(file, found)
     elif name == "BMP":
@@ -84,6 +93,8 @@ def named_format(head: bytes) -> str:
         return "JPEG"
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
         return "WebP"
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "TIFF"
     if head[4:8] == b"ftyp" and head[8:12] in BRANDS:
         return "AVIF or HEIC"
     return "BMP" if head.startswith(b"BM") else ""
@@ -98,7 +109,7 @@ def _inspect_png(file, found: Inspected):
     """
     file.seek(len(PNG))
     dropped, animation, tags, header = [], [], {}, bytes(13)
-    text_left, pixels_began, name = MOST_TEXT, False, ""
+    text_left, pixels_began, profile_seen, name = MOST_TEXT, False, False, ""
     while name != "IEND":
         start = file.tell()
         name, body, valid = _next_chunk(file)
@@ -120,7 +131,9 @@ def _inspect_png(file, found: Inspected):
             keep = False
             _add(found.notes, "ignored its transparency: the length of tRNS is wrong")
         elif name == "iCCP":
-            keep = _read_profile(body, found)
+            # A second one is an error; unpacking thousands takes minutes
+            keep = not profile_seen and _read_profile(body, found)
+            profile_seen = True
         elif name in TEXTS:
             # Text is not kept, but Pillow looks for EXIF in it
             text_left -= _text_length(name, body, text_left) if text_left else 0
@@ -252,10 +265,27 @@ def _check_jpeg(file):
         tail = piece[1 - len(EXIF) :]
 
 
-def _drop_short_segments(file, found: Inspected):
-    """Leave segments out of a copy in memory if Pillow would refuse the file because of them."""
+def fills_memory(file) -> bool:
+    """Return True for a TIFF or JPEG file with tags to fill the memory; see `tags_overlap`."""
+    file.seek(0)
+    name = named_format(file.read(32))
+    return name == "TIFF" and tags_overlap(file) or name == "JPEG" and bool(_segments(file)[1])
+
+
+def _drop_damaged_segments(file, found: Inspected):
+    """Leave segments out of a copy in memory if Pillow would refuse the file because of them, or
+    fill the memory."""
+    short, overlapping = _segments(file)
+    if overlapping:
+        found.metadata_notes.append("ignored its EXIF data: they are damaged")
+    if short or overlapping:
+        found.file = _without(file, short + overlapping)
+
+
+def _segments(file) -> tuple[list, list]:
+    """Return the places of too short segments, and of EXIF segments if their tags overlap."""
     file.seek(2)
-    dropped = []
+    short, exif, places = [], [], []
     while (head := file.read(4))[:1] == b"\xff" and len(head) == 4:
         marker, length = head[1], int.from_bytes(head[2:], "big")
         # Segments with a length; the pixels begin after SOS
@@ -264,9 +294,52 @@ def _drop_short_segments(file, found: Inspected):
         start, content = file.tell() - 4, file.read(length - 2)
         for (number, begin), shortest in SHORTEST.items():
             if marker == number and content.startswith(begin) and len(content) < shortest:
-                dropped.append((start, file.tell()))
-    if dropped:
-        found.file = _without(file, dropped)
+                short.append((start, file.tell()))
+        if marker == 0xE1 and content.startswith(EXIF):
+            # Pillow joins them
+            exif.append(content.removeprefix(EXIF))
+            places.append((start, file.tell()))
+    return short, places if tags_overlap(io.BytesIO(b"".join(exif))) else []
+
+
+def tags_overlap(file) -> bool:
+    """Return True if the tags of a TIFF structure (also EXIF data) are larger than the file.
+
+    They name the same bytes again and again. Pillow before version 13 copies them each time, so a
+    file of some megabytes would fill the memory.
+    """
+    length = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    head = file.read(16).ljust(16, b"\0")
+    order = {b"II": "<", b"MM": ">"}.get(head[:2])
+    if order is None:
+        return False
+    big = 43 in head[2:4]  # BigTIFF
+    number, entry, field = ("Q", "HHQ8s", 8) if big else ("H", "HHI4s", 4)
+    place = "Q" if big else "I"
+    places, seen = [*struct.unpack_from(order + place, head, field)], set()
+    while places and len(seen) < MOST_GROUPS:
+        at = places.pop()
+        if at in seen or not 0 < at < length:
+            continue
+        seen.add(at)
+        file.seek(at)
+        count = file.read(struct.calcsize(number))
+        if len(count) < struct.calcsize(number):
+            continue
+        size, total = struct.calcsize(order + entry), 0
+        count = min(struct.unpack(order + number, count)[0], length // size)
+        entries = file.read(count * size)
+        for tag, kind, values, value in struct.iter_unpack(
+            order + entry, entries[: len(entries) // size * size]
+        ):
+            taken = TIFF_BYTES.get(kind, 0) * values
+            total += taken if taken > field else 0
+            if tag in GROUPS:
+                places += struct.unpack(order + place, value)
+        if total > length + SLACK:
+            return True
+    return False
 
 
 def _webp_is_lossless(file) -> bool:

@@ -9,12 +9,13 @@ A dict holds them. Absent entries of a file have no key:
     "notes": lines about ignored or changed parts.
 """
 
+import io
 import math
 import warnings
 
 import numpy as np
 
-from images.containers import COLOUR_TAGS
+from images.containers import COLOUR_TAGS, tags_overlap
 from images.formats import load_pillow
 from system.files import Note
 
@@ -47,6 +48,8 @@ def read_metadata(picture) -> tuple[int, dict]:
     tiff = picture.format == "TIFF"
     # Pillow's reader of EXIF raises errors of many kinds. They are no reason to refuse a picture
     try:
+        if _exif_overlaps(picture):
+            raise ValueError
         exif = picture.getexif()
         if not exif and len(picture.info.get("exif", b"")) > 20:
             raise ValueError
@@ -64,6 +67,17 @@ def read_metadata(picture) -> tuple[int, dict]:
         notes.append("ignored its TIFF colour tags: colours may look different")
     metadata["notes"] = notes
     return turn, metadata
+
+
+def _exif_overlaps(picture) -> bool:
+    """Return True for EXIF data that would fill the memory, see `tags_overlap`."""
+    if picture.format == "PNG" and "exif" not in picture.info:
+        picture.load()  # they may come after the pixels
+    exif, hexadecimal = picture.info.get("exif"), picture.info.get("Raw profile type exif")
+    if not exif and isinstance(hexadecimal, str):
+        # Old PNG files have them as text, after three lines
+        exif = bytes.fromhex("".join(hexadecimal.split("\n")[3:]))
+    return isinstance(exif, bytes) and tags_overlap(io.BytesIO(exif.removeprefix(b"Exif\0\0")))
 
 
 def current_exif(exif, only_describing: bool):

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from images import formats
-from images.containers import Inspected, inspect, named_format
+from images.containers import Inspected, fills_memory, inspect, named_format
 from images.formats import BLOCK, FORMATS, load_opencv, load_pillow, readable_suffixes
 from images.metadata import (
     BITS_PER_SAMPLE,
@@ -56,6 +56,9 @@ def declared_size(path) -> tuple[int, int]:
     Image = load_pillow()
     with _pillow_set_up(Image), _open_file(path) as file:
         try:
+            if fills_memory(file):
+                return 0, 0
+            file.seek(0)
             Image.init()
             known = [name for name in FORMATS if name in Image.OPEN]
             return Image.open(file, formats=known).size[::-1]
@@ -135,7 +138,8 @@ def _drop_damaged_groups(picture) -> list[str]:
     notes = []
     for tag in (EXIF_PART, GPS_PART, INTEROPERABILITY):
         try:
-            picture.getexif().get_ifd(tag)
+            if tag in picture.getexif():
+                picture.getexif().get_ifd(tag)
         except MemoryError:
             raise
         except Exception:  # Pillow's reader of EXIF raises errors of many kinds

@@ -17,7 +17,7 @@ from profiles import ADOBE_RGB, icc_profile
 from test_colour import chunk, with_chunks
 from tqdm import tqdm
 
-from images import formats, reading, writing
+from images import formats, pillow, reading, writing
 from images.metadata import ImageWarning
 from inference import enlarge
 from system import startup
@@ -405,6 +405,48 @@ def test_a_flood_of_exif_is_refused(tmp_path):
         reading.read_image(tmp_path / "a.jpg")
     (tmp_path / "a.jpg").write_bytes(data[:2] + segment * 2 + data[2:])
     assert reading.read_image(tmp_path / "a.jpg").shape == (9, 8, 3)
+
+
+def test_tags_that_name_the_same_bytes_are_refused(tmp_path):
+    """A file of some megabytes would take gigabytes: 300 tags of the same megabyte."""
+    size, count = 1_000_000, 300
+    entries = [
+        struct.pack("<HHII", 1000 + i, 2, size, 8 + 2 + 12 * count + 4) for i in range(count)
+    ]
+    exif = b"II*\0\x08\0\0\0" + struct.pack("<H", count) + b"".join(entries) + bytes(4 + size)
+    (tmp_path / "a.tif").write_bytes(exif)
+    with pytest.raises(ValueError, match=r"a\.tif: damaged \(its tags are larger than the file"):
+        reading.image_size(tmp_path / "a.tif")
+    parts = (b"Exif\0\0" + exif[i : i + 60_000] for i in range(0, len(exif), 60_000))
+    segments = b"".join(struct.pack(">BBH", 0xFF, 0xE1, len(p) + 2) + p for p in parts)
+    writing.write_image(tmp_path / "b.jpg", SMALL)
+    data = (tmp_path / "b.jpg").read_bytes()
+    (tmp_path / "b.jpg").write_bytes(data[:2] + segments + data[2:])
+    with_chunks(tmp_path / "b.png", SMALL, chunk(b"eXIf", exif))
+    short = struct.pack("<H", 9) + b"".join(
+        struct.pack("<HHII", 1000 + i, 2, 60_000, 200) for i in range(9)
+    )
+    text = (b"II*\0\x08\0\0\0" + short + bytes(60_200)).hex().encode()
+    text = b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n60000\n" + text)
+    with_chunks(tmp_path / "text.png", SMALL, chunk(b"zTXt", text))
+    Image.fromarray(SMALL).save(tmp_path / "b.webp", exif=exif, lossless=True)
+    assert [reading.declared_size(tmp_path / name) for name in ("a.tif", "b.jpg")] == [(0, 0)] * 2
+    for name in ("b.jpg", "b.png", "text.png", "b.webp"):
+        path = tmp_path / name
+        assert notes_of(path) == ["ignored its EXIF data: they are damaged"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as picture:
+                assert "exif" not in pillow.from_pillow(picture)[1]
+
+
+def test_of_many_profiles_the_first_is_read(tmp_path, monkeypatch):
+    profiles = [
+        chunk(b"iCCP", b"x\0\0" + zlib.compress(profile)) for profile in (ADOBE_RGB, bytes(9))
+    ]
+    with_chunks(tmp_path / "a.png", SMALL, profiles[0], profiles[1] * 1000)
+    result, metadata = reading.read_photo(tmp_path / "a.png")
+    assert (result == SMALL).all() and metadata == {"icc_profile": ADOBE_RGB}
 
 
 def test_rgb_is_not_copied(tmp_path, monkeypatch):
