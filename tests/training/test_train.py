@@ -1130,13 +1130,16 @@ def test_test_sets_names(data, tmp_path):
     """A test set cannot be taken for the held-out images, and any other name can be resumed."""
     with pytest.raises(UserError, match="holdout is also the name of the held-out images"):
         dataset.validation_sets(settings("--data_dir", data, "--test_sets", "x/holdout"), [])
-    name = "wide\u3000space"
-    write_images(tmp_path / name, 2, 40, 40)
-    prepare(tmp_path, "--train_set", tmp_path / name, "--test_sets", tmp_path / name)
-    options = settings("--data_dir", tmp_path, "--test_sets", str(tmp_path / name))
-    sets = dataset.validation_sets(options, [])
-    assert list(sets) == ["wide\\u3000space"]
-    assert state.unpack_history(state.pack_history([{"step": 1, **dict.fromkeys(sets, 30.0)}]))
+    for name, shown in (
+        ("wide\u3000space", "wide\u3000space"),
+        ("zero\u200bwidth", "zero\\u200bwidth"),
+    ):
+        write_images(tmp_path / name, 2, 40, 40)
+        prepare(tmp_path, "--train_set", tmp_path / name, "--test_sets", tmp_path / name)
+        options = settings("--data_dir", tmp_path, "--test_sets", str(tmp_path / name))
+        sets = dataset.validation_sets(options, [])
+        assert list(sets) == [shown]
+        assert state.unpack_history(state.pack_history([{"step": 1, **dict.fromkeys(sets, 30.0)}]))
 
 
 def test_images_of_one_name_both_count(tmp_path):
