@@ -99,11 +99,13 @@ def networks_for(settings, device, report) -> Networks:
 
     if not (settings.outscale or settings.outsize):
         networks = Networks([settings.upscale_factor], load)
-    elif settings.model_path in ("", "shipped"):
+    elif settings.model_path == "shipped" or not (
+        settings.model_path or "exp_name" in settings.user_set
+    ):
         scales = [scale for scale in SCALES if _exists(_for_scale(settings, scale))]
         networks = Networks(scales or [settings.upscale_factor], load)
     else:
-        # 0: the scale of the file, if it states one
+        # One file, or the run of a name. 0: the scale of the file, if it states one
         network = load(0)
         networks = Networks([network.upscale_factor or settings.upscale_factor], lambda _: network)
     if not settings.outsize:

@@ -1,6 +1,7 @@
 import csv
 import io
 import os
+import shutil
 import signal
 import time
 
@@ -15,6 +16,7 @@ import imgproc
 import upscale
 from images import png, reading, writing
 from inference import collection, enlarge
+from inference.networks import networks_for
 from model import SRCNN
 from system.files import UserError
 from system.settings import load
@@ -671,3 +673,15 @@ def test_torch_tensors_and_ragged_lists():
 def test_a_result_larger_than_the_memory_is_refused_at_once():
     with pytest.raises(UserError, match="GiB of memory"):
         enlarge.upscale(np.zeros((9, 9), np.uint8), 1e9)
+
+
+def test_a_run_of_one_scale_makes_any_size(identity_file, tmp_path, monkeypatch):
+    """A run with a name of its own is for one scale: other scales must not ask it for x2."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results" / "mine").mkdir(parents=True)
+    shutil.copy(identity_file, "results/mine/best.pth")  # x3
+    words = ["a.png", "--exp_name", "mine", "--upscale_factor", "2"]
+    for more in (["--outscale", "2"], ["--outsize", "300x200"]):
+        settings = load("upscale", words + more)
+        networks = networks_for(settings, torch.device("cpu"), lambda line: None)
+        assert networks.scales == (3,) and networks.steps(2) == [3]
