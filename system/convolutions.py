@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from system.fourier import FourierConv2d
 from system.threads import in_threads, over_batch
 
 # Outputs of a last layer at most: the channels of an image
@@ -81,6 +82,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _with_gradients(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if fourier_wins(x, weight):
+        return FourierConv2d.apply(x, weight, bias)
     if nnpack_wins(x, weight, training=True):
         return NnpackConv2d.apply(x, weight, bias)
     if weight.shape[0] <= FEW and x.device.type == "cpu":
@@ -225,6 +228,28 @@ class NarrowConv2d(torch.autograd.Function):
             grad_x = (columns.t() @ taps).view(n, h, w, c).permute(0, 3, 1, 2)
             grad_taps = columns @ _rows(x)
         return grad_x, grad_taps.view(k, k, o, c).permute(2, 3, 0, 1).to(weight)
+
+
+# ------------------------------------------------------------------------------ Fourier transforms
+def fourier_wins(x: Tensor, weight: Tensor) -> bool:
+    """Return True if `FourierConv2d` takes less time for a step than the other ways.
+
+    With the paper's crops of 33×33, 5×5 of 64 to 32 channels takes 0.6 of the library's time on
+    AVX-512. In larger images the transforms take longer. They share the spectra of the weights, so
+    there have to be enough images.
+    """
+    outputs, inputs, *kernel = weight.shape
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and len(x) >= 64
+        and inputs >= 16
+        and outputs >= 16
+        and 5 <= min(kernel) <= max(kernel) <= min(x.shape[2:])
+        and max(x.shape[2:]) < 32
+    )
 
 
 # ---------------------------------------------------------------------------------------- NNPACK

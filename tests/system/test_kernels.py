@@ -110,6 +110,59 @@ def test_nnpack_has_gradients(threads, layer, size):
         assert a.grad.shape == a.shape and a.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("size", [(25, 25), (12, 17)])
+@pytest.mark.parametrize("count", [1, 70])  # one chunk, and two
+def test_fourier_has_gradients(threads, layer, size, count):
+    tensors, results = case(*layer, *size, count), []
+    exact = [t.double().requires_grad_() for t in tensors]
+    expected = F.conv2d(*exact)
+    upstream = torch.randn_like(expected)
+    expected.backward(upstream)
+    for _ in range(2):
+        ours = [t.clone().requires_grad_() for t in tensors]
+        y = convolutions.FourierConv2d.apply(*ours)
+        F.relu(y, inplace=True)  # as the layer's ReLU does
+        results.append([y.detach().clone()])
+        ours = [t.clone().requires_grad_() for t in tensors]
+        convolutions.FourierConv2d.apply(*ours).backward(upstream.float())
+        results[-1] += [t.grad for t in ours]
+    for name, a, again, b in zip(
+        ("output", "input", "weight", "bias"),
+        *results,
+        [expected.relu(), *(t.grad for t in exact)],
+    ):
+        assert (a - b).abs().max() / b.abs().max() < 2e-6, name
+        assert a.shape == b.shape and a.dtype == torch.float32
+        assert torch.equal(a, again), "a resumed run is the same to the bit"
+
+
+def test_fourier_without_the_gradient_to_its_input():
+    x, weight, bias = case(64, 32, 5, 12, 12, 64)
+    grads = []
+    for convolve in (convolutions.FourierConv2d.apply, F.conv2d):
+        tensors = [weight.clone().requires_grad_(), bias.clone().requires_grad_()]
+        (convolve(x, *tensors) ** 2).sum().backward()
+        grads.append([t.grad for t in tensors])
+    for ours, expected in zip(*grads):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4 * expected.abs().max())
+
+
+def test_fourier_where_it_wins_only(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    x, weight, _ = case(64, 32, 5, 25, 25, 64)
+    assert convolutions.fourier_wins(x, weight)
+    assert not convolutions.fourier_wins(x[:16], weight)
+    assert not convolutions.fourier_wins(x.double(), weight.double())
+    assert not convolutions.fourier_wins(x.to("meta"), weight)
+    for layer, side in [((64, 32, 5), 40), ((64, 32, 3), 25), ((1, 64, 9), 33), ((32, 1, 5), 21)]:
+        assert not convolutions.fourier_wins(*case(*layer, side, side, 64)[:2])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not convolutions.fourier_wins(x, weight)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert not convolutions.fourier_wins(x, weight)
+
+
 def test_nnpack_where_it_wins_only():
     x, weight, _ = case(64, 32, 5, 20, 20)
     assert convolutions.nnpack_wins(x, weight) == convolutions.has_nnpack()
