@@ -40,8 +40,9 @@ TINY = (
 ).split()
 _context = multiprocessing.get_context("forkserver")
 SCRIPTS = "convert", "prepare_dataset", "train", "upscale", "validate"
+# pytest: the modules of tests import it, and a Run's `before` is in one of them
 _context.set_forkserver_preload(
-    ["launch", *SCRIPTS, "torch._dynamo", "torch.utils.data", "torch.nn.parallel"]
+    ["launch", *SCRIPTS, "pytest", "torch._dynamo", "torch.utils.data", "torch.nn.parallel"]
 )
 
 
