@@ -70,7 +70,22 @@ def compressed_rows(rows: np.ndarray, top: int, bottom: int) -> tuple[np.ndarray
     lines[0, 1:] = block[0]
     np.subtract(block[1:], block[:-1], out=lines[len(lines) - len(block) + 1 :, 1:])
     # 16 bits are mostly noise: a search for long repetitions takes twice the time for nothing
-    strategy = zlib.Z_DEFAULT_STRATEGY if rows.itemsize == 1 else zlib.Z_RLE
+    return lines, _deflated(lines, _strategy(lines) if rows.itemsize == 1 else zlib.Z_RLE)
+
+
+def _strategy(lines: np.ndarray) -> int:
+    """Return zlib's strategy for 8 bits: search for repetitions, unless the search has no use.
+
+    For most photographs the search takes a third of the time, and saves at most 2 % of the bytes.
+    """
+    # Some pairs of rows from everywhere: a photograph may be part of a page
+    sample = lines[np.arange(len(lines)) % 64 < 2]
+    sizes = [len(_deflated(sample, s)) for s in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY)]
+    return zlib.Z_HUFFMAN_ONLY if sizes[1] < 1.02 * sizes[0] else zlib.Z_DEFAULT_STRATEGY
+
+
+def _deflated(lines: np.ndarray, strategy: int) -> bytes:
+    """Compress bytes as a piece of a zlib stream."""
     # "Full flush" ends a piece on a whole byte: pieces can follow one another
     piece = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
-    return lines, piece.compress(lines) + piece.flush(zlib.Z_FULL_FLUSH)
+    return piece.compress(lines) + piece.flush(zlib.Z_FULL_FLUSH)

@@ -38,10 +38,13 @@ def main():
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--frames", type=int, default=120)
     parser.add_argument("--size", type=int, nargs=2, default=(160, 120), help="width and height")
+    parser.add_argument("--only", choices=("folder", "film"))
     arguments = parser.parse_args()
     wrong = 0
     with tempfile.TemporaryDirectory() as folder:
         for kind, make in (("folder", make_folder), ("film", make_film)):
+            if arguments.only not in (None, kind):
+                continue
             place = Path(folder, kind)
             count = arguments.images if kind == "folder" else arguments.frames
             source = make(place, count, *arguments.size)
