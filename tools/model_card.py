@@ -33,7 +33,8 @@ metrics:
 
 Weights of SRCNN (Dong, Loy, He, Tang: Image Super-Resolution Using Deep Convolutional Networks,
 [arXiv 1501.00092](https://arxiv.org/abs/1501.00092)), trained on the 91 images of T91 with
-five images held out to select the checkpoint. The test sets chose nothing.
+five images held out to select the checkpoint; `_T291` on T91 and the 200 training images of
+BSDS500, with 15 held out. The test sets chose nothing.
 
 ## Use
 

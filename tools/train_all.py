@@ -96,6 +96,21 @@ RUNS = {
         "--kernel_sizes 9 5 5 --jpeg 40 95 --learning_rate 0.003 --steps 8000"
         " --valid_frequency 2000",
     ),
+    "srcnn_9-5-5_x2_T291": (
+        "srcnn_9-5-5_x2",
+        "--kernel_sizes 9 5 5 --upscale_factor 2 --train_set T291 --holdout 15"
+        " --learning_rate 0.003 --steps 8000 --valid_frequency 2000 --test_sets Set5",
+    ),
+    "srcnn_9-5-5_x3_T291": (
+        "srcnn_9-5-5_x3",
+        "--kernel_sizes 9 5 5 --train_set T291 --holdout 15"
+        " --learning_rate 0.003 --steps 12000 --valid_frequency 2000 --test_sets Set5",
+    ),
+    "srcnn_9-5-5_x4_T291": (
+        "srcnn_9-5-5_x4",
+        "--kernel_sizes 9 5 5 --upscale_factor 4 --train_set T291 --holdout 15"
+        " --learning_rate 0.003 --steps 8000 --valid_frequency 2000 --test_sets Set5",
+    ),
 }
 
 

@@ -108,11 +108,23 @@ def test_jpeg_weights_have_their_figures(shared, scale):
     assert gain[2] > gain[1] + 0.3 and gain[2] > gain[0] + 0.3
 
 
-@pytest.mark.parametrize("scale", [2, 3])
-def test_jpeg_weights_carry_what_made_them(scale):
-    path = ROOT / "assets" / "weights" / f"srcnn_9-5-5_x{scale}_jpeg.pth"
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_weights_from_291_images_have_their_figures(shared, scale):
+    name = f"srcnn_9-5-5_x{scale}_T291"
+    scores = evaluate(SRCNN.from_pretrained(name), images(shared / "data", "Set5", 1), scale)
+    expected = f"{scores['srcnn']['psnr']:.2f} / {scores['srcnn']['ssim']:.4f}"
+    assert f"| {name} | {expected} |" in WEIGHTS
+
+
+MORE = [("x2_jpeg", "T91", [40, 95]), ("x3_jpeg", "T91", [40, 95])]
+MORE += [(f"x{scale}_T291", "T291", []) for scale in (2, 3, 4)]
+
+
+@pytest.mark.parametrize("name, train_set, jpeg", MORE)
+def test_more_weights_carry_what_made_them(name, train_set, jpeg):
+    path = ROOT / "assets" / "weights" / f"srcnn_9-5-5_{name}.pth"
     metadata = torch.load(path, weights_only=True)["facts"]
-    assert metadata["settings"]["jpeg"] == [40, 95] and metadata["train_set"] == "T91"
+    assert metadata["train_set"] == train_set and metadata["settings"]["jpeg"] == jpeg
     assert "/" not in metadata["settings"]["data_dir"] and path.stat().st_size < 300_000
 
 
