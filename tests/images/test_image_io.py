@@ -250,6 +250,26 @@ def test_png_in_blocks_of_rows(tmp_path, monkeypatch, dtype, channels, rows):
         picture.verify()
 
 
+def test_png_is_compressed_as_suits_the_image(tmp_path):
+    """Drawings need zlib's search for repetitions; a photograph is about as small without."""
+    import skimage.data
+
+    photo = np.ascontiguousarray(skimage.data.astronaut()[:256, :256])
+    tile = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    page = np.full((256, 256, 3), 255, np.uint8)
+    page[60:120, 40:220] = photo[60:120, 40:220]
+    for image in (photo, np.tile(tile, (10, 10, 1)), page, np.zeros((64, 64), np.uint8)):
+        writing.write_image(tmp_path / "a.png", image)
+        assert (reading.read_image(tmp_path / "a.png") == image).all()
+        data = (tmp_path / "a.png").read_bytes()
+        packed, at = b"", 8
+        while at < len(data):
+            length, name = struct.unpack(">I4s", data[at : at + 8])
+            packed += data[at + 8 : at + 8 + length] if name == b"IDAT" else b""
+            at += length + 12
+        assert len(packed) < 1.05 * len(zlib.compress(zlib.decompress(packed), 1)) + 50
+
+
 def test_large_images_are_written_in_little_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("images.png.BLOCK", 2**14)
     image = np.zeros((2000, 1500, 4), np.uint16)

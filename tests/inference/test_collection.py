@@ -387,16 +387,30 @@ def test_ctrl_c_does_not_wait_for_images_that_are_read(
     assert len(calls) == 1 and "0 enlarged x3, 0 failed" in capsys.readouterr().out
 
 
-def test_two_processes_on_one_folder(identity_file, tmp_path):
+@pytest.mark.parametrize(
+    "options, counts",
+    [
+        (((), ()), None),
+        ((("--part", "1/2"), ("--part", "2/2")), [4, 4]),
+        (((), ("--overwrite",)), None),
+    ],
+    ids=["same", "parts", "overwrite"],
+)
+def test_two_processes_on_one_folder(options, counts, identity_file, tmp_path):
+    """All images are complete, and the summaries right. Parts compute none of them twice."""
     make_images(tmp_path / "in", 8)
     arguments = ("upscale.py", "in", "--model_path", identity_file, "--output")
     runs = [
-        Run(*arguments, "out", cwd=tmp_path, log=tmp_path / str(i), before=slow_writing)
-        for i in range(2)
+        Run(*arguments, "out", *words, cwd=tmp_path, log=tmp_path / str(i), before=slow_writing)
+        for i, words in enumerate(options)
     ]
     assert [run.wait() for run in runs] == [0, 0]
     run_main(tmp_path / "in", "--model_path", identity_file, "--output", tmp_path / "one")
     assert content(tmp_path / "out") == content(tmp_path / "one")
+    summaries = [run.output.strip().splitlines()[-1] for run in runs]
+    found = [int(line.split()[0]) for line in summaries]
+    assert all(", 0 failed" in line for line in summaries) and sum(found) >= 8
+    assert found == counts if counts else max(found) <= 8
 
 
 @pytest.mark.skipif(files.fcntl is None, reason="needs locks of files")
