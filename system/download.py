@@ -201,6 +201,14 @@ def _transfer(address: str, path: Path, limit: int, digest: str, progress: bool,
     request = urllib.request.Request(quoted, headers={"User-Agent": "srcnn-pytorch"})
     received, found = 0, hashlib.sha256()
     with opener.open(request, timeout=SILENCE) as response, open(path, "wb") as file:
+        # 206 is a part of a file, 204 none; compression is nothing that was asked for
+        if response.status != 200:
+            raise OSError(f"HTTP status {response.status} instead of 200")
+        encoding = response.headers.get("Content-Encoding", "identity")
+        # Some servers call the file itself so
+        packed = urlsplit(address).path.endswith((".gz", ".tgz"))
+        if encoding != "identity" and not packed:
+            raise OSError(f"it sent the file compressed ({encoding})")
         options = dict(total=response.length, unit="B", unit_scale=True, leave=False)
         with tqdm(**options, disable=None if progress else True) as bar:
             while chunk := response.read1(CHUNK):

@@ -814,6 +814,11 @@ def test_addresses_that_give_no_weights(server, tmp_path, monkeypatch):
     refused_address(server("/x")[:-2] + "/none.pth", OSError, "cannot download", "404")
     short = server("/short", b"PK" * 50, Content_Length="1000")
     refused_address(short, OSError, "the connection was cut off")
+    for status in (204, 206):
+        part = server(f"/{status}", torch_bytes(state_dict(Y915)), status)
+        refused_address(part, OSError, f"HTTP status {status} instead of 200")
+    packed = server("/packed", torch_bytes(state_dict(Y915)), Content_Encoding="gzip")
+    refused_address(packed, OSError, "it sent the file compressed (gzip)")
     monkeypatch.setattr("checkpoints.loading.MAX_BYTES", 1000)
     refused_address(server("/large", bytes(2000)), ValueError, "larger than")
     away = server("/away", status=302, Location="http://example.com/weights.pth")
