@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -160,19 +161,22 @@ def test_without_pyav(tmp_path, monkeypatch, capsys):
     assert "a.mp4: films need one package more: pip install av" in capsys.readouterr().err
 
 
-def short_segments():
+def slow_segments():
+    """Make segments of 4 frames, each frame in 0.05 s: time for a kill between them."""
     video.SEGMENT = 4
+    enlarged = video.enlarge_frames
+    video.enlarge_frames = lambda *arguments: (time.sleep(0.05), enlarged(*arguments))[1]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill", "Ctrl-C"])
 def test_a_killed_run_resumes(number, tmp_path, monkeypatch):
     """Finished segments are not computed again, and the film is the same to the byte."""
-    clip = make_clip(tmp_path / "a.mkv", frames=22, size=(160, 96), variable=True)
+    clip = make_clip(tmp_path / "a.mkv", frames=22, size=(64, 48), variable=True)
     monkeypatch.setattr(video, "SEGMENT", 4)
     options = ("--upscale_factor", "2", "--output")
     run_main(clip, *options, tmp_path / "whole.mkv")
-    run = Run("upscale.py", clip, *options, "out", cwd=tmp_path, before=short_segments)
+    run = Run("upscale.py", clip, *options, "out", cwd=tmp_path, before=slow_segments)
     parts = tmp_path / "out/a_x2.mkv.parts"
     run.wait_for(lambda: len(list(parts.glob("*.npz"))) >= 2)
     os.kill(run.process.pid, number)
