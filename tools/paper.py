@@ -441,14 +441,16 @@ def draw_curve(experiment: Experiment, folder: Path, given) -> list[str]:
             label=row.label,
         )
     # Not from the first steps on: they would compress everything else
-    axes.set_ylim(bottom=_bottom(axes))
-    for label, level in experiment.levels.items():
+    levels = experiment.levels
+    axes.set_ylim(bottom=min(levels.values()) - 0.05 if levels else _bottom(axes))
+    for label, level in levels.items():
         axes.axhline(level, color="gray", linestyle="--", linewidth=1)
-        place = (0.01, level), ("axes fraction", "data")
-        axes.annotate(f"{label} {level}", *place, fontsize=8, annotation_clip=True, va="bottom")
+        # At the right: the curve begins at the left, below some of the levels
+        place = dict(transform=axes.get_yaxis_transform(), ha="right", va="bottom")
+        axes.text(0.99, level, f"{label} {level:.2f}", fontsize=8, **place)
     axes.set(xlabel="backpropagations (crops)", ylabel=f"PSNR on {test_set} x3 (dB)")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="lower right" if not levels else "center right")
     with replace_file(folder / "curve.png") as temporary:
         figure.savefig(temporary, format="png", dpi=90)
     plt.close(figure)
