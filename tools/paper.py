@@ -438,7 +438,8 @@ def draw_curve(experiment: Experiment, folder: Path, given) -> list[str]:
         axes.plot(
             [step for step, _ in logs[0]],
             [statistics.fmean(psnr for _, psnr in points) for points in zip(*logs)],
-            label=row.label,
+            # train.py measures a network on RGB by all three channels
+            label=row.label + " (PSNR of R, G and B)" * (row.source.channels == "rgb"),
         )
     # Not from the first steps on: they would compress everything else
     levels = experiment.levels
@@ -450,7 +451,7 @@ def draw_curve(experiment: Experiment, folder: Path, given) -> list[str]:
         axes.text(0.99, level, f"{label} {level:.2f}", fontsize=8, **place)
     axes.set(xlabel="backpropagations (crops)", ylabel=f"PSNR on {test_set} x3 (dB)")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right" if not levels else "center right")
+    axes.legend(loc="center right" if levels else "best")
     with replace_file(folder / "curve.png") as temporary:
         figure.savefig(temporary, format="png", dpi=90)
     plt.close(figure)
