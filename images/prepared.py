@@ -131,8 +131,8 @@ def load_prepared(folder, mmap: bool = False) -> PreparedSet:
         shard = _load_shard(path, mmap)
         try:
             found.names += shard["names"]
-            found.images += shard["images"]
-            found.small += shard.get("small", [])
+            found.images += [_as_used(image) for image in shard["images"]]
+            found.small += [_as_used(image) for image in shard.get("small", [])]
             found.sources += shard.get("sources", [])
             found.origin = shard.get("origin")
         except Exception as error:
@@ -141,6 +141,16 @@ def load_prepared(folder, mmap: bool = False) -> PreparedSet:
     if len(set(found.names)) < len(found.names) == len(found.sources):
         found.names = distinct_names([Path(records[0][0]) for records in found.sources])
     return found
+
+
+def _as_stored(image: torch.Tensor) -> torch.Tensor:
+    """Return uint16 as int16 of the same bits: torch 2.4 cannot write uint16."""
+    return image.view(torch.int16) if image.dtype == torch.uint16 else image
+
+
+def _as_used(image: torch.Tensor) -> torch.Tensor:
+    """Return an image of a file, see `_as_stored`. Files of earlier versions have uint16."""
+    return image.view(torch.uint16) if image.dtype == torch.int16 else image
 
 
 def _load_shard(path: Path, mmap: bool) -> dict:
@@ -331,10 +341,10 @@ def prepare(
                     "origin": origin,
                     "sources": list(records),
                     "names": [paths[0].stem for paths in group],
-                    "images": [image[0] for image in tensors],
+                    "images": [_as_stored(image[0]) for image in tensors],
                 }
                 if len(group[0]) > 1:
-                    content["small"] = [image[1] for image in tensors]
+                    content["small"] = [_as_stored(image[1]) for image in tensors]
                 save(content, path)
     if rounded:
         names = few(printable(path.name) for path in sorted(rounded))

@@ -172,6 +172,10 @@ def download(
     raise OSError(f"cannot download {printable(address)} ({reason})") from cause
 
 
+class _TooLate(Exception):
+    """The deadline of a download has passed."""
+
+
 def _within(seconds: float, function, *arguments):
     """Call a function in a thread; raise TimeoutError if it does not return in time."""
     # A socket's timeout is for each read. A server could send a byte now and then, even within its
@@ -187,7 +191,8 @@ def _within(seconds: float, function, *arguments):
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(seconds)
-    if thread.is_alive():
+    # The thread may notice the deadline first
+    if thread.is_alive() or (failed and isinstance(failed[0], _TooLate)):
         raise TimeoutError(f"not finished after {seconds:.0f} seconds")
     if failed:
         raise failed[0]
@@ -217,7 +222,7 @@ def _transfer(address: str, path: Path, limit: int, digest: str, progress: bool,
                     size = f"{limit >> 20} MiB" if limit >= 2**20 else f"{limit} bytes"
                     raise UserError(f"{printable(address)}: larger than {size}; give another file")
                 if time.monotonic() > deadline:
-                    return  # `_within` has raised TimeoutError by now
+                    raise _TooLate
                 found.update(chunk)
                 file.write(chunk)
                 bar.update(len(chunk))

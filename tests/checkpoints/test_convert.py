@@ -71,6 +71,8 @@ def test_converted_and_loaded_again_is_the_same_network(source, layout, tmp_path
 )
 @pytest.mark.parametrize("layout", ["ours", "lornatang", "plain", "mmagic", "safetensors"])
 def test_networks_of_any_depth(layout, kernel_sizes, widths, tmp_path):
+    if layout == "safetensors":
+        pytest.importorskip("safetensors")
     before = SRCNN(kernel_sizes, 1, widths)
     before.upscale_factor = 3
     target = converted(tmp_path, before.to_checkpoint({}), "--layout", layout)

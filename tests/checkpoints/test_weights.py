@@ -543,7 +543,9 @@ def test_checkpoints_as_training_leaves_them(kind, legacy, protocol, tmp_path):
     make, layers, interpolation, ignored, metadata = SAVED[kind]
     path = write(tmp_path, make(layers, legacy, protocol))
     found = load_checkpoint(path)
-    assert set(ignored) <= set(found["ignored"]), found["ignored"]
+    # Python 3.13 alone calls pathlib so
+    there = {name.replace("pathlib._local.", "pathlib.") for name in found["ignored"]}
+    assert set(ignored) <= there, found["ignored"]
     assert found["facts"] == metadata and found["interpolation"] == interpolation
     x = torch.rand(1, layers[0][0].shape[1], 21, 26)
     computed = SRCNN.from_pretrained(path)(x)
@@ -846,9 +848,13 @@ def test_redirects_from_the_web_to_this_machine_are_refused():
         download.Redirects().redirect_request(request, None, 302, "", {}, "http://localhost/b")
 
 
-@pytest.mark.parametrize("part", ["headers", "body"])
+@pytest.mark.parametrize("part", ["headers", "body", "body, slow machine"])
 def test_a_download_has_a_limit_for_its_whole_time(part, tmp_path, monkeypatch):
     """Even if bytes keep coming: no silence is long enough for the socket's own timeout."""
+    if part == "body, slow machine":
+        # The thread of the download notices the deadline before the waiting one does
+        join = threading.Thread.join
+        monkeypatch.setattr(threading.Thread, "join", lambda thread, timeout=None: join(thread, 9))
     listening = socket.create_server(("127.0.0.1", 0))
 
     def drip():
@@ -856,7 +862,7 @@ def test_a_download_has_a_limit_for_its_whole_time(part, tmp_path, monkeypatch):
         connection.recv(1000)
         headers = b"HTTP/1.0 200 OK\r\nContent-Length: 9999\r\n"
         with contextlib.suppress(OSError):
-            connection.sendall(headers + (b"\r\n" if part == "body" else b"X: "))
+            connection.sendall(headers + (b"X: " if part == "headers" else b"\r\n"))
             for _ in range(100):
                 connection.sendall(b"a")
                 time.sleep(0.05)
