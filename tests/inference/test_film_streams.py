@@ -1,5 +1,6 @@
 """Test films of all kinds: pixel formats, streams and containers, time stamps, names, interruptions."""
 
+import contextlib
 import functools
 import io
 import os
@@ -384,9 +385,10 @@ def test_ctrl_c_twice(tmp_path):
     clip = simple_clip(tmp_path / "a.mkv", 40)
     run = Run("upscale.py", clip, *TIMES_2, "out", cwd=tmp_path, before=slow_segments)
     run.wait_for(lambda: list((tmp_path / "out").glob("*.parts/*.npz")))
-    for _ in range(2):
+    os.kill(run.process.pid, signal.SIGINT)
+    time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):  # a fast machine ends it at the first one
         os.kill(run.process.pid, signal.SIGINT)
-        time.sleep(0.02)
     assert run.wait(30) in (130, -signal.SIGINT) and "Traceback" not in run.output, run.output
     files = [path.name for path in (tmp_path / "out").iterdir()]
     assert files == ["a_x2.mkv.parts"]
