@@ -154,14 +154,14 @@ def better_fit(network, task: Task, images: dict, result: dict) -> str:
     scales = [task.upscale_factor]
     if not network.upscale_factor and not is_pair(images[name]):
         scales = dict.fromkeys([*scales, 2, 3, 4])
+    pictures = {scale: sets.read_entry(images[name], scale) for scale in scales}
     # Weights trained without padding ("valid") are right inside the image with any padding
     paddings = dict.fromkeys([present[0], "replicate", "zeros"])
     interpolations = dict.fromkeys([present[1], "matlab", "torch"])
     for scale, padding_mode, interpolation in itertools.product(scales, paddings, interpolations):
         network.padding_mode, network.interpolation = padding_mode, interpolation
-        pictures = sets.read_entry(images[name], scale)
         scores = protocol.evaluate(
-            network, [(name, *pictures)], scale, task.protocol, with_ssim=False
+            network, [(name, *pictures[scale])], scale, task.protocol, with_ssim=False
         )
         gain = gain_of(scores, "srcnn")
         words = []

@@ -5,11 +5,8 @@ import torch
 from torch import Tensor
 
 from images.formats import load_opencv
-from imgproc import downscale
+from imgproc import BLACK, WHITE, downscale
 from system.files import UserError
-
-# Limits of MATLAB's Y (rgb2ycbcr). A JPEG file stores luminance from 0 to 255
-DARKEST, BRIGHTEST = 16 / 255, 235 / 255
 
 
 def compressed(images: Tensor, qualities: list[int]) -> Tensor:
@@ -41,9 +38,9 @@ def compressed_y(small: Tensor, hr: Tensor, qualities: list[int]) -> Tensor:
     before: the same quality then makes the same errors. hr, float N×1×H×W, are the images that
     small was made of. Values beyond Y's limits in hr mean a gray image: it is compressed as it is.
     """
-    is_y = (hr.amin((1, 2, 3)) >= DARKEST) & (hr.amax((1, 2, 3)) <= BRIGHTEST)
+    is_y = (hr.amin((1, 2, 3)) >= BLACK) & (hr.amax((1, 2, 3)) <= WHITE)
     is_y = is_y.view(-1, 1, 1, 1)
-    stretched = (small - DARKEST) / (BRIGHTEST - DARKEST)
+    stretched = (small - BLACK) / (WHITE - BLACK)
     result = compressed(torch.where(is_y, stretched, small), qualities)
     return torch.where(is_y, (16 + (235 - 16) * result).round() / 255, result)
 

@@ -71,10 +71,8 @@ def upscale(
     elif isinstance(network, (str, os.PathLike)) and network != "bicubic":
         network = load_network(network)
     height, width = enlarged_size(image.shape, factor)
-    needed, free = (
-        height * width * image.nbytes / image.shape[0] / image.shape[1],
-        free_memory("cpu"),
-    )
+    needed = height * width * image.nbytes / image.shape[0] / image.shape[1]
+    free = free_memory("cpu")
     if needed > free:
         raise UserError(
             f"the result of {width}x{height} pixels needs {needed / 2**30:,.1f} GiB of memory, "

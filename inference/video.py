@@ -614,8 +614,8 @@ def _copies(film, result, plan: _Plan, kind: str, note) -> dict:
             continue
         if _is_cover(stream) and kind == MATROSKA:
             # In Matroska a cover is an attachment
-            facts = stream.metadata
-            given = facts.get("filename", "cover"), facts.get("mimetype", "image/jpeg")
+            tags = stream.metadata
+            given = tags.get("filename", "cover"), tags.get("mimetype", "image/jpeg")
             result.add_attachment(*given, plan.covers[stream.index])
             continue
         if not _fits(stream, kind):

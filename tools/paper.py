@@ -259,14 +259,18 @@ def training_words(training: Training, seed: int, given) -> list[str]:
     words += ["--train_set", given.train_set or training.train_set, "--device", given.device]
     if training.widths:
         words += ["--widths", *training.widths.split()]
-    steps = given.steps or settings.load("train", ["--recipe", given.recipe]).steps
-    steps = max(1, steps // 2 if halved else steps)
+    steps = max(1, steps_of(given) // 2 if halved else steps_of(given))
     words += ["--steps", str(steps), "--valid_frequency", str(max(1, steps // 20))]
     if training.loss_on != "all":
         # The last weights count: held-out images are scored on Y
         words += ["--holdout", "0"]
     words += ["--test_sets", given.test_set or "Set5", "--data_dir", given.data_dir]
     return [*words, "--results_dir", str(Path(given.results_dir) / "runs"), *given.others]
+
+
+def steps_of(given) -> int:
+    """Return the steps of a network: the user's, else the recipe's."""
+    return given.steps or settings.load("train", ["--recipe", given.recipe]).steps
 
 
 def run_name(training: Training, seed: int, given) -> str:
@@ -352,11 +356,13 @@ def measured(source, seed, experiment: Experiment, test_set: str, given) -> dict
     if "ms_ssim" in experiment.metrics:
         words.append("--ms_ssim")
     file = folder / "validation.json"
-    if not (file.exists() and file.stat().st_mtime > path.stat().st_mtime):
+    record = None
+    if file.exists() and file.stat().st_mtime > path.stat().st_mtime:
+        record = _record(file, protocol, test_set, experiment)
+    if record is None:
         script("validate.py", "--model_path", str(path), *words)
-    elif _record(file, protocol, test_set, experiment) is None:
-        script("validate.py", "--model_path", str(path), *words)
-    return _record(file, protocol, test_set, experiment)
+        record = _record(file, protocol, test_set, experiment)
+    return record
 
 
 def _record(file: Path, protocol: str, test_set: str, experiment: Experiment) -> dict | None:
@@ -391,10 +397,9 @@ def markdown(experiment: Experiment, rows: list[list[dict]], given) -> str:
 def _how(experiment: Experiment, given) -> str:
     if not any(isinstance(row.source, Training) for row in experiment.rows):
         return "Measured by validate.py."
-    steps = given.steps or settings.load("train", ["--recipe", given.recipe]).steps
     seeds = "seed" if len(given.seeds) == 1 else "seeds"
     numbers = ", ".join(map(str, given.seeds))
-    return f"Recipe {given.recipe}, {steps:,} steps, {seeds} {numbers}."
+    return f"Recipe {given.recipe}, {steps_of(given):,} steps, {seeds} {numbers}."
 
 
 def _line(cells) -> str:

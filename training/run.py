@@ -274,12 +274,9 @@ def _restore_best(run):
     column = f"psnr_{run.settings.select_by}"
     chosen_by_set = any(column in row for row in run.history)
     score = run.history[-1].get(column, -math.inf) if chosen_by_set else run.step
-    if run.forgotten or not math.isfinite(score):
-        score = -math.inf
+    score = _comparable(run, score)
     if score > run.best or not (run.folder / BEST).exists():
-        run.candidate = max(score, run.best), run.average.to_checkpoint(_metadata(run))
-        _save_best(run)
-        save_last(run)
+        _replace_best(run, score, run.average.to_checkpoint(_metadata(run)))
 
 
 def _adopt_new_best(run):
@@ -292,15 +289,21 @@ def _adopt_new_best(run):
     # An older file was left by a kill just after best.pth was written
     if found["facts"].get("step", 0) > step:
         score = found["facts"].get(f"psnr_{run.settings.select_by}", -math.inf)
-        if run.forgotten or not math.isfinite(score):
-            score = -math.inf
-        run.candidate = (
-            max(score, run.best),
-            SRCNN.from_checkpoint(found).to_checkpoint(found["facts"]),
-        )
-        _save_best(run)
-        save_last(run)
+        checkpoint = SRCNN.from_checkpoint(found).to_checkpoint(found["facts"])
+        _replace_best(run, _comparable(run, score), checkpoint)
     new.unlink(missing_ok=True)
+
+
+def _comparable(run, score: float) -> float:
+    """Return an earlier process's score, or -inf if it cannot be compared with later ones."""
+    return score if math.isfinite(score) and not run.forgotten else -math.inf
+
+
+def _replace_best(run, score: float, checkpoint: dict):
+    """Write the weights of an earlier process to best.pth, and their score to last.pth."""
+    run.candidate = max(score, run.best), checkpoint
+    _save_best(run)
+    save_last(run)
 
 
 # ------------------------------------------------------------------------------ measure and save
