@@ -31,6 +31,15 @@ def pytest_collection_modifyitems(items):
         items[:] = slow[::2] + quick[:half] + slow[1::2] + quick[half:]
 
 
+@pytest.fixture(autouse=True)
+def usual_signals():
+    """Restore the handlers of signals: a training in the process of a test replaces them."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def shared() -> Path:
     """The folder with the papers' images and the authors' network; tests that need it are skipped without it."""
