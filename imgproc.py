@@ -3,15 +3,15 @@
 Arrays are H×W or H×W×C, tensors …×H×W. "Float" images have range [0, 1], uint8 ones [0, 255].
 """
 
+import functools
 import math
-from fractions import Fraction
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from system.devices import has_float64
+from system.devices import full_float32, has_float64
 
 BLOCK = 2**18  # pixels of an array to convert at a time
 
@@ -28,40 +28,40 @@ def imresize(image, scale: float):
         image: array H×W or H×W×C, or tensor …×H×W. float64 and float32 are computed as they are,
             half and bfloat16 in float32. Integers are computed in float64; as in MATLAB, both
             passes are rounded and clipped to their range.
-        scale: any positive number; ratios of small integers (3, 1/3, 0.9, 1.5) are fastest.
+        scale: any positive number.
     Returns:
         an array or tensor of the same type.
     Raises ValueError for another scale, and for an image without pixels.
     """
     if not (scale > 0 and math.isfinite(scale)):
         raise ValueError(f"scale={scale}: give a positive number")
-    scale = float(scale)  # numpy's integers overflow in Fraction
+    scale = float(scale)  # numpy's small integers overflow
     if not isinstance(image, Tensor):
         return _on_planes(lambda planes: imresize(planes, scale), np.asarray(image))
     if image.numel() == 0:
         raise ValueError(f"an image of shape {tuple(image.shape)} has no pixels")
 
     if not has_float64(image.device):
-        # Apple's GPUs would compute positions in float32
         return imresize(image.cpu(), scale).to(image.device)
 
-    # All leading axes are treated alike: they become the channels of one image
+    exact = torch.float64
+    if image.is_floating_point() and image.dtype != exact and full_float32(image.device):
+        exact = torch.float32
     height, width = image.shape[-2:]
-    x = image.reshape(1, -1, height, width)
+    # MATLAB resizes along the columns first
+    axes = [(-2, height), (-1, width)]
     if image.is_floating_point():
-        # torch computes positions in the image's type. If 1 / scale is no float32, they would drift
-        # away along a row
-        exact = torch.tensor(1 / scale, dtype=torch.float32).item() == 1 / scale
-        if image.dtype != torch.float64:
-            x = x.float() if exact else x.double()
-        x = _resize(x, scale, scale)
+        # Here the order has no effect, and fewer pixels in between take less time
+        x = image.to(exact)
+        for axis, size in axes if scale < 1 else reversed(axes):
+            x = _resample(x, axis, *_axis(size, scale, exact, x.device))
     else:
-        # MATLAB resizes along the columns first, and rounds before it resizes along the rows
-        limits = torch.iinfo(image.dtype)
-        for scales in ((scale, 1), (1, scale)):
-            x = _resize(x.double(), *scales)
+        # MATLAB rounds after each axis
+        x, limits = image, torch.iinfo(image.dtype)
+        for axis, size in axes:
+            x = _resample(x.to(exact), axis, *_axis(size, scale, exact, x.device))
             x = x.add(0.5).floor().clamp(limits.min, limits.max)
-    return x.to(image.dtype).reshape(*image.shape[:-2], *x.shape[-2:])
+    return x.to(image.dtype)
 
 
 def _on_planes(function, image: np.ndarray) -> np.ndarray:
@@ -72,46 +72,49 @@ def _on_planes(function, image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(function(torch.from_numpy(planes)).numpy(), 0, 2))
 
 
-def _resize(x: Tensor, *scales: float) -> Tensor:
-    """Resize both axes of 1×C×H×W by scales (sy, sx)."""
-    window, resampled = [], []
-    for axis, scale in zip((-2, -1), scales):
-        size, first = x.shape[axis], 0
-        ratio = Fraction(scale).limit_denominator(1000)
-        if abs(ratio - Fraction(scale)) > 1e-15 * scale:
-            # No ratio of small integers: multiply by the matrix of weights
-            x = (x.transpose(axis, -1) @ _weights(size, scale, x).T).transpose(axis, -1)
-        elif scale != 1:
-            # torch's antialiased bicubic differs from MATLAB's at the borders only. So mirror the
-            # image there and crop the result. The crop falls on whole pixels if the border before
-            # the image is a multiple of the scale's denominator
-            reach = math.ceil(2 * max(1, 1 / scale)) + 1
-            before = ratio.denominator * math.ceil(reach / ratio.denominator)
-            x = _with_mirrored_borders(x, axis, before, 2 * reach)
-            first = round(before * ratio)
-            resampled.append(axis)
-        window.append(slice(first, first + math.ceil(scale * size)))
-    if resampled:
-        if x.shape[-1] == 1:
-            # torch's antialiased bicubic is wrong for a single column; the crop takes the first
-            x = x.expand(-1, -1, -1, 2)
-        factors = [
-            float(scale) if axis in resampled else 1.0 for axis, scale in zip((-2, -1), scales)
-        ]
-        x = F.interpolate(
-            x, scale_factor=factors, mode="bicubic", antialias=True, recompute_scale_factor=False
-        )
-    return x[..., window[0], window[1]]
+def _resample(x: Tensor, axis: int, target: int, starts: list[int], weights: Tensor) -> Tensor:
+    """Return ``target`` new pixels along axis -2 or -1 of …×H×W; see `_in_blocks`."""
+    old = weights.shape[2]
+    windows = torch.stack([x.narrow(axis, start, old) for start in starts], -3)
+    if axis == -2:
+        blocks = (weights @ windows).flatten(-3, -2)
+    else:
+        blocks = (windows @ weights.mT).transpose(-3, -2).flatten(-2)
+    return blocks.narrow(axis, 0, target)
 
 
-def _with_mirrored_borders(x: Tensor, axis: int, before: int, after: int) -> Tensor:
-    size = x.shape[axis]
-    head, tail = (
-        # Made on x's device: a GPU would wait for a copy from the host
-        x.index_select(axis, mirror(torch.arange(*ends, device=x.device), size))
-        for ends in ((-before, 0), (size, size + after))
-    )
-    return torch.cat((head, x, tail), axis)
+@functools.lru_cache(8)  # images of one size follow each other; a GPU would wait for each copy
+def _axis(size: int, scale: float, dtype, device) -> tuple[int, list[int], Tensor]:
+    """Return how to resize an axis of ``size`` pixels, for `_resample`."""
+    target = math.ceil(scale * size)
+    with torch.inference_mode(False):
+        starts, weights = _in_blocks(*_contributions(size, target, scale), size)
+        return target, starts, weights.to(device, dtype)
+
+
+def _in_blocks(index: Tensor, weights: Tensor, size: int) -> tuple[list[int], Tensor]:
+    """Cut the new pixels of an axis into blocks. Each is a product of a matrix and old pixels.
+
+    Sums of one tap after the other take twice the time.
+
+    Args:
+        index, weights: of `_contributions`; the indices are below ``size``.
+    Returns:
+        for each block the first of its old pixels, and its matrix: blocks × new × old pixels. The
+        last block may have more pixels than the axis.
+    """
+    target = len(index)
+    blocks = -(-target // 32)
+    new = -(-target // blocks)
+    rows = torch.arange(blocks * new).clamp(max=target - 1)
+    index, weights = (x[rows].view(blocks, new, -1) for x in (index, weights))
+    first, last = index.amin((1, 2)), index.amax((1, 2))
+    old = int((last - first).max()) + 1
+    starts = first.clamp(max=size - old)
+    # Mirrored pixels are in the block too: their weights add up
+    matrices = weights.new_zeros(blocks, new, old)
+    matrices.scatter_add_(2, index - starts.view(-1, 1, 1), weights)
+    return starts.tolist(), matrices
 
 
 def mirror(index: Tensor, size: int) -> Tensor:
@@ -121,7 +124,7 @@ def mirror(index: Tensor, size: int) -> Tensor:
     return torch.minimum(index, 2 * size - 1 - index)
 
 
-def _contributions(size: int, target: int, scale: float, device=None) -> tuple[Tensor, Tensor]:
+def _contributions(size: int, target: int, scale: float) -> tuple[Tensor, Tensor]:
     """Return, for each of ``target`` new pixels of an axis, the indices of its old pixels.
 
     Also their weights in float64; both target × taps. This is ``contributions`` in MATLAB's
@@ -129,11 +132,11 @@ def _contributions(size: int, target: int, scale: float, device=None) -> tuple[T
     """
     # Shrinking widens the kernel: every old pixel contributes
     widen = max(1, 1 / scale)
-    position = torch.arange(target, dtype=torch.float64, device=device)[:, None]
+    position = torch.arange(target, dtype=torch.float64)[:, None]
     # The position of the new pixel's centre; the old ones have theirs at 0, 1, 2, ...
     centre = (position + 0.5) / scale - 0.5
     # The kernel is 4 * widen wide, and rarely begins on a pixel: as many taps as MATLAB takes
-    taps = torch.arange(math.ceil(4 * widen) + 2, device=device)
+    taps = torch.arange(math.ceil(4 * widen) + 2)
     index = (centre - 2 * widen).floor().long() + taps
     # Keys' cubic with a = -0.5 of the distance, 0 from 2 on
     d = (centre - index).abs() / widen
@@ -141,13 +144,6 @@ def _contributions(size: int, target: int, scale: float, device=None) -> tuple[T
     weights = torch.where(d <= 1, near, far) * (d <= 2)
     # Their sum is 1, as in MATLAB: an area of one colour keeps it
     return mirror(index, size), weights / weights.sum(1, keepdim=True)
-
-
-def _weights(size: int, scale: float, like: Tensor) -> Tensor:
-    """Return the weights of one axis as a matrix ceil(scale × size) × size, for any scale."""
-    index, weights = _contributions(size, math.ceil(scale * size), scale, like.device)
-    matrix = weights.new_zeros(len(index), size).scatter_add_(1, index, weights)
-    return matrix.to(like.dtype)
 
 
 def resize_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -162,31 +158,26 @@ def resize_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """
     scales = height / image.shape[0], width / image.shape[1]
     rows, row_weights = _contributions(image.shape[0], height, scales[0])
-    columns, column_weights = _contributions(image.shape[1], width, scales[1])
-    exact = np.float64 if image.dtype in (np.float64, np.uint16) else np.float32
+    across = (
+        -1,
+        width,
+        *_in_blocks(*_contributions(image.shape[1], width, scales[1]), image.shape[1]),
+    )
+    rows_first = scales[0] <= scales[1]
+    quick = image.dtype not in (np.float64, np.uint16) and full_float32("cpu")
+    exact = np.float32 if quick else np.float64
     result = np.empty((height, width, *image.shape[2:]), image.dtype)
     for block in row_blocks(height, max(width, image.shape[1]), BLOCK):
         index = rows[block]
         first, last = int(index.min()), int(index.max()) + 1
-        x = torch.from_numpy(image[first:last].astype(exact))
-        axes = [(0, index - first, row_weights[block]), (1, columns, column_weights)]
-        for axis in axes if scales[0] <= scales[1] else reversed(axes):
-            x = _weighted_sum(x, *axis)
+        x = to_tensor(image[first:last].astype(exact))
+        down = -2, len(index), *_in_blocks(index - first, row_weights[block], last - first)
+        for axis, target, starts, weights in (down, across) if rows_first else (across, down):
+            x = _resample(x, axis, target, starts, weights.to(x.dtype))
             if image.dtype.kind == "u":
                 x = x.add_(0.5).floor_().clamp_(0, np.iinfo(image.dtype).max)
-        result[block] = x.numpy()
+        result[block] = to_array(x).reshape(result[block].shape)
     return result
-
-
-def _weighted_sum(x: Tensor, axis: int, index: Tensor, weights: Tensor) -> Tensor:
-    """Return new pixels along an axis of H×W[×C]; each is the weighted sum of its taps."""
-    shape = [1] * x.ndim
-    shape[axis] = -1
-    weights = weights.to(x.dtype)
-    return sum(
-        x.index_select(axis, index[:, tap]) * weights[:, tap].view(shape)
-        for tap in range(index.shape[1])
-    )
 
 
 def upsample(x: Tensor, scale: int, interpolation: str = "matlab") -> Tensor:

@@ -98,6 +98,20 @@ def exact_float32():
             torch.backends.cudnn.allow_tf32 = before[0]
 
 
+def full_float32(device) -> bool:
+    """Return True if products of float32 matrices are not rounded to fewer bits.
+
+    A caller may have asked for that, by ``torch.set_float32_matmul_precision``, torch 2.9's flags
+    or autocast.
+    """
+    try:
+        highest = torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:
+        # torch 2.9's flags are set
+        return False
+    return highest and not torch.is_autocast_enabled(torch.device(device).type)
+
+
 def quick_bf16(device: torch.device) -> bool:
     """Return True if the device multiplies bfloat16 matrices in hardware.
 

@@ -16,6 +16,8 @@ import torch._dynamo  # it reads the names patched below: import it first
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+import imgproc
+
 Tensor, CPU = torch.Tensor, torch.device("cpu")
 MOVES = {Tensor.to, Tensor.cpu, Tensor.type_as}
 COPIES = {Tensor.copy_, torch._foreach_copy_}  # from another device into this one
@@ -213,5 +215,8 @@ def pretended(kind: str, free_bytes: int = 2**33):
     with contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
+        # Each pretended GPU begins without weights of resizing, and leaves none behind
+        imgproc._axis.cache_clear()
+        stack.callback(imgproc._axis.cache_clear)
         warnings.filterwarnings("ignore", ".*pin_memory.*")
         yield gpu
