@@ -10,5 +10,9 @@ def plant(monkeypatch, owner, name, right, wrong):
     source = textwrap.dedent(inspect.getsource(function))
     assert right in source, f"{name} has changed; choose another place for the bug"
     found = {}
-    exec(compile(source.replace(right, wrong), name, "exec"), inspect.unwrap(function).__globals__, found)
+    exec(
+        compile(source.replace(right, wrong), name, "exec"),
+        inspect.unwrap(function).__globals__,
+        found,
+    )
     monkeypatch.setattr(owner, name, found[name])

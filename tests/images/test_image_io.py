@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import sys
 import tracemalloc
 import warnings
 import zlib
@@ -227,9 +228,19 @@ def test_pillows_settings_are_as_before(tmp_path, photograph):
 
 
 # --------------------------------------------------------------------------------------- writing
+@pytest.fixture(params=["zlib", "isal"])
+def compression(request, monkeypatch):
+    """Compress PNG files by Python's zlib or by the optional library."""
+    if request.param == "isal":
+        pytest.importorskip("isal")
+    else:
+        monkeypatch.setitem(sys.modules, "isal", None)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("rows", [1, 3, 10**6])
+@pytest.mark.usefixtures("compression")
 def test_png_in_blocks_of_rows(tmp_path, monkeypatch, dtype, channels, rows):
     """As OpenCV and Pillow read it, wherever the blocks end."""
     cv2 = formats.load_opencv()
@@ -250,6 +261,7 @@ def test_png_in_blocks_of_rows(tmp_path, monkeypatch, dtype, channels, rows):
         picture.verify()
 
 
+@pytest.mark.usefixtures("compression")
 def test_png_is_compressed_as_suits_the_image(tmp_path):
     """Drawings need zlib's search for repetitions; a photograph is about as small without."""
     import skimage.data
@@ -270,6 +282,7 @@ def test_png_is_compressed_as_suits_the_image(tmp_path):
         assert len(packed) < 1.05 * len(zlib.compress(zlib.decompress(packed), 1)) + 50
 
 
+@pytest.mark.usefixtures("compression")
 def test_large_images_are_written_in_little_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("images.png.BLOCK", 2**14)
     image = np.zeros((2000, 1500, 4), np.uint16)
