@@ -22,13 +22,20 @@ sys.path.insert(0, str(ROOT))
 
 @pytest.hookimpl(trylast=True)  # when -k and -m have made their choice
 def pytest_collection_modifyitems(items):
-    """Slow tests first, so that neither of two processes is left alone with one at the end."""
+    """Slow tests first, so that no process is left alone with one at the end."""
     if "PYTEST_XDIST_WORKER" in os.environ:
+        processes = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
         slow = [item for item in items if item.get_closest_marker("slow")]
         quick = [item for item in items if not item.get_closest_marker("slow")]
-        # pytest-xdist gives the first half to one process, the second half to the other
-        half = len(items) // 2 - len(slow[::2])
-        items[:] = slow[::2] + quick[:half] + slow[1::2] + quick[half:]
+        # pytest-xdist gives each process an equal part of the list, one after the other
+        ends = [len(items) * (n + 1) // processes for n in range(processes)]
+        items.clear()
+        for n, end in enumerate(ends):
+            items += slow[n::processes]
+            taken = max(0, end - len(items))
+            items += quick[:taken]
+            del quick[:taken]
+        items += quick
 
 
 @pytest.fixture(autouse=True)
