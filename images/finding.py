@@ -143,14 +143,14 @@ class Finder:
                 hidden = entry.name.startswith(".")
                 if hidden or (self.output and self._is_output(folder, entry)):
                     continue
-                if entry.is_dir():
+                if _leads_to_folder(entry):
                     if self.recursive and not entry.is_symlink():
                         subfolders.append(entry.name)
                     else:
                         self.subfolders += 1
                 elif not self._is_image(entry.name):
                     self._count_other(entry.name)
-                elif not entry.is_file() and not entry.is_symlink():
+                elif not entry.is_symlink() and not entry.is_file():
                     # FIFOs, sockets and devices; reading a FIFO waits for ever
                     self.special += 1
                 elif self._is_made(Path(entry.name).stem, lambda stem: self._there(origins, stem)):
@@ -197,6 +197,14 @@ class Finder:
         for folder in earlier:
             others += _versions(folder, stem, self.suffixes)
         return others
+
+
+def _leads_to_folder(entry) -> bool:
+    """Return True for a folder, and for a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a circle of links, a disk without answer: reading it will say why
+        return False
 
 
 def _versions(folder: Path, stem: str, suffixes) -> list[Path]:
