@@ -52,15 +52,24 @@ def own_share(part: str = "") -> Share:
 
 
 def srun_task() -> tuple[int, int]:
-    """Return this process's number among srun's, and their count; (0, 1) outside of srun."""
+    """Return this process's number among srun's, and their count; (0, 1) outside of srun.
+
+    Raises UserError for impossible variables of Slurm.
+    """
     env = os.environ
     # The script of sbatch itself has SLURM_NTASKS, too. But it is a single process: it has a job
     # and no step
-    if "SLURM_PROCID" not in env or ("SLURM_JOB_ID" in env and "SLURM_STEP_ID" not in env):
+    if not env.get("SLURM_PROCID") or ("SLURM_JOB_ID" in env and "SLURM_STEP_ID" not in env):
         return 0, 1
-    count = int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", 1)))
-    rank = int(env["SLURM_PROCID"])
-    return (rank, count) if rank < count else (0, 1)
+    rank = env["SLURM_PROCID"]
+    count = env.get("SLURM_STEP_NUM_TASKS") or env.get("SLURM_NTASKS") or "1"
+    # A lonely SLURM_PROCID=0 is a single process
+    if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
+        raise UserError(
+            f"the environment has SLURM_PROCID={rank} of {count} tasks: start the processes by "
+            "srun; for one process: unset SLURM_PROCID"
+        )
+    return int(rank), int(count)
 
 
 def _named(part: str) -> Share:
@@ -74,12 +83,12 @@ def _named(part: str) -> Share:
 def _of_job_array() -> Share:
     names = ("ID", "COUNT", "MIN", "STEP")
     given = [os.environ.get(f"SLURM_ARRAY_TASK_{name}", "") for name in names]
-    if not given[0].isdigit() or not given[1].isdigit():
+    if not given[0].isdecimal() or not given[1].isdecimal():
         return Share()
     task, count = int(given[0]), int(given[1])
     # --array=1-8 counts from 1, --array=0-28:4 in steps of 4
-    smallest = int(given[2]) if given[2].isdigit() else 0
-    step = int(given[3]) if given[3].isdigit() and int(given[3]) else 1
+    smallest = int(given[2]) if given[2].isdecimal() else 0
+    step = int(given[3]) if given[3].isdecimal() and int(given[3]) else 1
     index, rest = divmod(task - smallest, step)
     if rest or not 0 <= index < count:
         raise UserError(
