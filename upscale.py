@@ -31,7 +31,7 @@ from inference.networks import networks_for
 from inference.outputs import Outputs, size_label
 from inference.video import SUFFIXES
 from system.devices import GPUS, own_gpu, pick_device
-from system.files import make_folder, printable, write_csv
+from system.files import UserError, make_folder, printable, write_csv
 from system.processes import gather, launched, processes
 from system.shares import own_share
 
@@ -90,9 +90,13 @@ def report(summary: Summary, skipped: str, settings, outputs: Outputs, share):
     for name, reason in failures[:SHOWN]:
         line = reason if name in reason else f"{name}: {reason}"
         print("failed: " + printable(line, 1000), file=sys.stderr)
-    path = list_failures(failures, settings, outputs, share)
+    try:
+        path = f"see {list_failures(failures, settings, outputs, share)}"
+    except (UserError, OSError) as error:  # a full disk: the counts are still of interest
+        path = "not listed"
+        print(f"failed: the list of failures: {printable(error)}", file=sys.stderr)
     if len(failures) > SHOWN:
-        print(f"failed: {len(failures) - SHOWN} more, see {path}", file=sys.stderr)
+        print(f"failed: {len(failures) - SHOWN} more, {path}", file=sys.stderr)
     if skipped:
         print(printable(skipped, limit=1000))
     there = f", {summary.finished} there already" if summary.finished else ""

@@ -25,7 +25,15 @@ from imgproc import resize_to
 from inference.enlarge import STRIP_PIXELS, enlarged_size, fitting_factor, upscale
 from inference.networks import Networks, describe_steps
 from inference.video import enlarge_film, is_film, remove_parts
-from system.files import UserError, find_leftovers, printable, remove_unused, similar_paths
+from system.files import (
+    UserError,
+    find_leftovers,
+    printable,
+    refuse_changed,
+    remove_unused,
+    similar_paths,
+    version,
+)
 from system.memory import free_memory
 from system.threads import worker_pool
 from system.torch_errors import message_for_user
@@ -180,6 +188,7 @@ class _Stages:
     def _read(self, image: Image, outputs):
         if isinstance(outputs, UserError):
             raise outputs
+        before = version(image.path)
         film = is_film(image.path)
         if film and len(outputs) > 1:
             self._note("no comparison is drawn of films", image.path)
@@ -193,7 +202,7 @@ class _Stages:
             self._end(image)
             return
         if film:
-            self.events.put((image, unfinished, None, None))
+            self.events.put((image, before, unfinished, None, None))
             return
         # Wait for memory before decoding; the header gives the size
         self.budget.acquire(image, self._bytes(image.path))
@@ -205,19 +214,20 @@ class _Stages:
         if text := describe_steps(factor, self.options.networks.steps(factor)):
             self._note(f"{self.options.label}: {text}")
         small = size[0] * size[1] <= OWN_THREAD
+        work = image, before, unfinished, picture, metadata
         if self.pool and small:
-            self.pool.submit(self._guarded, self._enlarge, image, unfinished, picture, metadata)
+            self.pool.submit(self._guarded, self._enlarge, *work)
         else:
             # The calling thread enlarges it, with all threads or on the GPU
-            self.events.put((image, unfinished, picture, metadata))
+            self.events.put(work)
 
-    def _enlarge(self, image: Image, outputs: dict[str, Path], picture: np.ndarray, metadata):
+    def _enlarge(self, image: Image, before, outputs: dict[str, Path], picture, metadata):
         options = self.options
         if picture is None:
             enlarge_film(
                 image.path, outputs["image"], options, lambda text: self._note(text, image.path)
             )
-            self._keep_newer(outputs["image"], image.path)
+            self._keep_newer(outputs["image"], before)
             self._finish(image)
             return
         enlarged = upscale(
@@ -235,14 +245,22 @@ class _Stages:
             files.append((outputs["comparison"], draw_comparison(picture, enlarged), colours))
         if "image" in outputs:
             files.append((outputs["image"], enlarged, metadata))
-        self.writers.submit(self._guarded, self._write, image, files)
+        self.writers.submit(self._guarded, self._write, image, before, files)
 
-    def _write(self, image: Image, files):
+    def _write(self, image: Image, before, files):
+        # Another picture may have come meanwhile. Its output would count as finished
+        refuse_changed(image.path, before)
         for path, picture, metadata in files:
             notes = writing.write_image(path, picture, metadata, durable=True)
             for note in metadata.get("notes", []) + notes:
                 self._note(note, image.path)
-            self._keep_newer(path, image.path)
+            self._keep_newer(path, before)
+        try:
+            refuse_changed(image.path, before)
+        except UserError:
+            for path, *_ in files:
+                path.unlink(missing_ok=True)
+            raise
         self._finish(image)
 
     # ---------------------------------------------------------------------------------- details
@@ -251,11 +269,13 @@ class _Stages:
             self.summary.written += 1
         self._end(image)
 
-    def _keep_newer(self, output: Path, source: Path):
+    def _keep_newer(self, output: Path, before: list[int]):
         """Set an output's time not older than its input's. The latter may lie in the future."""
-        changed = os.stat(source).st_mtime_ns
-        if os.stat(output).st_mtime_ns < changed:
-            os.utime(output, ns=(changed, changed))
+        _, changed = before
+        # Some disks round times down: FAT to 2 s
+        for later in (0, 2 * 10**9):
+            if os.stat(output).st_mtime_ns < changed:
+                os.utime(output, ns=(changed + later, changed + later))
 
     def _unfinished(self, source: Path, outputs: list[Path]) -> dict[str, Path]:
         """Return the unfinished outputs, under "image" and "comparison".

@@ -8,7 +8,9 @@ import functools
 import importlib.util
 import io
 import json
+import re
 import shutil
+import zipfile
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -21,8 +23,17 @@ import imgproc
 from imgproc import BLACK, WHITE, resize_to
 from inference.enlarge import enlarged_size, fitting_factor, upscale
 from inference.tiling import predict
-from system.files import UserError, replace_file, write_file
-from system.locks import folder_lock
+from system.files import (
+    TEMPORARY,
+    UserError,
+    fitting_name,
+    printable,
+    refuse_changed,
+    replace_file,
+    version,
+    write_file,
+)
+from system.locks import WINDOWS_FILE, folder_lock
 from system.threads import in_threads
 
 SUFFIXES = tuple(".mp4 .m4v .mov .mkv .webm .avi .ts .mts .m2ts .mpg .mpeg .wmv .flv .3gp".split())
@@ -35,7 +46,10 @@ IN_MPEGTS = (
     "dvb_subtitle dvb_teletext"
 ).split()
 SEGMENT = 240  # frames
+MADE_OF = "made_of.json"  # what the segments depend on
+OURS = re.compile(rf"\d{{6,}}\.npz|{MADE_OF}|{WINDOWS_FILE}|{TEMPORARY.pattern}", re.DOTALL)
 LIMITED_RANGE, FULL_RANGE, BT709 = 1, 2, 1  # FFmpeg's numbers
+RGB, UNKNOWN_MATRIX = 0, 2
 # Metadata that changes from frame to frame: no encoder here writes it
 DYNAMIC = {
     "DOVI_RPU_BUFFER": "Dolby Vision",
@@ -51,7 +65,8 @@ def enlarge_film(source: Path, target: Path, options, note):
         target: see `film_suffix`. Finished segments are kept in a folder next to it until the end.
         options: see `Options` in collection.py.
         note: a function to print a text.
-    Raises UserError for a file without pictures, and if another process enlarges it.
+    Raises UserError for a file without pictures, if another process enlarges it, and if it changes
+    meanwhile.
     """
     av = load_av()
     parts = parts_of(target)
@@ -71,6 +86,7 @@ def enlarge_film(source: Path, target: Path, options, note):
                 _clear_if_changed(parts, plan.identity(target))
                 with opened() as decoded:
                     count = _encode(decoded, plan, parts, target, note)
+                plan.check_unchanged()
                 with opened() as copied:
                     _assemble(copied, plan, parts, count, target, note)
                 shutil.rmtree(parts)
@@ -85,13 +101,15 @@ def enlarge_film(source: Path, target: Path, options, note):
 
 def parts_of(target: Path) -> Path:
     """Return the folder of a film's finished segments."""
-    return target.with_name(target.name + ".parts")
+    return target.with_name(fitting_name(target.name, ".parts"))
 
 
 def remove_parts(target: Path):
     """Remove the segments of a finished film, left by a kill in the last moment."""
-    with contextlib.suppress(FileNotFoundError, BlockingIOError), folder_lock(parts_of(target)):
-        shutil.rmtree(parts_of(target))
+    parts = parts_of(target)
+    with contextlib.suppress(FileNotFoundError, BlockingIOError), folder_lock(parts):
+        if (parts / MADE_OF).exists() and not _others(parts):
+            shutil.rmtree(parts)
 
 
 def is_film(path: Path) -> bool:
@@ -123,7 +141,7 @@ class _Plan:
     """Sizes, formats and codec of the output, from the film's first frame."""
 
     def __init__(self, film, source: Path, options, note):
-        self.source, self.options = source, options
+        self.source, self.options, self.version = source, options, version(source)
         self.stream = _pictures_of(film)
         if self.stream is None:
             raise UserError(f"{source}: no pictures in it; name a film or an image")
@@ -134,9 +152,16 @@ class _Plan:
         if first is None:
             raise UserError(f"{source}: not one picture of it can be decoded; replace it")
         shape = first.height, first.width
-        self.factor = fitting_factor(shape, options.outsize) if options.outsize else options.factor
+        self.factor = options.factor
+        if options.outsize:
+            # The box is for the film as it is shown, upright
+            upright = shape[::-1] if first.rotation % 180 else shape
+            self.factor = fitting_factor(upright, options.outsize)
         self.steps = options.networks.steps(self.factor)
         self.format = _format(first.format, note)
+        # VP8 and VP9 have it apart; FFmpeg's own decoder ignores it
+        if _has_alpha(first.format) or self.stream.metadata.get("alpha_mode") == "1":
+            note("transparency is left out")
         subsampled = self.format.format.chroma_width(2) == 1, "420" in self.format.name
         height, width = self.full = enlarged_size(shape, self.factor)
         # Chroma has half as many pixels
@@ -147,7 +172,7 @@ class _Plan:
         if self.interlaced:
             note("interlaced: bwdif makes whole frames of it")
         self.deep = self.format.deep
-        self.full_range = not first.format.is_rgb and (
+        self.full_range = not _is_rgb(first.format) and (
             first.color_range == FULL_RANGE or "yuvj" in first.format.name
         )
         # MPEG's chroma lies at the left pixel of two, JPEG's between them
@@ -159,8 +184,11 @@ class _Plan:
         }
         if self.full_range:
             self.colours["color_range"] = FULL_RANGE
-        if first.format.is_rgb:
+        if _is_rgb(first.format):
             self.colours |= {"color_range": LIMITED_RANGE, "colorspace": BT709}
+        elif self.colours["colorspace"] == RGB:
+            # Gray PNG: the output has chroma, and players would take it for green and blue
+            self.colours["colorspace"] = UNKNOWN_MATRIX
         self.rate = self.stream.average_rate or self.stream.guessed_rate or Fraction(25)
         self.mastering = _mastering(first) if self.deep else ""
         for name in sorted({DYNAMIC[kind] for kind in DYNAMIC if kind in first.side_data}):
@@ -186,14 +214,25 @@ class _Plan:
 
     def identity(self, target: Path) -> dict:
         """Return everything that segments depend on, to reuse them only if nothing has changed."""
-        there = self.source.stat()
+        import av
+
+        networks = [self.options.networks[scale] for scale in self.steps]
+        names = ("padding_mode", "interpolation", "colours", "inference_dtype")
         return {
-            "source": [str(self.source.resolve()), there.st_size, there.st_mtime_ns],
-            "size": [self.size, self.steps, self.options.crf, self.options.self_ensemble],
+            "source": [str(self.source.resolve()), *self.version],
+            "size": [self.full, self.size, self.steps],
+            "settings": [self.options.crf, self.options.self_ensemble],
             "frames": SEGMENT,
             "container": kind_of(target),
-            "weights": [self.options.networks[scale].digest() for scale in self.steps],
+            "weights": [network.digest() for network in networks],
+            "networks": [[str(getattr(network, name)) for name in names] for network in networks],
+            # Other encoders have other headers
+            "libraries": [av.__version__, str(av.library_versions)],
         }
+
+    def check_unchanged(self):
+        """Raise UserError if the film is another one since it was opened first."""
+        refuse_changed(self.source, self.version)
 
 
 def _mastering(frame) -> str:
@@ -231,15 +270,22 @@ def _format(given, note) -> _Format:
     bits = max(component.bits for component in given.components)
     if bits > 10:
         note(f"{bits} bits become 10")
-    if given.is_rgb or len(given.components) < 3:
-        kind = "444" if given.is_rgb else "420"
+    if _is_rgb(given) or len(given.components) < 3:
+        kind = "444" if _is_rgb(given) else "420"
     else:
         half = given.chroma_width(16) == 8, given.chroma_height(16) == 8
         kind = {(True, True): "420", (True, False): "422", (False, False): "444"}.get(half, "420")
-    if len(given.components) == 4:
-        note("transparency is left out")
     j = "j" if "yuvj" in given.name else ""
     return _Format(f"yuv{kind}p10le" if bits > 8 else f"yuv{j}{kind}p")
+
+
+def _is_rgb(given) -> bool:
+    """Return True for a pixel format of red, green and blue, also by a palette."""
+    return given.is_rgb or given.has_palette
+
+
+def _has_alpha(given) -> bool:
+    return any(component.is_alpha for component in given.components)
 
 
 # -------------------------------------------------------------------------------------- frames
@@ -325,13 +371,13 @@ def _encode(film, plan: _Plan, parts: Path, target: Path, note) -> int:
     if plan.interlaced:
         frames = _deinterlaced(frames, plan)
     total = plan.stream.frames or None
-    bar = tqdm(total=total, unit="frame", leave=False, desc=plan.source.name)
+    bar = tqdm(total=total, unit="frame", leave=False, desc=printable(plan.source.name))
     number, last = 0, None
     with bar:
         while True:
             path = parts / f"{number:06}.npz"
             some = []
-            encoder = None if path.exists() else _Encoder(plan, target)
+            encoder = None if _is_finished(path) else _Encoder(plan, target)
             count = 0
             for frame in frames:
                 # A film's time stamps rise; encoders refuse others
@@ -359,7 +405,8 @@ def _encode(film, plan: _Plan, parts: Path, target: Path, note) -> int:
 
 def _note_early_end(film, stream, last: int, note):
     """Print a note if a file ends long before its declared end."""
-    end = float((last - (stream.start_time or 0)) * stream.time_base)
+    # Some containers count the length from 0, others from the first picture
+    end = float(max(last, last - (stream.start_time or 0)) * stream.time_base)
     length = (film.duration or 0) / 1_000_000
     if length - end > max(1, length / 20):
         note(f"cut off: its pictures end after {end:.0f} of {length:.0f} s")
@@ -376,6 +423,14 @@ class _Encoder:
         if kind_of(target) != MPEGTS:
             self.context.flags |= av.codec.context.Flags.global_header
         self.packets = []
+        height, width = plan.size
+        try:
+            self.context.open()
+        except av.error.FFmpegError as error:
+            raise UserError(
+                f"{plan.source}: {plan.codec} cannot encode {width}x{height} pixels "
+                f"({error.strerror}); choose another size by --outscale or --outsize"
+            ) from None
 
     def add(self, frames):
         for frame in frames:
@@ -408,7 +463,7 @@ def _in_format(frame, plan: _Plan):
     if frame.format.name == plan.format.name:
         return frame
     matrix = {"dst_colorspace": BT709, "dst_color_range": LIMITED_RANGE}
-    other = frame.reformat(format=plan.format.name, **(matrix if frame.format.is_rgb else {}))
+    other = frame.reformat(format=plan.format.name, **(matrix if _is_rgb(frame.format) else {}))
     other.pts, other.time_base = frame.pts, frame.time_base
     return other
 
@@ -517,13 +572,32 @@ def _fill(plane, image: np.ndarray):
 
 # ----------------------------------------------------------------------------------- the output
 def _clear_if_changed(parts: Path, identity: dict):
-    """Remove the segments of another film, network or setting."""
-    path, text = parts / "made_of.json", json.dumps(identity)
+    """Remove the segments of another film, network or setting.
+
+    Raises UserError for a folder with other files: they are the user's.
+    """
+    if others := _others(parts):
+        raise UserError(f"{parts}: needed for segments, but has {others[0]}; move it elsewhere")
+    path, text = parts / MADE_OF, json.dumps(identity)
     if path.exists() and path.read_text() == text:
         return
     for old in parts.iterdir():
         old.unlink()
     write_file(text, path)
+
+
+def _others(parts: Path) -> list[str]:
+    """Return the names of a folder's files that are no segments."""
+    return sorted(path.name for path in parts.iterdir() if not OURS.fullmatch(path.name))
+
+
+def _is_finished(path: Path) -> bool:
+    """Return True for a segment that can be read to its end."""
+    try:
+        with np.load(path) as segment:
+            return len(segment["data"]) == segment["table"][:, 1].sum()
+    except (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile):
+        return False
 
 
 def _assemble(film, plan: _Plan, parts: Path, count: int, target: Path, note):
@@ -538,7 +612,8 @@ def _assemble(film, plan: _Plan, parts: Path, count: int, target: Path, note):
         if plan.time_base.numerator == 1:
             options["video_track_timescale"] = str(plan.time_base.denominator)
     with replace_file(target, durable=True) as temporary, _muxing(plan.source, target):
-        with av.open(str(temporary), "w", format=kind, options=options) as result:
+        # Absolute, as in `enlarge_film`
+        with av.open(str(temporary.absolute()), "w", format=kind, options=options) as result:
             video = result.add_stream(plan.codec, rate=plan.rate)
             plan.configure(video.codec_context)
             video.time_base = plan.time_base
@@ -563,6 +638,7 @@ def _assemble(film, plan: _Plan, parts: Path, count: int, target: Path, note):
             while waiting is not None:
                 result.mux(waiting)
                 waiting = next(pictures, None)
+        plan.check_unchanged()
 
 
 def _copied(film, streams):

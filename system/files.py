@@ -65,6 +65,19 @@ def real_path(path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def version(path) -> list[int]:
+    """Return size and time of a file's content, to notice changes."""
+    there = os.stat(path)
+    return [there.st_size, there.st_mtime_ns]
+
+
+def refuse_changed(path, before: list[int]):
+    """Raise UserError if a file is of another `version`. A removed file has not changed."""
+    with contextlib.suppress(FileNotFoundError):
+        if version(path) != before:
+            raise UserError(f"{path}: changed while it was enlarged; start again")
+
+
 def fitting_name(name: str, ending: str) -> str:
     """Return name + ending as the name of a file: file systems allow 255 bytes.
 

@@ -1,6 +1,7 @@
 """Folders of images: finding, shares of several processes, finished images, killed runs."""
 
 import csv
+import errno
 import os
 import signal
 import socket
@@ -248,6 +249,22 @@ def test_wrong_parts_are_refused(monkeypatch):
         shares.own_share()
 
 
+@pytest.mark.parametrize(
+    "rank, count", [("a", "4"), ("-1", "4"), ("4", "4"), ("1", ""), ("0", "x")]
+)
+def test_half_set_variables_of_srun_are_refused(rank, count, monkeypatch):
+    """A negative number would enlarge nothing, and too large ones everything several times."""
+    for name in list(os.environ):
+        if name.startswith("SLURM"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURM_PROCID", rank)
+    monkeypatch.setenv("SLURM_NTASKS", count)
+    with pytest.raises(UserError, match="SLURM_PROCID=.*; for one process: unset SLURM_PROCID"):
+        shares.own_share()
+    monkeypatch.setenv("SLURM_PROCID", "")
+    assert shares.own_share() == shares.Share()
+
+
 def test_parts_are_the_whole(identity_file, tmp_path, capsys, monkeypatch):
     make_images(tmp_path / "in", 7)
     (tmp_path / "in" / "image3.png").write_bytes(b"damaged")
@@ -319,6 +336,89 @@ def test_what_is_finished_is_not_made_again(identity_file, tmp_path, monkeypatch
     run_main(*arguments, "--overwrite")
     run_main(*arguments)
     assert "3 there already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("when", ["read", "written"])
+def test_a_picture_replaced_while_it_is_enlarged(
+    when, identity_file, tmp_path, monkeypatch, capsys
+):
+    """The old picture's output would count as finished."""
+    make_images(tmp_path / "in", 2)
+    source = tmp_path / "in/image1.png"
+    room, name = (reading, "read_photo") if when == "read" else (writing, "write_image")
+    function = getattr(room, name)
+
+    def replacing(path, *arguments, **options):
+        result = function(path, *arguments, **options)
+        if path.stem.startswith("image1"):
+            source.write_bytes((tmp_path / "in/image0.png").read_bytes())
+            os.utime(source, ns=(1, 1))
+        return result
+
+    arguments = (tmp_path / "in", "--model_path", identity_file, "--output", tmp_path / "out")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(room, name, replacing)
+        run_main(*arguments)
+    assert f"{source}: changed while it was enlarged; start again" in capsys.readouterr().err
+    run_main(*arguments)
+    assert "1 enlarged x3, 1 there already, 0 failed" in capsys.readouterr().out
+    images = [reading.read_image(tmp_path / f"out/in/image{i}_x3.png") for i in range(2)]
+    assert np.array_equal(*images)
+
+
+def test_inputs_that_are_moved_away_meanwhile(identity_file, tmp_path, monkeypatch, capsys):
+    make_images(tmp_path / "in", 2)
+    write = writing.write_image
+
+    def moved(path, *arguments, **options):
+        (tmp_path / "in" / path.name.replace("_x3", "")).unlink()
+        return write(path, *arguments, **options)
+
+    monkeypatch.setattr(writing, "write_image", moved)
+    run_main(tmp_path / "in", "--model_path", identity_file, "--output", tmp_path / "out")
+    assert "2 enlarged x3, 0 failed" in capsys.readouterr().out
+
+
+def test_disks_that_round_times_down(identity_file, tmp_path, monkeypatch, capsys):
+    """FAT stores even seconds: the output must not become older than its input."""
+    make_images(tmp_path / "in", 1)
+    os.utime(tmp_path / "in/image0.png", (4e9 + 1, 4e9 + 1))
+    utime = os.utime
+
+    def rounded(path, ns):
+        utime(path, ns=tuple(time - time % (2 * 10**9) for time in ns))
+
+    monkeypatch.setattr(os, "utime", rounded)
+    arguments = (tmp_path / "in", "--model_path", identity_file, "--output", tmp_path / "out")
+    run_main(*arguments)
+    run_main(*arguments)
+    assert "1 there already, 0 failed" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs links")
+def test_circles_of_links_do_not_end_the_run(identity_file, tmp_path, capsys):
+    make_images(tmp_path / "in", 1)
+    for name, target in (("a", "b"), ("b", "a"), ("a.png", "a.png"), ("all", ".")):
+        (tmp_path / "in" / name).symlink_to(target)
+    arguments = ("--recursive", "--model_path", identity_file, "--output", tmp_path / "out")
+    with pytest.raises(SystemExit):
+        run_main(tmp_path / "in", *arguments)
+    printed = capsys.readouterr()
+    assert "1 enlarged x3, 1 failed" in printed.out
+    assert f"Too many levels of symbolic links: '{tmp_path / 'in/a.png'}'" in printed.err
+
+
+def test_a_full_disk_hides_no_counts(identity_file, tmp_path, monkeypatch, capsys):
+    def full(rows, path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    make_images(tmp_path / "in", 1)
+    (tmp_path / "in/damaged.png").write_bytes(b"")
+    monkeypatch.setattr(upscale, "write_csv", full)
+    with pytest.raises(SystemExit):
+        run_main(tmp_path / "in", "--model_path", identity_file, "--output", tmp_path / "out")
+    printed = capsys.readouterr()
+    assert "1 enlarged x3, 1 failed" in printed.out and "No space left" in printed.err
 
 
 def test_many_failures_and_notes_are_not_many_lines(identity_file, tmp_path, monkeypatch, capsys):

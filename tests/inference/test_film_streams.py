@@ -1,6 +1,7 @@
 """Test films of all kinds: pixel formats, streams and containers, time stamps, names, interruptions."""
 
 import contextlib
+import errno
 import functools
 import io
 import os
@@ -392,3 +393,148 @@ def test_ctrl_c_twice(tmp_path):
     assert run.wait(30) in (130, -signal.SIGINT) and "Traceback" not in run.output, run.output
     files = [path.name for path in (tmp_path / "out").iterdir()]
     assert files == ["a_x2.mkv.parts"]
+
+
+# ------------------------------------------------------------------------- names, sizes, changed films
+@pytest.mark.skipif(os.name == "nt", reason="no such names on Windows")
+def test_names_next_to_the_input(tmp_path, monkeypatch, capsys):
+    """FFmpeg takes the 12 of 12:30_x2.mkv for a protocol; no line break reaches the terminal."""
+    monkeypatch.chdir(tmp_path)
+    simple_clip(tmp_path / "a.mkv", 1)
+    longest = "a" * (255 - len("_x2.mkv"))
+    names = ["12:30", "new\nline\x1b[31m", longest]
+    for name in names:
+        os.link("a.mkv", f"{name}.mkv")
+        run_main(f"{name}.mkv", *TIMES_2, "beside")
+        assert len(pictures(tmp_path / f"{name}_x2.mkv")) == 1
+    assert "\x1b[31m" not in "".join(capsys.readouterr())
+    assert len(os.listdir()) == 1 + 2 * len(names)
+
+
+@pytest.mark.parametrize("pixels, codec", [("yuv420p", "libx264"), ("yuv420p10le", "libx265")])
+def test_sizes_that_encoders_refuse(pixels, codec, tmp_path, monkeypatch, capsys):
+    """The message names the size, and comes before the network's work."""
+    size = (6000, 2) if codec == "libx264" else (4, 4)
+    clip = simple_clip(tmp_path / "a.mkv", 1, size=size, pixels=pixels)
+    monkeypatch.setattr(video, "enlarge_frames", None)
+    with pytest.raises(SystemExit):
+        run_main(clip, "--upscale_factor", 3, "--output", tmp_path / "out")
+    line = f"{codec} cannot encode {size[0] * 3}x{size[1] * 3 // 2 * 2} pixels"
+    assert line in capsys.readouterr().err
+
+
+def test_a_box_for_a_film_on_its_side(tmp_path):
+    """Phones store a portrait on its side: the box is for the film as it is shown."""
+    clip = make_clip(tmp_path / "a.mp4", rotation=90, size=(48, 32), sound=False, frames=1)
+    run_main(clip, "--outsize", "1000x96", "--output", tmp_path / "b.mp4")
+    (large,) = pictures(tmp_path / "b.mp4")
+    assert (large.width, large.height, large.rotation) == (96, 64, 90)
+
+
+@pytest.mark.parametrize("pixels, codec", [("ya8", "png"), ("yuva420p", "libvpx-vp9")])
+def test_transparency_is_left_out_with_a_message(pixels, codec, tmp_path, capsys):
+    clip = simple_clip(
+        tmp_path / f"a{'.mov' if codec == 'png' else '.webm'}", 1, codec, (48, 32), pixels
+    )
+    run_main(clip, *TIMES_2, tmp_path / "b.mkv")
+    assert capsys.readouterr().out.count("transparency is left out") == 1
+
+
+@pytest.mark.parametrize("mode, matrix", [("P", 1), ("L", 2)])
+def test_pictures_of_palettes_and_of_gray(mode, matrix, tmp_path):
+    """They are stored as Y and colours, and must not be tagged as RGB."""
+    from PIL import Image
+
+    given = np.kron([[[255, 0, 0], [0, 0, 255]]], np.ones((32, 24, 1))).astype(np.uint8)
+    picture = Image.fromarray(given).convert(mode)
+    picture.save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "a.mp4")
+    run_main(tmp_path / "a.mp4", *TIMES_2, tmp_path / "b.mp4", "--crf", 0)
+    (large,) = pictures(tmp_path / "b.mp4")
+    assert large.colorspace == matrix
+    found = large.to_ndarray(format="rgb24")[32, [24, 72]].astype(int)
+    assert np.abs(found - np.asarray(picture.convert("RGB"))[16, [12, 36]]).max() < 4
+
+
+def test_a_late_start_is_no_early_end(tmp_path, capsys):
+    run_main(stamped(tmp_path / "a.mkv", [60_000, 60_040]), *TIMES_2, tmp_path / "b.mkv")
+    assert "cut off" not in capsys.readouterr().out
+
+
+OTHER_SETTINGS = {
+    "crop": (("--outscale", "2.5"), ("--outscale", "2.48")),
+    "precision": ((), ("--precision", "bf16")),
+    "crf": ((), ("--crf", "20")),
+    "ensemble": ((), ("--self_ensemble",)),
+    "network": ((), ("--kernel_sizes", "9", "3", "5")),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_SETTINGS)
+def test_segments_of_other_settings_are_not_used(name, tmp_path, monkeypatch):
+    """Of --outscale 2.5 an odd row is cropped: frames have the same size as those of 2.48."""
+    clip = simple_clip(tmp_path / "a.mkv", 3, size=(50, 50))
+    monkeypatch.setattr(video, "SEGMENT", 1)
+    before, after = OTHER_SETTINGS[name]
+    outputs = ("--suffix", "_x2", "--output")
+    common = () if name == "crop" else ("--upscale_factor", "2")
+    run_main(clip, *common, *after, *outputs, tmp_path / "whole.mkv")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(video, "_assemble", fail_with_full_disk)
+        run_main(clip, *common, *before, *outputs, tmp_path / "out")
+    assert len(list((tmp_path / "out/a_x2.mkv.parts").glob("*.npz"))) == 3
+    run_main(clip, *common, *after, *outputs, tmp_path / "out")
+    assert (tmp_path / "out/a_x2.mkv").read_bytes() == (tmp_path / "whole.mkv").read_bytes()
+
+
+def fail_with_full_disk(*arguments):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_damaged_segments_are_made_again(tmp_path, monkeypatch):
+    clip = simple_clip(tmp_path / "a.mkv", 4)
+    monkeypatch.setattr(video, "SEGMENT", 1)
+    run_main(clip, *TIMES_2, tmp_path / "whole.mkv")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(video, "_assemble", fail_with_full_disk)
+        run_main(clip, *TIMES_2, tmp_path / "out")
+    parts = tmp_path / "out/a_x2.mkv.parts"
+    whole = (parts / "000001.npz").read_bytes()
+    (parts / "000001.npz").write_bytes(whole[: len(whole) // 2])
+    (parts / "000002.npz").write_bytes(b"")
+    changed = bytearray((parts / "000003.npz").read_bytes())
+    changed[len(changed) * 2 // 3] ^= 1
+    (parts / "000003.npz").write_bytes(changed)
+    run_main(clip, *TIMES_2, tmp_path / "out")
+    assert (tmp_path / "out/a_x2.mkv").read_bytes() == (tmp_path / "whole.mkv").read_bytes()
+
+
+@pytest.mark.parametrize("step", ["_encode", "_assemble"])
+def test_a_film_replaced_while_it_is_enlarged(step, tmp_path, monkeypatch, capsys):
+    clip = simple_clip(tmp_path / "a.mkv", 2)
+    call = getattr(video, step)
+
+    def replaced(*arguments):
+        os.utime(clip, ns=(1, 1))
+        return call(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(video, step, replaced)
+        run_main(clip, *TIMES_2, tmp_path / "out")
+    assert f"{clip}: changed while it was enlarged; start again" in capsys.readouterr().err
+    assert not (tmp_path / "out/a_x2.mkv").exists()
+    run_main(clip, *TIMES_2, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_x2.mkv"]
+
+
+def test_a_users_folder_of_that_name_stays(tmp_path, capsys):
+    clip = simple_clip(tmp_path / "a.mkv", 1)
+    mine = tmp_path / "out/a_x2.mkv.parts/notes.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(SystemExit):
+        run_main(clip, *TIMES_2, tmp_path / "out")
+    assert "a_x2.mkv.parts: needed for segments, but has notes.txt" in capsys.readouterr().err
+    (tmp_path / "out/a_x2.mkv").write_bytes(b"finished")
+    run_main(clip, *TIMES_2, tmp_path / "out")
+    assert mine.read_text() == "mine"
