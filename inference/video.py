@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import io
 import json
+import math
 import re
 import shutil
 import zipfile
@@ -46,6 +47,7 @@ IN_MPEGTS = (
     "dvb_subtitle dvb_teletext"
 ).split()
 SEGMENT = 240  # frames
+JUMP = Fraction(1, 10)  # seconds back in time stamps: a new recording begins
 MADE_OF = "made_of.json"  # what the segments depend on
 OURS = re.compile(rf"\d{{6,}}\.npz|{MADE_OF}|{WINDOWS_FILE}|{TEMPORARY.pattern}", re.DOTALL)
 LIMITED_RANGE, FULL_RANGE, BT709 = 1, 2, 1  # FFmpeg's numbers
@@ -148,7 +150,8 @@ class _Plan:
         # FFmpeg returns covers first
         covers = [s for s in film.streams.video if _is_cover(s)]
         self.covers = {s.index: bytes(next(film.demux(s))) for s in covers}
-        first = next(_frames(film, self.stream, lambda text: None), None)
+        packets = film.demux(self.stream)
+        first = next(_frames(packets, self.stream, lambda text: None), None)
         if first is None:
             raise UserError(f"{source}: not one picture of it can be decoded; replace it")
         shape = first.height, first.width
@@ -190,6 +193,8 @@ class _Plan:
             # Gray PNG: the output has chroma, and players would take it for green and blue
             self.colours["colorspace"] = UNKNOWN_MATRIX
         self.rate = self.stream.average_rate or self.stream.guessed_rate or Fraction(25)
+        # Seconds to add to the time stamps of each recording of a joined film, see `_packets`
+        self.shifts = [Fraction(0)]
         self.mastering = _mastering(first) if self.deep else ""
         for name in sorted({DYNAMIC[kind] for kind in DYNAMIC if kind in first.side_data}):
             note(f"{name} is left out")
@@ -300,12 +305,38 @@ def _is_cover(stream) -> bool:
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
-def _frames(film, stream, note):
+def _packets(film, streams, plan: _Plan, note):
+    """Yield the packets of some streams.
+
+    In joined recordings (MPEG-TS, DVD) time stamps begin again: later ones are shifted to follow
+    the earlier ones, all streams by the same time.
+    """
+    recordings, ends = Counter(), {}
+    for packet in film.demux(streams):
+        index, base = packet.stream.index, packet.time_base
+        if packet.dts is not None:
+            begin = packet.dts * base + plan.shifts[recordings[index]]
+            if index in ends and begin < ends[index] - JUMP:
+                recordings[index] += 1
+                if recordings[index] == len(plan.shifts):
+                    if len(plan.shifts) == 1:
+                        note("joined recordings: times after a jump back follow those before it")
+                    plan.shifts.append(ends[index] - packet.dts * base)
+                begin = packet.dts * base + plan.shifts[recordings[index]]
+            ends[index] = begin + (packet.duration or 0) * base
+        if shift := plan.shifts[recordings[index]]:
+            if packet.dts is not None:
+                packet.dts += round(shift / base)
+            if packet.pts is not None:
+                packet.pts += round(shift / base)
+        yield packet
+
+
+def _frames(packets, stream, note):
     """Yield the decoded frames, each with a time stamp; damaged packets are named."""
     import av
 
-    damaged, after = 0, None
-    packets = film.demux(stream)
+    damaged, guessed, after, sizes = 0, 0, None, set()
     while True:
         try:
             packet = next(packets, None)
@@ -315,6 +346,11 @@ def _frames(film, stream, note):
         if packet is None:
             break
         for frame in frames:
+            guessed += frame.is_corrupt
+            if (size := f"{frame.width}x{frame.height}") not in sizes:
+                sizes.add(size)
+                if len(sizes) > 1:
+                    note(f"pictures of {size} get the size of the first ones")
             if frame.pts is None:
                 frame.pts = after or 0
             duration = frame.duration or round(1 / (stream.guessed_rate or 25) / stream.time_base)
@@ -322,6 +358,8 @@ def _frames(film, stream, note):
             yield frame
     if damaged:
         note(f"{damaged} damaged packets: their pictures are missing")
+    if guessed:
+        note(f"{guessed} damaged pictures: the decoder filled them up")
 
 
 def _filtering(frame, plan: _Plan, *steps: tuple[str, str]):
@@ -338,9 +376,12 @@ def _filtering(frame, plan: _Plan, *steps: tuple[str, str]):
 
 def _deinterlaced(frames, plan: _Plan):
     """Yield whole frames for an interlaced film (two fields in each frame)."""
-    graph = None
+    graph, kind = None, None
     for frame in frames:
-        if graph is None:
+        if kind != (kind := (frame.width, frame.height, frame.format.name)):
+            if graph is not None:
+                graph.push(None)
+                yield from _pulled(graph, plan)
             graph = _filtering(frame, plan, ("bwdif", "mode=send_frame"))
         graph.push(frame)
         yield from _pulled(graph, plan)
@@ -367,7 +408,7 @@ def _encode(film, plan: _Plan, parts: Path, target: Path, note) -> int:
     """Write the missing segments, and return the number of all segments."""
     stream = _pictures_of(film)
     stream.thread_type = "AUTO"
-    frames = _frames(film, stream, note)
+    frames = _frames(_packets(film, [stream], plan, note), stream, note)
     if plan.interlaced:
         frames = _deinterlaced(frames, plan)
     total = plan.stream.frames or None
@@ -450,7 +491,7 @@ def enlarge_frames(frames, plan: _Plan) -> list:
         return [_through_rgb(frame, plan) for frame in frames]
     frames = [_in_format(frame, plan) for frame in frames]
     luma = [_luma(frame, plan) for frame in frames]
-    if plan.options.device.type == "cpu":
+    if plan.options.device.type == "cpu" or len({y.shape for y in luma}) > 1:
         calls = [functools.partial(_restored, y, plan) for y in luma]
         restored = in_threads(torch.get_num_threads(), calls)
     else:
@@ -535,9 +576,10 @@ def _through_rgb(frame, plan: _Plan):
 
     name = "rgb48le" if plan.deep else "rgb24"
     rgb = frame.to_ndarray(format=name)
-    large = upscale(rgb, plan.factor, plan.options.networks, plan.options.self_ensemble)[
-        : plan.size[0], : plan.size[1]
-    ]
+    large = upscale(rgb, plan.factor, plan.options.networks, plan.options.self_ensemble)
+    if large.shape[:2] != plan.full:
+        large = resize_to(large, *plan.full)
+    large = large[: plan.size[0], : plan.size[1]]
     result = av.VideoFrame.from_ndarray(np.ascontiguousarray(large), format=name)
     ranges = {"dst_color_range": FULL_RANGE if plan.full_range else 1}
     result = result.reformat(
@@ -627,7 +669,7 @@ def _assemble(film, plan: _Plan, parts: Path, count: int, target: Path, note):
             result.start_encoding()
             pictures = _pictures(parts, count, video, plan)
             waiting = next(pictures, None)
-            for packet in _copied(film, list(copies)):
+            for packet in _copied(film, copies, plan, note):
                 while waiting is not None and waiting.dts * waiting.time_base <= (
                     packet.dts * packet.time_base
                 ):
@@ -641,10 +683,13 @@ def _assemble(film, plan: _Plan, parts: Path, count: int, target: Path, note):
         plan.check_unchanged()
 
 
-def _copied(film, streams):
-    """Yield the packets of some streams, each with a decoding time stamp."""
-    missing = Counter()
-    for packet in film.demux(streams) if streams else ():
+def _copied(film, copies: dict, plan: _Plan, note):
+    """Yield the packets of the streams in `copies`, each with a decoding time stamp.
+
+    These rise, in units of the copy. copies: see `_copies`.
+    """
+    missing, last, changed = Counter(), {}, Counter()
+    for packet in _packets(film, list(copies), plan, note) if copies else ():
         if packet.dts is None:
             # At the end of each stream there is an empty packet
             if not packet.size:
@@ -659,7 +704,19 @@ def _copied(film, streams):
             first = stream.start_time or 0
             packet.dts = min(packet.pts, first - (held - missing[stream.index]) * frame)
             missing[stream.index] += 1
+        stream = packet.stream
+        # Subtitles may begin together
+        tick = math.ceil(copies[stream].time_base / packet.time_base)
+        least = last.get(stream.index, packet.dts - tick) + tick * (stream.type != "subtitle")
+        if packet.dts < least:
+            packet.dts = least
+            changed[stream.index] += 1
+        if packet.pts is not None and packet.pts < packet.dts:
+            packet.pts = packet.dts
+        last[stream.index] = packet.dts
         yield packet
+    for index, count in changed.items():
+        note(f"stream {index}: {count} time stamps did not rise, and were changed")
 
 
 @contextlib.contextmanager

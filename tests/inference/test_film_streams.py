@@ -538,3 +538,80 @@ def test_a_users_folder_of_that_name_stays(tmp_path, capsys):
     (tmp_path / "out/a_x2.mkv").write_bytes(b"finished")
     run_main(clip, *TIMES_2, tmp_path / "out")
     assert mine.read_text() == "mine"
+
+
+# -------------------------------------------------------------------------------- joined recordings
+def recording(path, size=(48, 32), first=0, frames=6, **options):
+    """Return the bytes of an MPEG-TS recording with sound."""
+    with av.open(str(path), "w", format="mpegts") as film:
+        stream = add_pictures(film, "mpeg2video", size, **options)
+        sound = film.add_stream("mp2", rate=44100)
+        for i in range(first, first + frames):
+            frame = av.VideoFrame.from_ndarray(photograph(i - first, *size), format="rgb24")
+            frame = frame.reformat(format="yuv420p")
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            film.mux(stream.encode(frame))
+        film.mux(stream.encode(None))
+        for k in range(frames * 44100 // 25 // 1152):
+            silence = np.zeros((1, 2304), np.int16)
+            frame = av.AudioFrame.from_ndarray(silence, format="s16", layout="stereo")
+            frame.sample_rate, frame.pts = 44100, first * 44100 // 25 + k * 1152
+            film.mux(sound.encode(frame))
+        film.mux(sound.encode(None))
+    return path.read_bytes()
+
+
+def seconds(path, kind):
+    with av.open(str(path)) as film:
+        stream = film.streams.best(kind)
+        return [
+            float(packet.pts * packet.time_base) for packet in film.demux(stream) if packet.size
+        ]
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".mkv", ".mp4"])
+def test_joined_recordings(suffix, tmp_path, capsys):
+    """Times begin again in each: they follow those before, and the sound stays with the pictures."""
+    first, second = (recording(tmp_path / "a.ts", first=n) for n in (250, 0))
+    (tmp_path / "joined.ts").write_bytes(first + second + second)
+    run_main(tmp_path / "joined.ts", *TIMES_2, tmp_path / f"b{suffix}")
+    assert capsys.readouterr().out.count("joined recordings: ") == 1
+    pictures_at, sound_at = (seconds(tmp_path / f"b{suffix}", kind) for kind in ("video", "audio"))
+    assert np.allclose(np.diff(pictures_at), 0.04, atol=0.002) and len(pictures_at) == 18
+    heard = seconds(tmp_path / "joined.ts", "audio")
+    assert len(sound_at) == len(heard) and min(np.diff(sound_at)) > 0.02
+    # The second recording begins at 0 and comes after 10.24 s
+    count = len(heard) // 3
+    assert np.allclose(np.subtract(sound_at, heard)[:count], pictures_at[0] - 10, atol=0.002)
+    second_at = np.subtract(sound_at, heard)[count : 2 * count]
+    assert np.allclose(second_at, pictures_at[6] - 0.04, atol=0.002)
+
+
+@pytest.mark.parametrize("options", [(), ("--channels", "3")], ids=["y", "rgb"])
+@pytest.mark.parametrize("interlaced", [False, True], ids=["whole", "interlaced"])
+def test_pictures_that_change_their_size(options, interlaced, tmp_path, capsys):
+    """Each is seen whole, and not a corner of it."""
+    flags = {"flags": "+ildct+ilme"} if interlaced else {}
+    parts = [
+        recording(tmp_path / "a.ts", size, first, 3, **flags)
+        for size, first in (((48, 32), 0), ((96, 64), 25))
+    ]
+    (tmp_path / "a.ts").write_bytes(b"".join(parts))
+    run_main(tmp_path / "a.ts", *TIMES_2, tmp_path / "b.mkv", "--crf", 0, *options)
+    assert "pictures of 96x64 get the size of the first ones" in capsys.readouterr().out
+    before, after = pictures(tmp_path / "a.ts"), pictures(tmp_path / "b.mkv")
+    assert len(after) == len(before) > 4
+    for small, large in zip(before, after):
+        assert (large.width, large.height) == (96, 64)
+        expected = small.reformat(96, 64, interpolation="BICUBIC")
+        assert np.abs(luma(large).astype(float) - luma(expected)).mean() < (12 if interlaced else 5)
+
+
+def test_damaged_pictures_are_counted(tmp_path, capsys):
+    """A decoder fills them up from their neighbours, without an error."""
+    data = bytearray(make_clip(tmp_path / "a.mkv", frames=20, size=(96, 64)).read_bytes())
+    for place in np.random.default_rng(0).integers(len(data) // 3, len(data) // 2, 10):
+        data[place] ^= 85
+    (tmp_path / "a.mkv").write_bytes(data)
+    run_main(tmp_path / "a.mkv", *TIMES_2, tmp_path / "b.mkv")
+    assert "damaged pictures: the decoder filled them up" in capsys.readouterr().out
