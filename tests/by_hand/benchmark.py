@@ -9,6 +9,7 @@ One-thread rows count CPU seconds, so other programs disturb them little; the ot
 """
 
 import argparse
+import contextlib
 import copy
 import csv
 import functools
@@ -132,40 +133,40 @@ def inference(quick):
 def busy(quick):
     """Measure the same while a program uses a core."""
     rows, side, cores = [], 128 if quick else 512, torch.get_num_threads()
-    neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    try:
-        for threads in sorted({1, cores}):
-            name = f"9-1-5, {side}×{side}, busy neighbour"
-            rows += against(name, (9, 1, 5), side, threads, "1x", 1 if quick else 7, wall=True)
-    finally:
-        neighbour.kill()
-        neighbour.wait()
+    for threads in sorted({1, cores}):
+        name = f"9-1-5, {side}×{side}, busy neighbour"
+        rows += against(name, (9, 1, 5), side, threads, "1x", 1 if quick else 7, busy=True)
     return rows
 
 
-def against(name, kernel_sizes, side, threads, target, repeats, wall=False) -> list[dict]:
+@contextlib.contextmanager
+def neighbour():
+    """Let another program use a core."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def against(name, kernel_sizes, side, threads, target, repeats, busy=False) -> list[dict]:
     """Return a row for each way to run the network, with predict in float32: same image and threads.
 
-    One thread counts the process's CPU seconds, unless ``wall``; the outputs are compared.
+    One thread counts the process's CPU seconds; with a ``busy`` neighbour all count wall seconds.
+    The outputs are compared.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    # As smooth as a network's input: sharp noise is no image, and the worst case for bf16
-    x = nn.functional.interpolate(
-        torch.rand(1, 1, side // 4, side // 4), scale_factor=4, mode="bilinear"
-    )
-    network = SRCNN.from_pretrained(3, kernel_sizes)
-    ways = {"ours": lambda: predict(network, x), "eager": lambda: network(x)}
-    ways |= runtimes(network, x, threads)
-    if quick_bf16(torch.device("cpu")):
-        ways["ours, bf16"] = lambda: predict(network, x, torch.bfloat16)
+    network, x, ways = ways_to_run(kernel_sizes, side, threads)
     with torch.inference_mode():
         expected = network(x)
         for way, run in ways.items():
             error = (torch.as_tensor(run()) - expected).abs().max()
             assert error < (1e-2 if "bf16" in way else 1e-4), (way, error)
-        clock = time.process_time if threads == 1 and not wall else time.perf_counter
-        times = dict(zip(ways, medians(repeats, clock, **ways)))
+        clock = time.process_time if threads == 1 and not busy else time.perf_counter
+        with neighbour() if busy else contextlib.nullcontext():
+            times = dict(zip(ways, medians(repeats, clock, **ways)))
     torch.set_num_threads(before)
     what = f"inference {name}, {threads} thread{'s' if threads > 1 else ''}"
     fastest = min((way for way in times if way in RUNTIMES), key=times.get, default=None)
@@ -196,6 +197,21 @@ def exactness(quick):
             name = f"{'-'.join(map(str, kernel_sizes))} x{scale}"
             rows.append(result(f"{name} in float32 from float64, at most", "of 1", plain, ours))
     return rows
+
+
+@functools.cache
+def ways_to_run(kernel_sizes, side, threads):
+    """Return a network, an image, and {name: function} of all ways to run one on the other."""
+    # As smooth as a network's input: sharp noise is no image, and the worst case for bf16
+    x = nn.functional.interpolate(
+        torch.rand(1, 1, side // 4, side // 4), scale_factor=4, mode="bilinear"
+    )
+    network = SRCNN.from_pretrained(3, kernel_sizes)
+    ways = {"ours": lambda: predict(network, x), "eager": lambda: network(x)}
+    ways |= runtimes(network, x, threads)
+    if quick_bf16(torch.device("cpu")):
+        ways["ours, bf16"] = lambda: predict(network, x, torch.bfloat16)
+    return network, x, ways
 
 
 RUNTIMES = ("ONNX Runtime", "OpenVINO")

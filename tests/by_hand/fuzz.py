@@ -392,6 +392,7 @@ def change_object(rng, thing, depth=0):
 
 
 # ---------------------------------------------------------------------------- training states
+@functools.cache  # reading config.py takes longer than a case
 def training_settings(name: str, path=""):
     """Return the settings of a run with a small network, by one of the recipes."""
     network = ["--kernel_sizes", "5", "1", "3", "--device", "cpu"]
@@ -730,28 +731,6 @@ def run(cases: int, seed: int, keep: Path):
     return counts, findings
 
 
-torch.manual_seed(0)
-torch.set_num_threads(1)
-checkpoints, saved, image_files = contents(), saved_files(), images()
-last_files = {name: last_file(name) for name in RECIPES}
-small_layers = layouts.random_layers((9, 1, 5), 1, (4, 3))
-mat_files = [
-    layouts.mat_bytes(layouts.authors_arrays(small_layers), packed) for packed in (True, False)
-]
-safetensors_files = [
-    to_layout(network.to_checkpoint({"train_set": "T91"}), "safetensors")
-    for network in (SRCNN((9, 1, 5), 1, (4, 3)), SRCNN((5, 3, 1, 3), 3, (4, 3, 2)))
-] + [safetensors.torch.save(layouts.state_dict(small_layers, ("b", "a", "c")))]
-images_of_sets = dict(zip(TARGETS, image_files[".bmp"]))
-named_sets.manifest = lambda: {
-    name: {
-        file: hashlib.sha256(images_of_sets[s, file]).hexdigest()
-        for s, file in TARGETS
-        if s == name
-    }
-    for name in ("T91", "Set5")
-}
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -763,6 +742,29 @@ if __name__ == "__main__":
     )
     parser.add_argument("--only", type=int, help="run this one case again")
     given = parser.parse_args()
+    # After --help: the samples take seconds
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    checkpoints, saved, image_files = contents(), saved_files(), images()
+    last_files = {name: last_file(name) for name in RECIPES}
+    small_layers = layouts.random_layers((9, 1, 5), 1, (4, 3))
+    mat_files = [
+        layouts.mat_bytes(layouts.authors_arrays(small_layers), packed) for packed in (True, False)
+    ]
+    safetensors_files = [
+        to_layout(network.to_checkpoint({"train_set": "T91"}), "safetensors")
+        for network in (SRCNN((9, 1, 5), 1, (4, 3)), SRCNN((5, 3, 1, 3), 3, (4, 3, 2)))
+    ] + [safetensors.torch.save(layouts.state_dict(small_layers, ("b", "a", "c")))]
+    images_of_sets = dict(zip(TARGETS, image_files[".bmp"]))
+    named_sets.manifest = lambda: {
+        name: {
+            file: hashlib.sha256(images_of_sets[s, file]).hexdigest()
+            for s, file in TARGETS
+            if s == name
+        }
+        for name in ("T91", "Set5")
+    }
+
     if given.only is not None:
         given.keep.mkdir(parents=True, exist_ok=True)
         (_, data), reader = choose(given.seed, given.only)

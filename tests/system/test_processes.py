@@ -204,21 +204,34 @@ def test_errors_are_every_processes(start):
 
 @pytest.mark.slow
 def test_torchrun(data, tmp_path):
-    """Run the command itself: common errors of all processes are printed once."""
+    """Run the command itself."""
     (tmp_path / "torchrun.py").write_text("from torch.distributed.run import main; main()")
     command = ["--standalone", "--nproc_per_node=2", ROOT / "train.py", "--data_dir", data, *TINY]
-    command += ["--steps", 4]
-
-    def torchrun(*arguments):
-        return finished(tmp_path / "torchrun.py", *arguments, cwd=tmp_path, timeout=400)
-
-    run = torchrun(*command)
+    run = finished(tmp_path / "torchrun.py", *command, "--steps", 4, cwd=tmp_path, timeout=400)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("parameters, recipe fast") == 1 and run.stdout.count("Written: ") == 1
     assert "Warning" not in run.stderr, run.stderr
     assert check_folder(tmp_path / "results" / NAME) == ["best.pth", "last.pth", "metrics.csv"]
-    run = torchrun(*command, "--batch_size", 5)
-    assert run.returncode != 0
+
+
+FORKED_TORCHRUN = """
+import runpy, sys
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+def main(*arguments):
+    sys.argv = list(arguments)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+place = dict(rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="errors", max_restarts=0)
+elastic_launch(LaunchConfig(1, 1, 2, start_method="fork", **place), main)(*sys.argv[1:])
+"""
+
+
+def test_torchrun_prints_common_errors_once(data, tmp_path):
+    """Let torchrun's agent fork the processes: it takes seconds to start new ones."""
+    (tmp_path / "torchrun.py").write_text(FORKED_TORCHRUN)
+    options = ["--data_dir", data, *TINY, "--batch_size", 5]
+    command = tmp_path / "torchrun.py", ROOT / "train.py", *options
+    run = finished(*command, cwd=tmp_path, timeout=400)
+    assert run.returncode != 0 and "ChildFailedError" in run.stderr
     assert [line for line in run.stderr.splitlines() if line.startswith("error: ")] == [
         "error: batch_size=5: not divisible by 2 processes; set a multiple"
     ]
