@@ -1,6 +1,6 @@
 """Compare the speed of this project with published ports, each pair in the same run on this machine.
 
-    python tests/by_hand/benchmark.py             # about seven minutes; the table, and results/benchmark.json
+    python tests/by_hand/benchmark.py             # about nine minutes; the table, and results/benchmark.json
     python tests/by_hand/benchmark.py --quick     # 20 seconds: everything runs, on inputs too small for the figures to mean much
 
 The ports' operations are written plainly here: eager float32, contiguous NCHW, zero-padded convolutions over the whole image,
