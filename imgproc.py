@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from system.devices import full_float32, has_float64
 
 BLOCK = 2**18  # pixels of an array to convert at a time
+SMALLEST = 1e-6  # scale; the kernel of an even smaller one would fill the memory
 
 
 # ------------------------------------------------------------------------------------- resizing
@@ -28,13 +29,13 @@ def imresize(image, scale: float):
         image: array H×W or H×W×C, or tensor …×H×W. float64 and float32 are computed as they are,
             half and bfloat16 in float32. Integers are computed in float64; as in MATLAB, both
             passes are rounded and clipped to their range.
-        scale: any positive number.
+        scale: a positive number, at least 1e-6.
     Returns:
         an array or tensor of the same type.
     Raises ValueError for another scale, and for an image without pixels.
     """
-    if not (scale > 0 and math.isfinite(scale)):
-        raise ValueError(f"scale={scale}: give a positive number")
+    if not (scale >= SMALLEST and math.isfinite(scale)):
+        raise ValueError(f"scale={scale}: give a positive number, from {SMALLEST:g} on")
     scale = float(scale)  # numpy's small integers overflow
     if not isinstance(image, Tensor):
         return _on_planes(lambda planes: imresize(planes, scale), np.asarray(image))
@@ -50,16 +51,19 @@ def imresize(image, scale: float):
     height, width = image.shape[-2:]
     # MATLAB resizes along the columns first
     axes = [(-2, height), (-1, width)]
+    # While torch.export or torch.compile trace, weights have no values: do not keep those
+    traced = type(image) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling()
+    weights_of = _axis if traced else _kept_axis
     if image.is_floating_point():
         # Here the order has no effect, and fewer pixels in between take less time
         x = image.to(exact)
         for axis, size in axes if scale < 1 else reversed(axes):
-            x = _resample(x, axis, *_axis(size, scale, exact, x.device))
+            x = _resample(x, axis, *weights_of(size, scale, exact, x.device))
     else:
         # MATLAB rounds after each axis
         x, limits = image, torch.iinfo(image.dtype)
         for axis, size in axes:
-            x = _resample(x.to(exact), axis, *_axis(size, scale, exact, x.device))
+            x = _resample(x.to(exact), axis, *weights_of(size, scale, exact, x.device))
             x = x.add(0.5).floor().clamp(limits.min, limits.max)
     return x.to(image.dtype)
 
@@ -75,7 +79,9 @@ def _on_planes(function, image: np.ndarray) -> np.ndarray:
 def _resample(x: Tensor, axis: int, target: int, starts: list[int], weights: Tensor) -> Tensor:
     """Return ``target`` new pixels along axis -2 or -1 of …×H×W; see `_in_blocks`."""
     old = weights.shape[2]
-    windows = torch.stack([x.narrow(axis, start, old) for start in starts], -3)
+    windows = [x.narrow(axis, start, old) for start in starts]
+    # Do not copy an image shrunk to few pixels
+    windows = torch.stack(windows, -3) if len(windows) > 1 else windows[0].unsqueeze(-3)
     if axis == -2:
         blocks = (weights @ windows).flatten(-3, -2)
     else:
@@ -83,38 +89,60 @@ def _resample(x: Tensor, axis: int, target: int, starts: list[int], weights: Ten
     return blocks.narrow(axis, 0, target)
 
 
-@functools.lru_cache(8)  # images of one size follow each other; a GPU would wait for each copy
 def _axis(size: int, scale: float, dtype, device) -> tuple[int, list[int], Tensor]:
     """Return how to resize an axis of ``size`` pixels, for `_resample`."""
     target = math.ceil(scale * size)
     with torch.inference_mode(False):
-        starts, weights = _in_blocks(*_contributions(size, target, scale), size)
+        starts, weights = _in_blocks(0, target, size, scale)
         return target, starts, weights.to(device, dtype)
 
 
-def _in_blocks(index: Tensor, weights: Tensor, size: int) -> tuple[list[int], Tensor]:
-    """Cut the new pixels of an axis into blocks. Each is a product of a matrix and old pixels.
+@functools.lru_cache(8)  # images of one size follow each other; a GPU would wait for each copy
+def _kept_axis(*key) -> tuple[int, list[int], Tensor]:
+    return _axis(*key)
 
-    Sums of one tap after the other take twice the time.
+
+def _in_blocks(begin: int, end: int, size: int, scale: float) -> tuple[list[int], Tensor]:
+    """Cut new pixels ``begin`` to ``end - 1`` of an axis into blocks.
+
+    Each is a product of a matrix and old pixels. Sums of one tap after the other take twice the
+    time.
 
     Args:
-        index, weights: of `_contributions`; the indices are below ``size``.
+        size: old pixels of the axis.
     Returns:
         for each block the first of its old pixels, and its matrix: blocks × new × old pixels. The
         last block may have more pixels than the axis.
     """
-    target = len(index)
-    blocks = -(-target // 32)
-    new = -(-target // blocks)
-    rows = torch.arange(blocks * new).clamp(max=target - 1)
-    index, weights = (x[rows].view(blocks, new, -1) for x in (index, weights))
-    first, last = index.amin((1, 2)), index.amax((1, 2))
-    old = int((last - first).max()) + 1
-    starts = first.clamp(max=size - old)
+    blocks = -(-(end - begin) // 32)
+    new = -(-(end - begin) // blocks)
+    # Numbers of Python: torch.export and torch.compile cannot read those of a tensor
+    reach = [
+        _reach(first, min(first + new, end) - 1, size, scale) for first in range(begin, end, new)
+    ]
+    old = max(last - first for first, last in reach) + 1
+    starts = [min(first, size - old) for first, _ in reach]
+    position = torch.arange(begin, begin + blocks * new, device="cpu").clamp(max=end - 1)
+    index, weights = (x.view(blocks, new, -1) for x in _contributions(position, size, scale))
     # Mirrored pixels are in the block too: their weights add up
     matrices = weights.new_zeros(blocks, new, old)
-    matrices.scatter_add_(2, index - starts.view(-1, 1, 1), weights)
-    return starts.tolist(), matrices
+    offset = torch.tensor(starts, device="cpu").view(-1, 1, 1)
+    return starts, matrices.scatter_add_(2, index - offset, weights)
+
+
+def _reach(first: int, last: int, size: int, scale: float) -> tuple[int, int]:
+    """Return the first and last old pixels of the new pixels ``first`` to ``last``."""
+    left, _ = _taps(first, scale)
+    right, taps = _taps(last, scale)
+    right += taps - 1
+    # Borders are mirrored: position -1 is pixel 0, position ``size`` is pixel size - 1
+    return max(0, min(left, 2 * size - 1 - right)), min(size - 1, max(right, -1 - left))
+
+
+def _taps(row: int, scale: float) -> tuple[int, int]:
+    """Return the position of the first tap of a new pixel, and the number of taps."""
+    widen = max(1, 1 / scale)
+    return math.floor((row + 0.5) / scale - 0.5 - 2 * widen), math.ceil(4 * widen) + 2
 
 
 def mirror(index: Tensor, size: int) -> Tensor:
@@ -124,19 +152,18 @@ def mirror(index: Tensor, size: int) -> Tensor:
     return torch.minimum(index, 2 * size - 1 - index)
 
 
-def _contributions(size: int, target: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Return, for each of ``target`` new pixels of an axis, the indices of its old pixels.
+def _contributions(position: Tensor, size: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Return, for each new pixel of an axis, the indices of its old pixels.
 
-    Also their weights in float64; both target × taps. This is ``contributions`` in MATLAB's
+    Also their weights in float64; both new pixels × taps. This is ``contributions`` in MATLAB's
     imresize.m.
     """
     # Shrinking widens the kernel: every old pixel contributes
     widen = max(1, 1 / scale)
-    position = torch.arange(target, dtype=torch.float64)[:, None]
     # The position of the new pixel's centre; the old ones have theirs at 0, 1, 2, ...
-    centre = (position + 0.5) / scale - 0.5
+    centre = (position.double()[:, None] + 0.5) / scale - 0.5
     # The kernel is 4 * widen wide, and rarely begins on a pixel: as many taps as MATLAB takes
-    taps = torch.arange(math.ceil(4 * widen) + 2)
+    taps = torch.arange(math.ceil(4 * widen) + 2, device="cpu")
     index = (centre - 2 * widen).floor().long() + taps
     # Keys' cubic with a = -0.5 of the distance, 0 from 2 on
     d = (centre - index).abs() / widen
@@ -157,21 +184,19 @@ def resize_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
         height × width[ × C] of the same type.
     """
     scales = height / image.shape[0], width / image.shape[1]
-    rows, row_weights = _contributions(image.shape[0], height, scales[0])
-    across = (
-        -1,
-        width,
-        *_in_blocks(*_contributions(image.shape[1], width, scales[1]), image.shape[1]),
-    )
+    across = -1, width, *_in_blocks(0, width, image.shape[1], scales[1])
     rows_first = scales[0] <= scales[1]
     quick = image.dtype not in (np.float64, np.uint16) and full_float32("cpu")
     exact = np.float32 if quick else np.float64
+    planes = np.moveaxis(image if image.ndim == 3 else image[..., None], 2, 0)
     result = np.empty((height, width, *image.shape[2:]), image.dtype)
     for block in row_blocks(height, max(width, image.shape[1]), BLOCK):
-        index = rows[block]
-        first, last = int(index.min()), int(index.max()) + 1
-        x = to_tensor(image[first:last].astype(exact))
-        down = -2, len(index), *_in_blocks(index - first, row_weights[block], last - first)
+        begin, end, _ = block.indices(height)
+        starts, weights = _in_blocks(begin, end, image.shape[0], scales[0])
+        first, last = min(starts), max(starts) + weights.shape[2]
+        down = -2, end - begin, [start - first for start in starts], weights
+        # One copy: an image shrunk to few pixels is converted as a whole
+        x = torch.from_numpy(np.array(planes[:, first:last], exact, order="C"))
         for axis, target, starts, weights in (down, across) if rows_first else (across, down):
             x = _resample(x, axis, target, starts, weights.to(x.dtype))
             if image.dtype.kind == "u":

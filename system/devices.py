@@ -104,12 +104,14 @@ def full_float32(device) -> bool:
     A caller may have asked for that, by ``torch.set_float32_matmul_precision``, torch 2.9's flags
     or autocast.
     """
+    if torch.compiler.is_compiling():
+        return False  # the settings of the later calls are unknown
     try:
         highest = torch.get_float32_matmul_precision() == "highest"
+        return highest and not torch.is_autocast_enabled(torch.device(device).type)
     except RuntimeError:
-        # torch 2.9's flags are set
+        # torch 2.9's flags are set, or the device (meta) has no autocast
         return False
-    return highest and not torch.is_autocast_enabled(torch.device(device).type)
 
 
 def quick_bf16(device: torch.device) -> bool:

@@ -216,7 +216,7 @@ def pretended(kind: str, free_bytes: int = 2**33):
         for patch in patches:
             stack.enter_context(patch)
         # Each pretended GPU begins without weights of resizing, and leaves none behind
-        imgproc._axis.cache_clear()
-        stack.callback(imgproc._axis.cache_clear)
+        imgproc._kept_axis.cache_clear()
+        stack.callback(imgproc._kept_axis.cache_clear)
         warnings.filterwarnings("ignore", ".*pin_memory.*")
         yield gpu

@@ -1,6 +1,7 @@
 """imgproc.py against MATLAB's rules, written out here a second time, and against the paper's figures."""
 
 import struct
+import warnings
 import zlib
 from contextlib import contextmanager
 
@@ -222,6 +223,60 @@ def test_resize_to_equals_imresize(dtype, shape, scale):
         assert difference.max() <= 1 and (difference > 0).mean() < 0.01
 
 
+def test_imresize_keeps_no_weights_of_a_traced_call():
+    """Tracing computes with tensors without values. Later calls need the values."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    image = torch.rand(1, 9, 12)
+    expected = imgproc.imresize(image, 2.3)
+    imgproc._kept_axis.cache_clear()
+    with FakeTensorMode() as mode:
+        assert imgproc.imresize(mode.from_tensor(image), 2.3).shape == expected.shape
+    assert torch.equal(imgproc.imresize(image, 2.3), expected)
+    assert imgproc.imresize(image.to("meta"), 2.3).shape == expected.shape
+    torch.set_default_device("meta")  # as Apple's mps, it cannot compute the weights
+    try:
+        imgproc._kept_axis.cache_clear()
+        assert torch.equal(imgproc.imresize(image, 2.3), expected)
+    finally:
+        torch.set_default_device(None)
+
+
+def test_imresize_in_exported_graphs():
+    """torch.export takes one graph: no number may come from a tensor's values."""
+    image = torch.rand(1, 9, 12)
+    expected = imgproc.imresize(image, 1 / 3)
+
+    class Shrink(torch.nn.Module):
+        def forward(self, x):
+            return imgproc.imresize(x, 1 / 3)
+
+    graph = torch.export.export(Shrink(), (image,)).module()
+    np.testing.assert_allclose(graph(image), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 5e-324, 1e-7])
+def test_imresize_refuses_tiny_scales(scale):
+    with pytest.raises(ValueError, match="from 1e-06 on"):
+        imgproc.imresize(np.zeros((3, 4)), scale)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
+def test_resize_to_takes_any_layout(dtype):
+    """Negative steps, Fortran's order and read-only memory."""
+    image = (RANDOM.random((30, 40, 3)) * 200).astype(dtype)
+    expected = imgproc.resize_to(image, 7, 90)
+    read_only = image.copy()
+    read_only.flags.writeable = False
+    views = [image[::-1, ::-1].copy()[::-1, ::-1], np.asfortranarray(image), read_only]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for view in views:
+            assert np.array_equal(imgproc.resize_to(view, 7, 90), expected)
+        gray = imgproc.resize_to(image[..., 1], 7, 90)
+    assert np.array_equal(gray, expected[..., 1])
+
+
 @pytest.mark.parametrize("scale", [2, 1 / 3, 0.7, np.pi / 3])
 def test_imresize_is_differentiable(scale):
     image = torch.rand(1, 2, 5, 6, dtype=torch.float64, requires_grad=True)
@@ -289,10 +344,10 @@ def test_older_matlab_releases(shared, name, monkeypatch):
         small = imgproc.imresize(images[0] / 255, 1 / scale)
         with monkeypatch.context() as older:
             older.setattr(imgproc, "mirror", lambda index, size: index.clamp(0, size - 1))
-            imgproc._axis.cache_clear()
+            imgproc._kept_axis.cache_clear()
             assert 0 < abs(np.mean([psnr(y, scale) for y in images]) - today) < 0.003
             clamped = imgproc.imresize(images[0] / 255, 1 / scale)
-        imgproc._axis.cache_clear()
+        imgproc._kept_axis.cache_clear()
         assert not (small == clamped).all()
         assert (small[2:-2, 2:-2] == clamped[2:-2, 2:-2]).all()
 
