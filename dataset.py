@@ -21,6 +21,7 @@ from images.prepared import (
     load_prepared,
     pair_factor,
     prepared_folder,
+    signed,
     training_image,
 )
 from imgproc import downscale, imresize, measurable, mirror, modcrop, modcropped, upsample
@@ -213,10 +214,10 @@ class _Crops:
 
 
 def _stored(image: Tensor, deep: bool) -> Tensor:
-    """Return uint8 as it is; with ``deep`` 16 bits as int16, because torch cannot index uint16."""
-    if image.dtype == torch.uint16:
-        return image.view(torch.int16)
-    return (image.int() * 257).to(torch.int16) if deep else image
+    """Return an image with ``deep`` as 16 bits, see `signed`; otherwise uint8 as it is."""
+    if deep and image.dtype == torch.uint8:
+        return (image.int() * 257).to(torch.int16)
+    return signed(image)
 
 
 def _floats(stored: Tensor) -> Tensor:

@@ -143,13 +143,13 @@ def load_prepared(folder, mmap: bool = False) -> PreparedSet:
     return found
 
 
-def _as_stored(image: torch.Tensor) -> torch.Tensor:
-    """Return uint16 as int16 of the same bits: torch 2.4 cannot write uint16."""
+def signed(image: torch.Tensor) -> torch.Tensor:
+    """Return uint16 as int16 of the same bits: torch 2.4 can neither write nor index uint16."""
     return image.view(torch.int16) if image.dtype == torch.uint16 else image
 
 
 def _as_used(image: torch.Tensor) -> torch.Tensor:
-    """Return an image of a file, see `_as_stored`. Files of earlier versions have uint16."""
+    """Return an image of a file, see `signed`. Files of earlier versions have uint16."""
     return image.view(torch.uint16) if image.dtype == torch.int16 else image
 
 
@@ -341,10 +341,10 @@ def prepare(
                     "origin": origin,
                     "sources": list(records),
                     "names": [paths[0].stem for paths in group],
-                    "images": [_as_stored(image[0]) for image in tensors],
+                    "images": [signed(image[0]) for image in tensors],
                 }
                 if len(group[0]) > 1:
-                    content["small"] = [_as_stored(image[1]) for image in tensors]
+                    content["small"] = [signed(image[1]) for image in tensors]
                 save(content, path)
     if rounded:
         names = few(printable(path.name) for path in sorted(rounded))

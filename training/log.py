@@ -180,7 +180,7 @@ def report_finished(run):
     if run.rank > 0:
         return
     say(f"finished already: {run.settings.resume} is at step {run.step:,}")
-    asked = f"--steps {run.settings.steps} asks for no more; no step was made."
+    asked = f"steps={run.settings.steps} asks for no more; no step was made."
     say(f"{asked} To continue set it above {run.step}")
 
 

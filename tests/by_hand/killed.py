@@ -14,7 +14,6 @@ import signal
 import sys
 import tempfile
 import time
-from fractions import Fraction
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -171,25 +170,12 @@ def make_folder(place: Path, count: int, width: int, height: int) -> Path:
 
 def make_film(place: Path, count: int, width: int, height: int) -> Path:
     """Make a film of moving gradients, with sound."""
-    import av
+    from clips import make_clip  # it needs PyAV
 
     place.mkdir(parents=True)
-    with av.open(str(place / "film.mp4"), "w") as film:
-        stream = film.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        sound = film.add_stream("aac", rate=44100)
-        for i in range(count):
-            frame = av.VideoFrame.from_ndarray(picture(i, width, height), format="rgb24")
-            frame.pts, frame.time_base = i, Fraction(1, 25)
-            film.mux(stream.encode(frame))
-        film.mux(stream.encode(None))
-        noise = np.random.default_rng(0).normal(0, 0.1, (2, 1024)).astype(np.float32)
-        for k in range(count * 44100 // 25 // 1024):
-            frame = av.AudioFrame.from_ndarray(noise, format="fltp", layout="stereo")
-            frame.sample_rate, frame.pts = 44100, k * 1024
-            film.mux(sound.encode(frame))
-        film.mux(sound.encode(None))
-    return place / "film.mp4"
+    sound = count * 44100 // 25 // 1024
+    size = width, height
+    return make_clip(place / "film.mp4", size=size, frames=count, sound=sound, picture=picture)
 
 
 def picture(number: int, width: int, height: int) -> np.ndarray:

@@ -23,8 +23,12 @@ def photograph(i, width, height):
 
 
 def make_clip(path, pixels="yuv420p", size=(48, 32), frames=7, variable=False, **options):
-    """A clip of a moving photograph: PyAV's own; options: sound, subtitles, rotation, full, codec,
-    interlaced."""
+    """Make a clip of a moving photograph by PyAV, and return its path.
+
+    options: sound (its frames), picture (a function like `photograph`), subtitles, rotation, full,
+    codec, interlaced.
+    """
+    picture = options.get("picture", photograph)
     codec = options.get("codec", "libx265" if "10" in pixels else "libx264")
     time_base = Fraction(1, 12800) if variable else Fraction(1, 25)
     with av.open(str(path), "w") as film:
@@ -45,7 +49,8 @@ def make_clip(path, pixels="yuv420p", size=(48, 32), frames=7, variable=False, *
         film.metadata["title"] = "A title"
         one = {"id": 1, "start": 0, "end": 100, "time_base": Fraction(1, 1000)}
         film.set_chapters([{**one, "metadata": {"title": "one"}}])
-        sound = film.add_stream("aac", rate=44100) if options.get("sound", True) else None
+        sounds = options.get("sound", 10)
+        sound = film.add_stream("aac", rate=44100) if sounds else None
         text = None
         if options.get("subtitles"):
             with av.open(str(options["subtitles"])) as file:
@@ -53,14 +58,14 @@ def make_clip(path, pixels="yuv420p", size=(48, 32), frames=7, variable=False, *
                 lines = [p for p in file.demux() if p.dts is not None]
         pts = 3
         for i in range(frames):
-            frame = av.VideoFrame.from_ndarray(photograph(i, *size), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(picture(i, *size), format="rgb24")
             frame = frame.reformat(format=pixels, dst_colorspace=1, dst_color_range=full)
             frame.pts, frame.time_base, frame.color_range = pts, time_base, full
             pts += 300 + 151 * (i % 3) if variable else 1
             film.mux(stream.encode(frame))
         film.mux(stream.encode(None))
         if sound:
-            for k in range(10):
+            for k in range(sounds):
                 wave = (0.1 * np.sin(np.arange(1024) * 0.05)).astype(np.float32)[None].repeat(2, 0)
                 frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout="stereo")
                 frame.sample_rate, frame.pts = 44100, k * 1024

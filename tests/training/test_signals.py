@@ -141,7 +141,7 @@ def ignore_hangup():
 
 def test_80_columns(data, terminal, tmp_path):
     """No line is cut off or wrapped, and the bar has rate and PSNR."""
-    options = ["--steps", 600, "--valid_frequency", 300]
+    options = ["--steps", 240, "--valid_frequency", 120]
     run = Run("train.py", "--data_dir", data, *TINY, *options, cwd=tmp_path, before=terminal.begin)
     shown = finish(run, terminal)
     lines = [line.rstrip() for line in re.split(r"[\r\n]+|\x1b\[\w", shown)]
@@ -151,7 +151,7 @@ def test_80_columns(data, terminal, tmp_path):
     # All but the command: it is one line with a long path
     assert all(len(line) <= 80 for line in lines if not line.startswith("measure it")), lines
     printed = [line for line in lines if re.match(r"step \d", line)]
-    assert [line.split(",")[0] for line in printed] == ["step 300", "step 600"], lines
+    assert [line.split(",")[0] for line in printed] == ["step 120", "step 240"], lines
     assert all("held out" in line and "tinytest" in line for line in printed), printed
 
 

@@ -736,7 +736,7 @@ def test_what_a_resumed_run_says_of_itself(start, tmp_path):
     assert "Written" not in again.output and not (tmp_path / "results" / "other").exists()
     less = start("--steps", 1, "--resume", last)
     assert less.wait() == 0 and f"finished already: {last} is at step 8\n" in less.output
-    assert "--steps 1 asks for no more; no step was made. To continue" in less.output
+    assert "steps=1 asks for no more; no step was made. To continue" in less.output
     assert "set it above 8\n" in less.output
     on = start("--steps", 12, "--resume", last)
     assert on.wait() == 0 and "resumes at step 8 of 12" in on.output
