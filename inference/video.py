@@ -71,6 +71,9 @@ def enlarge_film(source: Path, target: Path, options, note):
     meanwhile.
     """
     av = load_av()
+    if not source.is_file():
+        # Opening a FIFO would wait for a writer, perhaps for ever
+        raise UserError(f"{source}: a FIFO, socket or device; give a film")
     parts = parts_of(target)
     # Opened once for each pass: not every container can be wound back exactly. An absolute path,
     # because FFmpeg takes the 12 of 12:30.mp4 for a protocol. No other file or address is opened
@@ -311,19 +314,20 @@ def _packets(film, streams, plan: _Plan, note):
     In joined recordings (MPEG-TS, DVD) time stamps begin again: later ones are shifted to follow
     the earlier ones, all streams by the same time.
     """
-    recordings, ends = Counter(), {}
+    recordings, begins, ends = Counter(), {}, {}
     for packet in film.demux(streams):
         index, base = packet.stream.index, packet.time_base
         if packet.dts is not None:
             begin = packet.dts * base + plan.shifts[recordings[index]]
-            if index in ends and begin < ends[index] - JUMP:
+            # Earlier than the last one's begin: subtitles may overlap
+            if index in begins and begin < begins[index] - JUMP:
                 recordings[index] += 1
                 if recordings[index] == len(plan.shifts):
                     if len(plan.shifts) == 1:
                         note("joined recordings: times after a jump back follow those before it")
                     plan.shifts.append(ends[index] - packet.dts * base)
                 begin = packet.dts * base + plan.shifts[recordings[index]]
-            ends[index] = begin + (packet.duration or 0) * base
+            begins[index], ends[index] = begin, begin + (packet.duration or 0) * base
         if shift := plan.shifts[recordings[index]]:
             if packet.dts is not None:
                 packet.dts += round(shift / base)
@@ -450,7 +454,7 @@ def _note_early_end(film, stream, last: int, note):
     end = float(max(last, last - (stream.start_time or 0)) * stream.time_base)
     length = (film.duration or 0) / 1_000_000
     if length - end > max(1, length / 20):
-        note(f"cut off: its pictures end after {end:.0f} of {length:.0f} s")
+        note(f"perhaps cut off: its pictures end after {end:.0f} of {length:.0f} s")
 
 
 class _Encoder:

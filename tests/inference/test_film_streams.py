@@ -615,3 +615,21 @@ def test_damaged_pictures_are_counted(tmp_path, capsys):
     (tmp_path / "a.mkv").write_bytes(data)
     run_main(tmp_path / "a.mkv", *TIMES_2, tmp_path / "b.mkv")
     assert "damaged pictures: the decoder filled them up" in capsys.readouterr().out
+
+
+def test_subtitles_that_overlap_are_no_joined_recordings(tmp_path, capsys):
+    """The first one is shown for ten seconds, and the others begin before its end."""
+    shown = ("00,000 --> 00:00:10,000", "00,010 --> 00:00:00,100", "00,080 --> 00:00:00,100")
+    lines = [f"{i}\n00:00:{times}\nLine {i}\n" for i, times in enumerate(shown, 1)]
+    (tmp_path / "a.srt").write_text("\n".join(lines))
+    clip = make_clip(tmp_path / "a.mkv", subtitles=tmp_path / "a.srt")
+    run_main(clip, *TIMES_2, tmp_path / "b.mkv")
+    assert packets(tmp_path / "b.mkv", "subtitle") == packets(clip, "subtitle")
+    assert "joined" not in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_fifo_named_as_a_film_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    run = Run("upscale.py", tmp_path / "a.mp4", *TIMES_2, "out", cwd=tmp_path)
+    assert run.wait(60) == 1 and "a.mp4: a FIFO, socket or device; give a film" in run.output
