@@ -229,9 +229,12 @@ class Bounded(io.BytesIO):
         if self.left < 0:
             raise UserError(TOO_MANY)
 
-    def read(self, size: int) -> bytes:
-        self.spend(size)
-        return super().read(size)
+    def read(self, size: int, read=io.BytesIO.read) -> bytes:
+        # As `spend`: this call is most of the time of a large pickle
+        self.left -= size if size > STEP else STEP
+        if self.left < 0:
+            raise UserError(TOO_MANY)
+        return read(self, size)
 
     def readline(self) -> bytes:
         line = super().readline(MAX_LINE)
