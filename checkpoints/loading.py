@@ -4,12 +4,11 @@ Files are untrusted: nothing in them is imported, called or run, and time and me
 """
 
 import os
-from difflib import get_close_matches
 from pathlib import Path
 
 from checkpoints import authors, foreign, pickles, tensors
 from checkpoints.layouts import recognise
-from checkpoints.lookup import bundled_file, bundled_names
+from checkpoints.lookup import bundled_file, similar_bundled
 from system.download import address_of, cached, hub_file
 from system.files import UserError, printable, similar_paths
 
@@ -97,9 +96,9 @@ def _existing(path, name: str):
         )
         raise UserError(f"{name}: {kind}; {remedy}")
     except FileNotFoundError:
-        near = get_close_matches(os.fspath(path), bundled_names(), 1, 0.8)
+        near = similar_bundled(path)
         remedy = similar_paths(Path(path)) or "give the path of a checkpoint"
-        remedy = f"did you mean {near[0]}, bundled with the project?" if near else remedy
+        remedy = f"did you mean {near}, bundled with the project?" if near else remedy
         raise FileNotFoundError(f"{name}: no such file; {remedy}") from None
     except UnicodeEncodeError:
         raise UserError(

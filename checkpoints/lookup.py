@@ -1,6 +1,7 @@
 """Find the weights for a script, by the setting model_path."""
 
 import os
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -47,6 +48,21 @@ def bundled_file(path):
 def bundled_names() -> list[str]:
     """Return the names of all bundled weights, such as srcnn_9-1-5_x3."""
     return sorted(path.stem for path in WEIGHTS.glob("*.pth"))
+
+
+def similar_bundled(path) -> str:
+    """Return the name of bundled weights similar to a missing file's name; "" if there is none.
+
+    Folders are ignored if the name is exact: from another folder, assets/weights/... is missing.
+    """
+    path = os.fsdecode(path)
+    by_name = {name.lower(): name for name in bundled_names()}
+    # Both systems' separators: paths are copied from Windows
+    own = re.split(r"[/\\]", path.rstrip("/\\"))[-1].removesuffix(".pth").strip().lower()
+    if own in by_name and not os.path.isdir(os.path.dirname(path)):
+        return by_name[own]
+    near = get_close_matches(path.lower(), by_name, 1, 0.8)
+    return by_name[near[0]] if near else ""
 
 
 @dataclass(frozen=True)

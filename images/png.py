@@ -64,7 +64,7 @@ def compressed_rows(rows: np.ndarray, top: int, bottom: int) -> tuple[np.ndarray
     """Return some rows as filtered bytes, and these bytes compressed."""
     # The filter needs the row above, too
     above = max(0, top - 1)
-    block = rows[above:bottom].astype(rows.dtype.newbyteorder(">")).view(np.uint8)
+    block = rows[above:bottom].astype(rows.dtype.newbyteorder(">"), "C").view(np.uint8)
     lines = np.empty((min(bottom, len(rows)) - top, 1 + block.shape[1]), np.uint8)
     lines[:, 0] = 2  # filter "up": the difference from the row above; above the first are zeros
     lines[0, 1:] = block[0]

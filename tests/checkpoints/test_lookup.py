@@ -106,6 +106,30 @@ def test_a_missing_scale_names_outscale(results):
         found("--upscale_factor", 5, "--kernel_sizes", "9-7-5")
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "srcnn_9-5-5_x3_JPEG",
+        "srcnn_9-5-5_x3_jpg",
+        "srcnn_9-5-5_x3_jpeg.pth",
+        " srcnn_9-5-5_x3_jpeg",
+        "./srcnn_9-5-5_x3_jpeg",
+        "assets/weights/srcnn_9-5-5_x3_jpeg.pth",
+        r"assets\weights\srcnn_9-5-5_x3_jpeg.pth",
+    ],
+)
+def test_names_similar_to_bundled_ones(tmp_path, monkeypatch, path):
+    """Wrong case, an ending, and paths copied from another folder or system."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="did you mean srcnn_9-5-5_x3_jpeg, bundled"):
+        SRCNN.from_pretrained(path)
+    # In an existing folder its own files are meant
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/srcnn_9-5-5_x3.pt").touch()
+    with pytest.raises(FileNotFoundError, match="did you mean mine/srcnn_9-5-5_x3.pt"):
+        SRCNN.from_pretrained("mine/srcnn_9-5-5_x3.pth")
+
+
 def test_bundled_weights_by_their_name(tmp_path, monkeypatch, run_script):
     """From any folder, in scripts and in Python; an own file of that name comes first."""
     monkeypatch.chdir(tmp_path)

@@ -237,6 +237,17 @@ def compression(request, monkeypatch):
         monkeypatch.setitem(sys.modules, "isal", None)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, ">u2"])
+@pytest.mark.parametrize("shape", [(10, 13), (10, 13, 4), (1, 1), (1, 13), (13, 1)])
+@pytest.mark.usefixtures("compression")
+def test_png_of_any_layout(tmp_path, dtype, shape):
+    """A rotated image has its columns in a row of memory."""
+    image = RANDOM.integers(0, 256, shape).astype(dtype)
+    for view in (np.asfortranarray(image), image.swapaxes(0, 1), image[::-1, ::-1]):
+        writing.write_image(tmp_path / "a.png", view)
+        np.testing.assert_array_equal(reading.read_image(tmp_path / "a.png"), view)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("rows", [1, 3, 10**6])
