@@ -191,9 +191,18 @@ class Finder:
     def _others(self, folders, name: str) -> list[Path]:
         """Return images of one stem in these folders: in the first those before `name`."""
         own, *earlier = folders
-        stem = Path(name).stem
-        # In the image's own folder: those earlier in the alphabet
-        others = [path for path in _versions(own, stem, self.suffixes) if path.name < name]
+        stem, suffix = Path(name).stem, Path(name).suffix
+        if suffix in _spellings(suffix.lower()):
+            # In the image's own folder: those earlier in the alphabet
+            others = [path for path in _versions(own, stem, self.suffixes) if path.name < name]
+        else:
+            # The others do not look for a.pNg, so it looks for all of them
+            there = os.stat(own / name)
+            others = [
+                path
+                for path in _versions(own, stem, self.suffixes, _all_spellings)
+                if not os.path.samestat(os.stat(path), there)
+            ]
         for folder in earlier:
             others += _versions(folder, stem, self.suffixes)
         return others
@@ -207,12 +216,20 @@ def _leads_to_folder(entry) -> bool:
         return False
 
 
-def _versions(folder: Path, stem: str, suffixes) -> list[Path]:
-    """Return the files in a folder with the name stem plus one of the suffixes, in any case."""
+def _spellings(suffix: str) -> tuple[str, ...]:
+    return suffix, suffix.upper(), suffix.title()
+
+
+def _all_spellings(suffix: str) -> list[str]:
+    return ["".join(letters) for letters in itertools.product(*zip(suffix, suffix.upper()))]
+
+
+def _versions(folder: Path, stem: str, suffixes, spellings=_spellings) -> list[Path]:
+    """Return the files in a folder with the name stem plus one of the suffixes, in usual cases."""
     # Ask for each name: the folder's list may have a million of them
     found = {}
     for suffix in suffixes:
-        for spelt in (suffix, suffix.upper(), suffix.title()):
+        for spelt in spellings(suffix):
             path = os.path.join(folder, stem + spelt)
             try:
                 there = os.stat(path)

@@ -180,6 +180,23 @@ def test_comparisons_of_equal_names(identity_file, tmp_path, monkeypatch, capsys
     assert "2 enlarged" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(os.name == "nt", reason="one file there")
+def test_unusual_spellings_of_a_suffix(identity_file, tmp_path, capsys):
+    """They have one output: it used to hold one of them in silence."""
+    make_images(tmp_path / "in", 4)
+    for i, name in enumerate(("a.png", "a.pNg", "b.pNG", "b.pnG")):
+        (tmp_path / f"in/image{i}.png").rename(tmp_path / "in" / name)
+    (tmp_path / "in/c.pNg").write_bytes((tmp_path / "in/a.png").read_bytes())
+    with pytest.raises(SystemExit):
+        run_main(tmp_path / "in", "--model_path", identity_file, "--output", tmp_path / "out")
+    printed = capsys.readouterr()
+    assert "2 enlarged x3, 3 failed" in printed.out and "enlarge them separately" in printed.err
+    for name in "ac":
+        small = reading.read_image(tmp_path / "in/a.png")
+        assert reading.read_image(tmp_path / f"out/in/{name}_x3.png").shape[0] == 3 * len(small)
+    assert {path.name for path in (tmp_path / "out/in").iterdir()} == {"a_x3.png", "c_x3.png"}
+
+
 def test_folders_of_one_name(identity_file, tmp_path, capsys):
     """Enlarge one of two inputs with the same output, and name the other one."""
     make_images(tmp_path / "A/train", 2)
