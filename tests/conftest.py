@@ -17,12 +17,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+AUTHORS = SHARED / "oracle" / "srcnn-authors-9-5-5-imagenet-x4.mat"
 sys.path.insert(0, str(ROOT))
 
 
 @pytest.hookimpl(trylast=True)  # when -k and -m have made their choice
 def pytest_collection_modifyitems(items):
-    """Slow tests first, so that no process is left alone with one at the end."""
+    """Put slow tests first, so that no process is left alone with one at the end."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         processes = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
         slow = [item for item in items if item.get_closest_marker("slow")]
@@ -49,7 +50,7 @@ def usual_signals():
 
 @pytest.fixture
 def shared() -> Path:
-    """The folder with the papers' images and the authors' network; tests that need it are skipped without it."""
+    """Return the folder with the papers' images and the authors' network; skip the test without it."""
     if not (SHARED / "data" / "T91").is_dir():
         pytest.skip(
             "needs ../shared/data with T91, Set5 and Set14, which "
@@ -60,17 +61,16 @@ def shared() -> Path:
 
 @pytest.fixture
 def oracle(shared) -> Path:
-    """The authors' own network."""
-    path = SHARED / "oracle" / "srcnn-authors-9-5-5-imagenet-x4.mat"
-    if not path.is_file():
+    """Return the file of the authors' own network; skip the test without it."""
+    if not AUTHORS.is_file():
         pytest.skip(
-            f"needs ../shared/oracle/{path.name}: 9-5-5 (ImageNet), x4 of their MATLAB release"
+            f"needs ../shared/oracle/{AUTHORS.name}: 9-5-5 (ImageNet), x4 of their MATLAB release"
         )
-    return path
+    return AUTHORS
 
 
 def image_set(shared, name) -> Path:
-    """The folder of a set of images; skips where it is not there."""
+    """Return the folder of a set of images; skip the test without it."""
     folder = shared / "data" / name
     if not folder.is_dir():
         fetch = f"`python prepare_dataset.py --data_dir ../shared/data --test_sets {name}`"
@@ -80,14 +80,15 @@ def image_set(shared, name) -> Path:
 
 @pytest.fixture
 def run_script(tmp_path):
-    """``run_script("train.py", "--steps", 10)`` in an empty folder, as users run it; returns the finished process."""
+    """Return ``run_script("train.py", "--steps", 10)``: it runs a script as users do, in an empty
+    folder, and returns the finished process."""
     from launch import finished
 
     return functools.partial(finished, cwd=tmp_path)
 
 
 def error_line(process) -> str:
-    """The one line that a script failed with; fails the test if it ended well, or said more than that."""
+    """Return the one line of a failed script; fail the test for any other output or end."""
     assert process.returncode == 1, process.stdout + process.stderr
     assert "Traceback" not in process.stderr and "Warning" not in process.stderr, process.stderr
     line = process.stderr.strip("\n").split("\n")[-1].split("\r")[-1]
@@ -96,7 +97,7 @@ def error_line(process) -> str:
 
 
 def identity(channels: int | str = 1, upscale_factor: int = 3):
-    """A 9-1-5 that passes its (non-negative) input through: super-resolution by it is bicubic."""
+    """Return a 9-1-5 that passes its (non-negative) input through: it is as good as bicubic."""
     import torch
 
     from model import SRCNN
@@ -116,7 +117,7 @@ def identity(channels: int | str = 1, upscale_factor: int = 3):
 
 @pytest.fixture
 def identity_file(tmp_path) -> Path:
-    """A checkpoint of `identity`, for x3."""
+    """Return the file of a checkpoint of `identity`, for x3."""
     import torch
 
     torch.save(identity().to_checkpoint({}), tmp_path / "identity.pth")

@@ -120,7 +120,7 @@ def medians(repeats: int, clock, **functions) -> list[float]:
 
 # ------------------------------------------------------------------------------------------------------------ inference
 def inference(quick):
-    """The network alone: eager, compiled and exported, against predict, on an idle machine."""
+    """Measure the network alone: eager, compiled and exported, against predict, on an idle machine."""
     rows, side, cores = [], 128 if quick else 1024, torch.get_num_threads()
     networks = (((9, 1, 5), ("1.3x", "1.15x")), ((9, 5, 5), ("1.8x", "1.8x")))
     for kernel_sizes, targets in networks[: 1 if quick else 2]:
@@ -182,7 +182,7 @@ def against(name, kernel_sizes, side, threads, target, repeats, busy=False) -> l
 
 
 def exactness(quick):
-    """The largest difference from the network in float64: the plain network in float32, and predict."""
+    """Return the largest differences from the network in float64: the plain network in float32, and predict."""
     rows, (path, *_) = [], sample_images("test")
     y = torch.from_numpy(rgb2y(read_image(path)[..., :3]))[None]
     y = y[..., :60, :60] if quick else y
@@ -218,7 +218,7 @@ RUNTIMES = ("ONNX Runtime", "OpenVINO")
 
 
 def runtimes(network, x, threads) -> dict:
-    """{name: function} of torch.compile, ONNX Runtime and OpenVINO, as far as they are installed."""
+    """Return {name: function} of torch.compile, ONNX Runtime and OpenVINO, as far as they are installed."""
     ways = {}
     compiled = torch.compile(network, dynamic=False)
     try:
@@ -283,7 +283,7 @@ def resizing(quick):
 
 
 def resize_by_rows(image, scale):
-    """MATLAB's bicubic as the ports have it: a Python loop over the rows, then one over the columns."""
+    """Resize by MATLAB's bicubic as the ports do: a Python loop over the rows, then one over the columns."""
     for _ in range(2):
         length = image.shape[1]
         support = 4 / min(scale, 1)
@@ -341,7 +341,7 @@ class SubImages(Dataset):
 
 
 def train_as_ports(kernel_sizes, steps) -> float:
-    """Sub-images a second, with yjn870's batch of 16 and its optimizer."""
+    """Return sub-images a second, with yjn870's batch of 16 and its optimizer."""
     f1, f2, f3 = kernel_sizes
     network = nn.Sequential(
         nn.Conv2d(1, 64, f1, padding=f1 // 2),
@@ -373,7 +373,7 @@ def train_as_ports(kernel_sizes, steps) -> float:
 
 
 def train_rate(folder, steps, quick, **settings) -> float:
-    """Sub-images a second of train.py --recipe paper (128 sub-images of 33×33 a step)."""
+    """Return sub-images a second of train.py --recipe paper (128 sub-images of 33×33 a step)."""
     if not (folder / "data").exists():
         count, side = (4, 120) if quick else (30, 240)
         write_images(folder / "data" / "noise", count, side, side)
@@ -493,7 +493,7 @@ def memory(quick):
 
 # --------------------------------------------------------------------------------------------------------------- folder
 def a_folder(folder, count, height, width) -> list[dict]:
-    """upscale.py on PNG files of photographs, against a loop of predict alone on the same Y."""
+    """Measure upscale.py on PNG files of photographs, against a loop of predict alone on the same Y."""
     pictures = sample_images("train")
     luma = []
     for i in range(count):

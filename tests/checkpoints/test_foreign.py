@@ -47,7 +47,7 @@ def npy() -> bytes:
 
 
 def text(number: int, content: bytes) -> bytes:
-    """A field of a protocol buffer."""
+    """Return a field of a protocol buffer."""
     return bytes([number << 3 | 2, len(content)]) + content
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from conftest import ROOT, image_set
+from conftest import AUTHORS, ROOT, image_set
 
 from evaluation.protocol import evaluate, evaluate_all
 from evaluation.sets import read_entry
@@ -44,7 +44,8 @@ def shipped(scale, channels) -> dict:
 
 @functools.cache
 def measured(data_dir, set_name, scale, channels) -> dict:
-    """Return {name: scores} of our networks for a scale; with Set5 also those of `MORE`.
+    """Return {name: scores} of our networks for a scale; with Set5 also those of `MORE`, with
+    Set14 also the authors' for x4.
 
     They are measured together: reading, bicubic and its SSIM take most of the time.
     """
@@ -52,6 +53,8 @@ def measured(data_dir, set_name, scale, channels) -> dict:
     if set_name == "Set5" and channels == 1:
         names = [name for name, *_ in MORE if f"_x{scale}_" in name]
         networks |= {name: SRCNN.from_pretrained(f"srcnn_{name}") for name in names}
+    if (set_name, scale, channels) == ("Set14", 4, 1) and AUTHORS.is_file():
+        networks["authors"] = SRCNN.from_pretrained(AUTHORS)
     protocol = "y" if channels == 1 else "rgb"
     return evaluate_all(networks, images(data_dir, set_name, channels), scale, protocol)
 
@@ -208,5 +211,11 @@ def test_bicubic_has_the_papers_figures(shared, scale, expected):
     assert figures(scores["bicubic"]) == expected
 
 
+def test_the_authors_network_has_the_papers_figures(shared, oracle):
+    scores = measured(shared / "data", "Set14", 4, 1)["authors"]["srcnn"]
+    assert round(scores["psnr"], 3) == 27.502 and round(scores["ssim"], 4) == 0.7513
+
+
 def figures(scores: dict) -> tuple:
+    """Return PSNR and SSIM with four digits."""
     return round(scores["psnr"], 4), round(scores["ssim"], 4)

@@ -211,7 +211,7 @@ def test_below_bicubic_has_a_hint(pictures, tmp_path, capsys, brightness, is_sai
 
 @pytest.fixture
 def scans(tmp_path, photograph):
-    """Three folders: a photograph and a blank page; a blank page alone; an image that is too small."""
+    """Return three folders: a photograph and a blank page; a blank page alone; an image that is too small."""
     for folder, name, image in (
         ("scans", "photograph", np.ascontiguousarray(photograph[..., ::-1])),
         ("scans", "blank", np.full((64, 64), 255, np.uint8)),
@@ -600,7 +600,7 @@ def test_self_ensemble_has_rows_of_its_own(photograph, tmp_path, capsys):
 # ------------------------------------------------------------ what was measured stays side by side
 @pytest.fixture
 def two_sets(tmp_path, photograph):
-    """Folders A/test and B/test of one last name, each with an image of the same name."""
+    """Make folders A/test and B/test of one last name, each with an image of the same name."""
     folders = []
     for parent, part in (("A", photograph[:60, :60]), ("B", photograph[40:, 40:])):
         folders.append(tmp_path / parent / "test")

@@ -47,7 +47,7 @@ def chromium(folder, *flags):
 
 
 def look_like(driver, width, height, dark=False, ratio=1):
-    """A screen of this size in CSS pixels, and the reader's choice of colours."""
+    """Set a screen of this size in CSS pixels, and the reader's choice of colours."""
     screen = {"width": width, "height": height, "deviceScaleFactor": ratio, "mobile": width < 500}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
     scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
@@ -79,7 +79,7 @@ def runtime_folder() -> Path:
 
 @contextlib.contextmanager
 def served_docs(runtime: Path | None = None):
-    """docs/ on a local server, with the CDN's address in worker.js replaced by the runtime's folder there; yields
+    """Serve docs/ on a local server, with the CDN's address in worker.js replaced by the runtime's folder there; yields
     (address, list of the requests "METHOD path" so far)."""
     requests = []
 

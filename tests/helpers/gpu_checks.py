@@ -149,7 +149,7 @@ def bf16_predict(device):
 
 
 def short_of_memory(device):
-    """Tiles are halved until they fit the limit. The first ones exceed it."""
+    """Check that tiles are halved until they fit the limit. The first ones exceed it."""
     if device.type != "cuda":
         raise NotPossible("only CUDA can be limited to less memory")
     network, x = SRCNN.from_pretrained(3).to(device), an_image(1, 2000, 3000)
@@ -177,7 +177,7 @@ def run_training(device, *arguments):
 
 
 def as_on_the_cpu(device, options):
-    """Generators of a GPU draw other crops, so the images are compared."""
+    """Compare the images: generators of a GPU draw other crops."""
     options = ["--data_dir", "sets", *TINY, *options]
     psnr = []
     for place in (device, "cpu"):

@@ -67,7 +67,7 @@ class Speed:
         return ["--data_dir", "sets", *names[: names.index("--batch_size")]]
 
     def main_rows(self) -> list[Row]:
-        """The issue's questions, the most important first."""
+        """Return the issue's questions, the most important first."""
         fast, paper = ["--recipe", "fast"], ["--recipe", "paper"]
         rows = [
             Row("the card", self.card),

@@ -79,7 +79,7 @@ class Run:
         self.process.start()
 
     def wait(self, timeout=300) -> int:
-        """Exit status, negative after a signal. Its text is then in `output`."""
+        """Return the exit status, negative after a signal. Its text is then in `output`."""
         self.process.join(timeout)
         if self.process.exitcode is None:
             self.process.kill()
@@ -99,7 +99,7 @@ class Run:
         return lines[0]
 
     def wait_for(self, condition, timeout=300):
-        """Until condition() holds, while it runs."""
+        """Wait until condition() holds; fail if the run ends before."""
         end = time.monotonic() + timeout
         while not condition():
             assert self.process.is_alive() and time.monotonic() < end, self.output
@@ -170,7 +170,7 @@ def free_port() -> int:
 
 
 def write_images(folder, count, height, width, seed=0):
-    """Random colour images, coarse structures under fine ones, as PNG files."""
+    """Write random colour images, coarse structures under fine ones, as PNG files."""
     random = np.random.default_rng(seed)
     Path(folder).mkdir(parents=True)
     for i in range(count):

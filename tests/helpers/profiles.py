@@ -22,7 +22,7 @@ WHITE = 0.9642, 1, 0.8249
 
 
 def icc_profile(primaries, gamma: float) -> bytes:
-    """A display's profile with RGB primaries, or a gray one where they are None."""
+    """Return a display's profile with RGB primaries, or a gray one if they are None."""
     text = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"Test\0" + bytes(78)
     curve = b"curv\0\0\0\0" + struct.pack(">IHH", 1, round(gamma * 256), 0)
     tags = [(b"desc", text + bytes(-len(text) % 4)), (b"cprt", b"text\0\0\0\0none\0\0\0\0")]

@@ -11,7 +11,7 @@ NAME = "srcnn_5-1-3_x3"
 
 
 def same(a, b) -> bool:
-    """Equality of nested dicts, lists and tensors, to the bit."""
+    """Return True if nested dicts, lists and tensors are equal, to the bit."""
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
     if isinstance(a, dict):
@@ -29,7 +29,7 @@ def rows(folder):
 
 
 def check_folder(folder):
-    """Every file there is complete, whenever the run ended."""
+    """Check that every file of a run is complete, whenever it ended; return the files' names."""
     for path in folder.glob("*.pth"):
         checkpoint = load_checkpoint(path)
         assert (checkpoint["training"] is not None) == (path.name == "last.pth")

@@ -39,7 +39,7 @@ LAYOUTS = {
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """{(set, file): content} of a small T91 and Set5, with a manifest of their own in place of the real one."""
+    """Return {(set, file): content} of a small T91 and Set5, with a manifest of their own in place of the real one."""
     images = {}
     for name, count in (("T91", 6), ("Set5", 2)):
         for i in range(count):
@@ -66,7 +66,7 @@ def zip_of(members: dict) -> bytes:
 
 
 def tar_of(members: dict, mode="w") -> bytes:
-    """members: {name: content, or a TarInfo for a link}."""
+    """Return a tar file; members: {name: content, or a TarInfo for a link}."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode) as archive:
         for name, content in members.items():
@@ -81,7 +81,7 @@ def laid_out(images: dict, layout="archive") -> dict:
 
 
 def main(tmp_path, *arguments):
-    """The script in this process, with T91 and Set5 in tmp_path/data."""
+    """Run the script in this process, with T91 and Set5 in tmp_path/data."""
     prepare_dataset.main(
         load(
             "prepare_dataset",
@@ -186,7 +186,7 @@ def test_sources_without_the_images(tiny, tmp_path):
 # ------------------------------------------------------------------------------------------------------------- download
 @pytest.fixture
 def server(monkeypatch):
-    """A web server; ``server.answers`` is the list of what it answers next, the last one for good: an HTTP status,
+    """Start a web server; ``server.answers`` is the list of what it answers next, the last one for good: an HTTP status,
     (content, announced length) or content, sent in chunks without a length as GitHub does; or {path: such a list}."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -271,7 +271,7 @@ def test_download_with_a_damaged_image(tiny, tmp_path, server):
 
 @pytest.fixture
 def single(tiny, tmp_path, monkeypatch):
-    """{(set, file): content} of a small BSD100 and Urban100, in the manifest with `tiny`'s."""
+    """Return {(set, file): content} of a small BSD100 and Urban100, in the manifest with `tiny`'s."""
     images = {}
     for name, scale in (("BSD100", 3), ("Urban100", 4)):
         for i in range(1, 6):
@@ -292,7 +292,7 @@ def address(key) -> str:
 
 
 def fetch_single(tmp_path, *words):
-    """BSD100 and Urban100, prepared as test sets."""
+    """Prepare BSD100 and Urban100 as test sets."""
     sets = ["--train_set", "BSD100", "--test_sets", "BSD100", "Urban100"]
     main(tmp_path, *sets, *words)
 

@@ -53,7 +53,7 @@ NETWORKS = {
 
 
 def pictures():
-    """Random RGB in [0, 1], H×W×3, with black and white, where bicubic overshoots and is clipped."""
+    """Return random RGB in [0, 1], H×W×3, with black and white, where bicubic overshoots and is clipped."""
     random = np.random.default_rng(0)
     for height, width in SIZES:
         picture = random.random((height, width, 3), np.float32) * 1.6 - 0.3

@@ -155,7 +155,7 @@ def test_covers_and_attachments_are_copied(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def clip_of_many_streams(tmp_path_factory):
-    """Two streams of pictures; sound as AAC, PCM and FLAC; subtitles."""
+    """Make a film with two streams of pictures; sound as AAC, PCM and FLAC; subtitles."""
     path = tmp_path_factory.mktemp("streams") / "a.mkv"
     (path.parent / "a.srt").write_text("1\n00:00:00,040 --> 00:00:00,120\nHello\n")
     with av.open(str(path), "w") as film, av.open(str(path.parent / "a.srt")) as text:

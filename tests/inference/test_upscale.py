@@ -353,7 +353,7 @@ def test_self_ensemble(tmp_path, photograph, monkeypatch):
 
 # ------------------------------------------------------------------------------- colour as seen
 def seen_in_srgb(path):
-    """The levels that a viewer shows on an sRGB screen: by the file's profile, else as they are."""
+    """Return the levels that a viewer shows on an sRGB screen: by the file's profile, else as they are."""
     from PIL import Image, ImageCms
 
     with Image.open(path) as picture:

@@ -53,7 +53,7 @@ def server():
 
 @pytest.fixture
 def run(server, tmp_path):
-    """``run(code)`` in a folder, with modules of its own: each of them has OWN. Return the words printed."""
+    """Return ``run(code)`` in a folder with modules of its own, each with OWN. It returns the printed words."""
 
     def run(code, own=OWN):
         for name in own:

@@ -19,7 +19,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def start(data, tmp_path):
-    """``start(2, "--steps", 4)``: train.py on the tiny set on two processes; returns their runs, rank 0's first."""
+    """Return ``start(2, "--steps", 4)``: it trains on two processes; returns their runs, rank 0's first."""
 
     def start(count, *arguments, first=None):
         return ranks(
@@ -47,7 +47,7 @@ def stop_after_saving():
 
 
 def differences(tmp_path, one, other):
-    """Largest differences of the last weights of two runs, and of their outputs; their metrics must be the same."""
+    """Return the largest differences of two runs' last weights, and of their outputs; check their metrics."""
     a, b = (
         torch.load(tmp_path / "results" / name / "last.pth", weights_only=True)
         for name in (one, other)

@@ -75,7 +75,7 @@ class Page:
             time.sleep(0.1)
 
     def wait_for(self, condition):
-        """Likewise, but an error on the page ends it."""
+        """Wait for a condition; fail if the page shows an error."""
         self.wait_until(lambda: self.bad() or condition())
         assert not self.bad(), self.find("status").text
 
@@ -121,7 +121,7 @@ def photograph(height, width):
 
 
 def write(page, name, image, exif=b""):
-    """A PNG file of an RGB or RGBA array, at the page's folder; exif: with this chunk."""
+    """Write a PNG file of an RGB or RGBA array to the page's folder; exif: with this chunk."""
     data = cv2.imencode(".png", image[..., [2, 1, 0, 3][: image.shape[2]]])[1].tobytes()
     if exif:
         import struct

@@ -21,7 +21,7 @@ TRAIN = "--holdout 1 --batch_size 2 --crop_size 24 --shrink 0.9 --precision fp32
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with tiny images; the experiments share their networks in it."""
+    """Return a folder with tiny images; the experiments share their networks in it."""
     folder = tmp_path_factory.mktemp("paper")
     make_tiny(folder / "data")
     return folder

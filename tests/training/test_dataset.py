@@ -17,12 +17,12 @@ from images.prepared import load_prepared, prepared_folder
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A prepared set of six images 64×60."""
+    """Prepare a set of six images 64×60."""
     return make_tiny(tmp_path_factory.mktemp("tiny") / "data") / "prepared/tiny-y"
 
 
 def make_crops(kind, folder, **options):
-    """The set on the device with lr kept ("device") or made per batch ("lean"), or streamed."""
+    """Return the set on the device with lr kept ("device") or made per batch ("lean"), or streamed."""
     images = load_prepared(folder).images
     if kind == "stream":
         return StreamedCrops(folder, range(len(images)), CropPlan(**options))

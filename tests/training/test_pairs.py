@@ -20,7 +20,7 @@ RANDOM = np.random.default_rng(0)
 
 
 def make_pairs(tmp_path, factor=3, dtype=np.uint16, shape=(60, 66), count=4, suffix=""):
-    """hr/ and lr/ with images of random blocks; the small ones are means of squares, not bicubic."""
+    """Write hr/ and lr/ with images of random blocks; the small ones are means of squares, not bicubic."""
     peak = np.iinfo(dtype).max
     for i in range(count):
         size = (*shape[:1], shape[1] + factor * i, *shape[2:])
@@ -184,7 +184,7 @@ def test_settings_that_exclude_each_other(words, complaint):
 # ------------------------------------------------------------------------------------------- jpeg
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """Four photographs of scikit-image, prepared for Y and RGB."""
+    """Prepare four photographs of scikit-image for Y and RGB."""
     folder = tmp_path_factory.mktemp("jpeg")
     for name in ("astronaut", "coffee", "chelsea", "rocket"):
         from skimage import data

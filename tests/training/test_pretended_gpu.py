@@ -40,7 +40,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def undo(tmp_path, monkeypatch):
-    """Scripts run here, in this process: what they set for themselves is set back."""
+    """Restore the settings of scripts: they run in this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
     handlers = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)]
@@ -51,7 +51,7 @@ def undo(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run_training(data):
-    """``run_training("--steps", 4)``: train.py's main on the tiny set; returns its last.pth."""
+    """Return ``run_training("--steps", 4)``: train.py's main on the tiny set; returns its last.pth."""
 
     def run(*arguments):
         arguments = ["--data_dir", data, *TINY, "--steps", 2, "--device", "auto", *arguments]

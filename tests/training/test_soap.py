@@ -11,7 +11,7 @@ from training.soap import SOAP
 
 
 def quadratic(optimizer_of, steps):
-    """Loss after some steps down an ill-conditioned quadratic of a weight 12×8, its axes turned."""
+    """Return the loss after some steps down an ill-conditioned quadratic of a weight 12×8, its axes turned."""
     torch.manual_seed(0)
     turns = [torch.linalg.qr(torch.randn(n, n, dtype=torch.double))[0].float() for n in (12, 8)]
     scales = torch.outer(torch.logspace(0, -2, 12), torch.logspace(0, -2, 8))

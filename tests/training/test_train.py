@@ -45,7 +45,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def start(data, tmp_path):
-    """``start("--steps", 4)`` starts train.py on the tiny set; results in tmp_path / "results"."""
+    """Return ``start("--steps", 4)``: it starts train.py on the tiny set; results in tmp_path / "results"."""
 
     def start(*arguments, before=None):
         return Run("train.py", "--data_dir", data, *TINY, *arguments, cwd=tmp_path, before=before)
@@ -116,7 +116,7 @@ def test_killed_at_any_moment(start, tmp_path):
 
 
 def die_while_writing():
-    """Killed with half of the second last.pth written."""
+    """Kill the process with half of the second last.pth written."""
     write, written = Path.write_bytes, []
 
     def dying(path, content):
@@ -692,7 +692,7 @@ def test_learns(start, tmp_path):
 
 # --------------------------------------------------------- a run is never lost, nor taken for another
 def slow_measuring():
-    """Measuring an image takes until there is a file "go", so that signals can come in the midst of it."""
+    """Let measuring an image wait for a file "go", so that signals can come in the midst of it."""
     from evaluation import protocol
 
     measure = protocol.measure
@@ -828,7 +828,7 @@ def test_a_log_file_has_a_line_for_each_validation(start):
 
 # ------------------------------------------------------------------------- files, locks, scores
 def lock_metrics_for_a_while():
-    """metrics.csv cannot be replaced the first two times, as when Excel has it open."""
+    """Let replacing metrics.csv fail the first two times, as when Excel has it open."""
     replace, refused = os.replace, []
 
     def locked(old, new):
@@ -841,7 +841,7 @@ def lock_metrics_for_a_while():
 
 
 def lock_last_at_step_4():
-    """last.pth cannot be replaced while the first validation runs, as under a virus scanner."""
+    """Let replacing last.pth fail while the first validation runs, as under a virus scanner."""
     replace, refused = os.replace, []
 
     def locked(old, new):
