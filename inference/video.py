@@ -158,10 +158,13 @@ class _Plan:
         if first is None:
             raise UserError(f"{source}: not one picture of it can be decoded; replace it")
         shape = first.height, first.width
+        self.rotation, self.mirrored = _placement(first)
+        if self.mirrored:
+            note("mirrored: its pictures are stored as they are shown")
         self.factor = options.factor
         if options.outsize:
             # The box is for the film as it is shown, upright
-            upright = shape[::-1] if first.rotation % 180 else shape
+            upright = shape[::-1] if self.rotation % 180 else shape
             self.factor = fitting_factor(upright, options.outsize)
         self.steps = options.networks.steps(self.factor)
         self.format = _format(first.format, note)
@@ -183,7 +186,7 @@ class _Plan:
         )
         # MPEG's chroma lies at the left pixel of two, JPEG's between them
         self.chroma = 128 if self.stream.codec_context.name == "mjpeg" else 0
-        self.rotation, self.time_base = first.rotation, self.stream.time_base
+        self.time_base = self.stream.time_base
         self.colours = {
             name: getattr(first, name)
             for name in ("color_range", "colorspace", "color_primaries", "color_trc")
@@ -241,6 +244,19 @@ class _Plan:
     def check_unchanged(self):
         """Raise UserError if the film is another one since it was opened first."""
         refuse_changed(self.source, self.version)
+
+
+def _placement(frame) -> tuple[int, bool]:
+    """Return how a frame is turned to show it, in degrees, and if it is mirrored before that.
+
+    PyAV's rotation knows no mirrors: a mirrored film would be turned upside down.
+    """
+    if "DISPLAYMATRIX" in frame.side_data:
+        matrix = np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32)
+        a, b, _, c, d = matrix[:5].tolist()
+        if a * d < b * c:
+            return round(-math.degrees(math.atan2(-b, -a))), True
+    return frame.rotation, False
 
 
 def _mastering(frame) -> str:
@@ -378,6 +394,13 @@ def _filtering(frame, plan: _Plan, *steps: tuple[str, str]):
     return graph
 
 
+def _filtered(frame, plan: _Plan, *steps: tuple[str, str]):
+    """Return one frame after some filters, see `_filtering`."""
+    graph = _filtering(frame, plan, *steps)
+    graph.push(frame)
+    return graph.pull()
+
+
 def _deinterlaced(frames, plan: _Plan):
     """Yield whole frames for an interlaced film (two fields in each frame)."""
     graph, kind = None, None
@@ -415,6 +438,8 @@ def _encode(film, plan: _Plan, parts: Path, target: Path, note) -> int:
     frames = _frames(_packets(film, [stream], plan, note), stream, note)
     if plan.interlaced:
         frames = _deinterlaced(frames, plan)
+    if plan.mirrored:
+        frames = (_filtered(frame, plan, ("hflip", "")) for frame in frames)
     total = plan.stream.frames or None
     bar = tqdm(total=total, unit="frame", leave=False, desc=printable(plan.source.name))
     number, last = 0, None
@@ -569,9 +594,7 @@ def _scaled(frame, plan: _Plan):
     steps = [("scale", options)]
     if plan.size != plan.full:
         steps.append(("crop", f"{plan.size[1]}:{plan.size[0]}:0:0:exact=1"))
-    graph = _filtering(frame, plan, *steps)
-    graph.push(frame)
-    return graph.pull()
+    return _filtered(frame, plan, *steps)
 
 
 def _through_rgb(frame, plan: _Plan):

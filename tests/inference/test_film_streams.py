@@ -633,3 +633,27 @@ def test_a_fifo_named_as_a_film_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "a.mp4")
     run = Run("upscale.py", tmp_path / "a.mp4", *TIMES_2, "out", cwd=tmp_path)
     assert run.wait(60) == 1 and "a.mp4: a FIFO, socket or device; give a film" in run.output
+
+
+@pytest.mark.parametrize(
+    "matrix, turned", [((-1, 0, 0, 1), 0), ((1, 0, 0, -1), 180), ((0, 1, 1, 0), 90)]
+)
+def test_mirrored_films(matrix, turned, tmp_path, capsys):
+    """They are mirrored in their pixels, because PyAV writes rotations only."""
+    clip = simple_clip(tmp_path / "a.mp4", 2, "libx264")
+    data = bytearray(clip.read_bytes())
+    a, b, c, d = ((number << 16).to_bytes(4, "big", signed=True) for number in matrix)
+    one, zero = (1 << 16).to_bytes(4, "big"), bytes(4)
+    # The matrix in the header of the track, here none
+    place = data.index(one + 3 * zero + one, data.index(b"tkhd"))
+    data[place : place + 20] = a + b + zero + c + d
+    clip.write_bytes(data)
+    run_main(clip, *TIMES_2, tmp_path / "b.mp4", "--crf", 0)
+    assert "mirrored: its pictures are stored as they are shown" in capsys.readouterr().out
+    for small, large in zip(pictures(clip), pictures(tmp_path / "b.mp4"), strict=True):
+        halved = luma(large).astype(float).reshape(32, 2, 48, 2).mean((1, 3))
+        assert np.abs(halved - luma(small)[:, ::-1]).mean() < 3
+        assert (
+            large.rotation % 360 == turned
+            and large.pts * large.time_base == small.pts * small.time_base
+        )
