@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -42,6 +43,11 @@ NAMES = {"psnr": "PSNR", "ssim": "SSIM", "ms_ssim": "MS-SSIM", "seconds": "secon
 # Table 2 of the paper: PSNR on Set5 x3 of other methods, for figure 10
 OTHERS = {"SC": 31.42, "NE+LLE": 31.84, "KK": 32.28, "ANR": 31.92, "A+": 32.59}
 PHOTOGRAPH = "astronaut"  # NASA's, in the public domain
+# Settings of train.py that decide the names of the runs, and so have no place after "--"
+OWN = (
+    "recipe steps seed train_set test_sets data_dir results_dir exp_name resume channels widths "
+    "kernel_sizes loss_on upscale_factor"
+).split()
 DETAIL = (slice(81, 165), slice(180, 276))  # the input of figure 6: the face
 
 
@@ -218,10 +224,8 @@ def main(arguments=None):
     given = parser.parse_args(words[:end])
     given.others = words[end + 1 :]
     try:
+        check(given)
         names = list(EXPERIMENTS) if "all" in given.names else given.names
-        for name in names:
-            if name not in EXPERIMENTS:
-                raise UserError(f"no experiment is named {name}; see --list")
         if given.docs:
             return update_docs(Path(given.results_dir))
         if given.list or not names:
@@ -234,6 +238,25 @@ def main(arguments=None):
             run(name, EXPERIMENTS[name], given)
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
+
+
+def check(given):
+    """Raise UserError for wrong names and numbers, and for settings that the tables would hide."""
+    for name in given.names:
+        if name not in EXPERIMENTS and name != "all":
+            near = get_close_matches(name.lower(), EXPERIMENTS, 1, 0.8)
+            remedy = f"did you mean {near[0]}?" if near else "see --list"
+            raise UserError(f"no experiment is named {name}; {remedy}")
+    if given.steps is not None and given.steps < 1:
+        raise UserError(f"--steps {given.steps}: give 1 or more")
+    if len(set(given.seeds)) < len(given.seeds):
+        raise UserError("--seeds: give each seed once; a repeated one shows no deviation")
+    for word in given.others:
+        name = word.removeprefix("--").partition("=")[0]
+        if word.startswith("--") and name in OWN:
+            before = name if name in vars(given) else "seeds" if name == "seed" else ""
+            remedy = f"give --{before} before the --" if before else "the experiment sets it"
+            raise UserError(f"{word} after the --: {remedy}")
 
 
 def run(name: str, experiment: Experiment, given):
@@ -399,7 +422,9 @@ def _how(experiment: Experiment, given) -> str:
         return "Measured by validate.py."
     seeds = "seed" if len(given.seeds) == 1 else "seeds"
     numbers = ", ".join(map(str, given.seeds))
-    return f"Recipe {given.recipe}, {steps_of(given):,} steps, {seeds} {numbers}."
+    steps = f"{steps_of(given):,} step{'s' * (steps_of(given) != 1)}"
+    others = f", {' '.join(given.others)}" if given.others else ""
+    return f"Recipe {given.recipe}, {steps}, {seeds} {numbers}{others}."
 
 
 def _line(cells) -> str:
@@ -519,6 +544,8 @@ def update_docs(results: Path):
 
     In the document a table lies between "<!-- table_1 -->" and "<!-- end -->".
     """
+    if not any((results / name).is_dir() for name in EXPERIMENTS):
+        raise UserError(f"{results}: no experiment's results; run one, or give --results_dir")
     text = DOCUMENT.read_text(encoding="utf-8")
     pictures = DOCUMENT.parent / "paper"
     for name in EXPERIMENTS:

@@ -88,12 +88,34 @@ def test_the_command_line(capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(paper.EXPERIMENTS)
     assert all(line.split()[2] in ("min", "h") for line in lines)
-    with pytest.raises(SystemExit, match="no experiment is named figure_99; see --list"):
-        paper.main(["figure_99"])
+    with pytest.raises(SystemExit, match="no experiment is named photograph; see --list"):
+        paper.main(["photograph"])
     # A script that fails ends the command
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(SystemExit, match="has ended with status 1; the same command resumes"):
         paper.main(["figure_4", "--data_dir", "nowhere", "--results_dir", "/tmp/nowhere"])
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("figure7", "no experiment is named figure7; did you mean figure_7"),
+        ("Table_1", "did you mean table_1"),
+        ("all figure_99 --list", "no experiment is named figure_99; did you mean figure_9"),
+        ("figure_4 --steps 0", "--steps 0: give 1 or more"),
+        ("figure_4 --steps -5", "--steps -5: give 1 or more"),
+        ("figure_4 --seeds 1 1", "give each seed once"),
+        ("figure_4 -- --steps 5", "--steps after the --: give --steps before the --"),
+        ("figure_4 -- --seed=5", "--seed=5 after the --: give --seeds before the --"),
+        ("figure_4 -- --widths 5 5", "--widths after the --: the experiment sets it"),
+        ("--docs --results_dir /nowhere", "/nowhere: no experiment's results"),
+    ],
+)
+def test_wrong_words(words, message):
+    """The table would have named other steps, or a deviation of zero."""
+    with pytest.raises(SystemExit) as error:
+        paper.main(words.split())
+    assert message in str(error.value)
 
 
 def test_ctrl_c_waits_for_the_script(monkeypatch):
