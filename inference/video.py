@@ -52,6 +52,8 @@ MADE_OF = "made_of.json"  # what the segments depend on
 OURS = re.compile(rf"\d{{6,}}\.npz|{MADE_OF}|{WINDOWS_FILE}|{TEMPORARY.pattern}", re.DOTALL)
 LIMITED_RANGE, FULL_RANGE, BT709 = 1, 2, 1  # FFmpeg's numbers
 RGB, UNKNOWN_MATRIX = 0, 2
+# swscale's names of matrices, by FFmpeg's numbers; others count as BT.601
+MATRICES = {1: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
 # Metadata that changes from frame to frame: no encoder here writes it
 DYNAMIC = {
     "DOVI_RPU_BUFFER": "Dolby Vision",
@@ -602,7 +604,7 @@ def _through_rgb(frame, plan: _Plan):
     import av
 
     name = "rgb48le" if plan.deep else "rgb24"
-    rgb = frame.to_ndarray(format=name)
+    rgb = _as_rgb(frame, name, plan)
     large = upscale(rgb, plan.factor, plan.options.networks, plan.options.self_ensemble)
     if large.shape[:2] != plan.full:
         large = resize_to(large, *plan.full)
@@ -613,6 +615,19 @@ def _through_rgb(frame, plan: _Plan):
         format=plan.format.name, dst_colorspace=plan.colours["colorspace"], **ranges
     )
     return _timed(result, frame, plan)
+
+
+def _as_rgb(frame, name: str, plan: _Plan) -> np.ndarray:
+    """Return a frame in RGB. PyAV's own conversion makes 4:2:0 and 4:2:2 darker by a level."""
+    if _is_rgb(frame.format) or len(frame.format.components) < 3:
+        return frame.to_ndarray(format=name)
+    options = (
+        "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
+        f":in_range={'full' if plan.full_range else 'limited'}:out_range=full"
+        f":in_color_matrix={MATRICES.get(plan.colours['colorspace'], 'bt601')}"
+        f":in_h_chr_pos={plan.chroma}"
+    )
+    return _filtered(frame, plan, ("scale", options), ("format", name)).to_ndarray()
 
 
 def _timed(large, frame, plan: _Plan):

@@ -657,3 +657,23 @@ def test_mirrored_films(matrix, turned, tmp_path, capsys):
             large.rotation % 360 == turned
             and large.pts * large.time_base == small.pts * small.time_base
         )
+
+
+@pytest.mark.parametrize("pixels", ["yuv420p", "yuv422p", "yuv444p", "yuv420p10le"])
+@pytest.mark.parametrize("matrix, full", [(1, 1), (6, 1), (9, 2), (2, 2)])
+def test_networks_for_rgb_keep_brightness_and_colours(pixels, matrix, full, tmp_path):
+    """PyAV's own conversion of 4:2:0 to RGB is darker by a level."""
+    deep = "10" in pixels
+    with av.open(str(tmp_path / "a.mkv"), "w") as film:
+        stream = add_pictures(film, "ffv1", (96, 64), pixels)
+        stream.codec_context.color_range, stream.codec_context.colorspace = full, matrix
+        frame = av.VideoFrame.from_ndarray(photograph(0, 96, 64), format="rgb24")
+        frame = frame.reformat(format=pixels, dst_colorspace=matrix, dst_color_range=full)
+        frame.pts, frame.color_range, frame.colorspace = 0, full, matrix
+        film.mux(stream.encode(frame))
+        film.mux(stream.encode(None))
+    run_main(tmp_path / "a.mkv", *TIMES_2, tmp_path / "b.mkv", "--channels", 3, "--crf", 0)
+    (before,), (after,) = pictures(tmp_path / "a.mkv"), pictures(tmp_path / "b.mkv")
+    for number in range(3):
+        means = [video.plane_array(frame, number).mean() for frame in (before, after)]
+        assert abs(means[1] - means[0]) < (1.6 if deep else 0.7 if number else 0.2)
