@@ -3,6 +3,7 @@
 Writes assets/comparison.png, architecture.png, curves.png and filters.png. Needs matplotlib.
 """
 
+import argparse
 import csv
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from imgproc import imresize, modcrop, psnr, rgb2y, shave
 from inference.enlarge import upscale
 from model import SRCNN
 from system.files import replace_file
+from tools import one_line_errors
 
 ASSETS = Path(__file__).parents[1] / "assets"
 SCALE = 3
@@ -39,7 +41,13 @@ OPENING_SCALE = 4
 LAYERS_DETAIL = (slice(340, 430), slice(126, 216))  # the input in the drawing of the layers
 
 
-def main():
+def main(argv=None):
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
+    with one_line_errors():
+        make()
+
+
+def make():
     import matplotlib.pyplot as plt
 
     plt.rcParams["font.size"] = 11

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from checkpoints.lookup import WEIGHTS
 from system.files import UserError, write_file
+from tools import one_line_errors
 
 ROOT = Path(__file__).resolve().parents[1]
 CARD = ROOT / "docs" / "model_card.md"
@@ -94,19 +95,22 @@ and lose on clean ones. It sharpens and does not invent detail.
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.parse_args(argv)
-    write_file(model_card(), CARD)
-    print(f"written: {CARD}")
+    with one_line_errors():
+        write_file(model_card(), CARD)
+        print(f"written: {CARD}")
 
 
 def model_card() -> str:
     """Return the model card as Markdown.
 
-    Raises UserError if docs/weights.md has no row for one of the bundled weights.
+    Raises UserError if docs/weights.md has no table, or no row for one of the bundled weights.
     """
     table = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
-    head = re.search(r"^\| weights \|(.*)$", table, re.MULTILINE)[1]
+    head = re.search(r"^\| weights \|(.*)$", table, re.MULTILINE)
+    if not head:
+        raise UserError("docs/weights.md has no table of weights")
     # Drop the last column: its links point into the project
-    columns = [cell.strip() for cell in head.strip("|").split("|")][:-1]
+    columns = [cell.strip() for cell in head[1].strip("|").split("|")][:-1]
     results = [f"| weights | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     files = []
     for path in sorted(WEIGHTS.glob("*.pth")):

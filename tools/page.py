@@ -5,6 +5,7 @@ small picture) and sample_*.webp (the same picture enlarged, visible while the p
 Needs: pip install onnx onnxscript.
 """
 
+import argparse
 from pathlib import Path
 
 from images.named_sets import sample_images
@@ -15,6 +16,7 @@ from inference.enlarge import upscale
 from inference.onnx_graphs import export_onnx_image
 from model import SRCNN
 from system.files import replace_file
+from tools import one_line_errors
 
 DOCS = Path(__file__).parents[1] / "docs"
 SCALES = (2, 3, 4)
@@ -25,7 +27,13 @@ SAMPLE, SAMPLE_PART = "astronaut", (slice(0, 300), slice(0, 512))
 SAMPLE_SCALE = 3
 
 
-def main():
+def main(argv=None):
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
+    with one_line_errors():
+        make()
+
+
+def make():
     for scale in SCALES:
         save_model("bicubic", scale, f"bicubic_x{scale}")
         for name, kernel_sizes in NETWORKS.items():

@@ -66,7 +66,9 @@ def row_name(record: dict) -> str:
     network = "-".join(map(str, record["kernel_sizes"]))
     model_path = record.get("model_path")
     if not model_path or Path(model_path).resolve().parent == WEIGHTS:
-        return f"ours, {network}"
+        # Trained for JPEG, or on other images: srcnn_9-5-5_x3_jpeg, srcnn_9-5-5_x3_T291
+        special = Path(model_path or "").stem.partition(f"_x{record['upscale_factor']}_")[2]
+        return f"ours, {network} {special}".rstrip()
     # One row for all scales: srcnn_9-1-5_x2 and srcnn_9-1-5_x3 are srcnn_9-1-5
     name = record_name(record).replace(f"_x{record['upscale_factor']}", "")
     return name if network in name else f"{name}, {network}"

@@ -27,6 +27,18 @@ def record(kernel_sizes, scale, channels=1, **scores):
     }
 
 
+def test_special_bundled_weights_have_their_own_rows():
+    """Once those for JPEG were called "ours, 9-5-5"."""
+    names = ["", "_jpeg", "_T291"]
+    records = [
+        {**record([9, 5, 5], 3, Set5=(30.39, 33.0 - i)), "model_path": str(path)}
+        for i, path in enumerate(results_table.WEIGHTS / f"srcnn_9-5-5_x3{n}.pth" for n in names)
+    ]
+    table = results_table.results_table(records)
+    for row, score in ("", 33), (" jpeg", 32), (" T291", 31):
+        assert re.search(rf"\| ours, 9-5-5{row} \| *\| \**{score}\.00", table)
+
+
 def test_rows_by_set_and_network():
     table = results_table.results_table(
         [
