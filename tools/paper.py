@@ -304,6 +304,9 @@ def run_name(training: Training, seed: int, given) -> str:
         parts.append(f"on-{training.loss_on}")
     if training.start:
         parts.append(f"after-{training.start.loss_on}")
+    # After the "--": batch_size=2 must not take the network of batch_size=16
+    own = re.sub(r"--device[ =]\S+", "", " ".join(given.others))
+    parts += re.findall(r"[\w.]+", own)
     return "_".join([*parts, str(chosen.steps), f"s{seed}"])
 
 

@@ -118,6 +118,20 @@ def test_wrong_words(words, message):
     assert message in str(error.value)
 
 
+def test_other_settings_are_other_runs(monkeypatch):
+    """Once a finished network of other settings was taken; the device alone changes no name."""
+    names = []
+    monkeypatch.setattr(
+        paper,
+        "run",
+        lambda name, experiment, given: names.append(paper.run_name(paper.USUAL, 0, given)),
+    )
+    for words in "", "-- --device cpu", "-- --batch_size 2", "-- --batch_size 3 --device cpu":
+        paper.main(["figure_4", "--steps", "9", *words.split()])
+    assert names[0] == names[1] == "srcnn_9-1-5_x3_T91_9_s0"
+    assert len(set(names)) == 3 and all("/" not in name and " " not in name for name in names)
+
+
 def test_ctrl_c_waits_for_the_script(monkeypatch):
     """The script gets the signal as well, and has time to save."""
     ends = [KeyboardInterrupt, 130]
