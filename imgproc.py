@@ -45,6 +45,7 @@ def imresize(image, scale: float):
     if not has_float64(image.device):
         return imresize(image.cpu(), scale).to(image.device)
 
+    # Products of float32 matrices may be rounded to fewer bits; those of float64 never are
     exact = torch.float64
     if image.is_floating_point() and image.dtype != exact and full_float32(image.device):
         exact = torch.float32
