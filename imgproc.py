@@ -133,17 +133,21 @@ def _in_blocks(begin: int, end: int, size: int, scale: float) -> tuple[list[int]
 
 def _reach(first: int, last: int, size: int, scale: float) -> tuple[int, int]:
     """Return the first and last old pixels of the new pixels ``first`` to ``last``."""
-    left, _ = _taps(first, scale)
-    right, taps = _taps(last, scale)
-    right += taps - 1
+    left, widen, taps = _support(first, scale)
+    right, _, _ = _support(last, scale)
+    left = math.floor(left - 2 * widen)
+    right = math.floor(right - 2 * widen) + taps - 1
     # Borders are mirrored: position -1 is pixel 0, position ``size`` is pixel size - 1
     return max(0, min(left, 2 * size - 1 - right)), min(size - 1, max(right, -1 - left))
 
 
-def _taps(row: int, scale: float) -> tuple[int, int]:
-    """Return the position of the first tap of a new pixel, and the number of taps."""
+def _support(position, scale: float) -> tuple:
+    """Return the centre of a new pixel or of a tensor of them, its kernel's widening and taps."""
+    # Shrinking widens the kernel: every old pixel contributes
     widen = max(1, 1 / scale)
-    return math.floor((row + 0.5) / scale - 0.5 - 2 * widen), math.ceil(4 * widen) + 2
+    # The old pixels have their centres at 0, 1, 2, ... The kernel is 4 * widen wide, and rarely
+    # begins on a pixel: as many taps as MATLAB takes
+    return (position + 0.5) / scale - 0.5, widen, math.ceil(4 * widen) + 2
 
 
 def mirror(index: Tensor, size: int) -> Tensor:
@@ -159,13 +163,8 @@ def _contributions(position: Tensor, size: int, scale: float) -> tuple[Tensor, T
     Also their weights in float64; both new pixels × taps. This is ``contributions`` in MATLAB's
     imresize.m.
     """
-    # Shrinking widens the kernel: every old pixel contributes
-    widen = max(1, 1 / scale)
-    # The position of the new pixel's centre; the old ones have theirs at 0, 1, 2, ...
-    centre = (position.double()[:, None] + 0.5) / scale - 0.5
-    # The kernel is 4 * widen wide, and rarely begins on a pixel: as many taps as MATLAB takes
-    taps = torch.arange(math.ceil(4 * widen) + 2, device="cpu")
-    index = (centre - 2 * widen).floor().long() + taps
+    centre, widen, taps = _support(position.double()[:, None], scale)
+    index = (centre - 2 * widen).floor().long() + torch.arange(taps, device="cpu")
     # Keys' cubic with a = -0.5 of the distance, 0 from 2 on
     d = (centre - index).abs() / widen
     near, far = (1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2
